@@ -1,0 +1,227 @@
+"""Draws a run's pictures: accuracy, loss and time per round, time per client, classes per client."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+# Okabe and Ito's colours: told apart by colour-blind readers too.
+BLUE, ORANGE, GREEN, PURPLE, SKY, RED, YELLOW = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#D55E00",
+    "#F0E442",
+)
+GREY = "#8C8C8C"
+PHASE_COLOURS = {
+    "configure": GREY,
+    "train": BLUE,
+    "aggregate": PURPLE,
+    "evaluate": SKY,
+    "server_evaluate": ORANGE,
+}
+LINES = 8  # more clients than this are a heat map: nobody follows nine lines
+STYLE: Any = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4,
+    "savefig.dpi": 200,
+}
+
+
+def number(value: Any) -> float:
+    """Give a figure that may be missing; NaN leaves a gap in a line."""
+    return float("nan") if value is None else float(value)
+
+
+def rounds(events: Mapping[int, Mapping[str, Any]], path: Path) -> None:
+    """Draw accuracy, loss and seconds by phase over the rounds.
+
+    What the untrained model reached stands in words: as a point it would press all others together.
+
+    Parameters
+    ----------
+    events
+        Round number -> the journal's `round` event.
+    """
+    trained = {n: events[n] for n in sorted(events) if n > 0}
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.6, 2.9), layout="constrained")
+        left, middle, right = figure.subplots(1, 3)
+        draw_curves(
+            left,
+            trained,
+            {"accuracy": "server's test set", "client_accuracy": "clients' mean"},
+            "lower right",
+        )
+        draw_curves(
+            middle,
+            trained,
+            {"loss": "server's test set", "client_loss": "clients' mean", "train_loss": "in training"},
+        )
+        draw_phases(right, trained)
+        for axes, key in ((left, "accuracy"), (middle, "loss")):
+            untrained = events.get(0, {}).get(key)
+            title = f"{key.capitalize()}" + (
+                f" (untrained: {untrained:.3g})" if untrained is not None else ""
+            )
+            axes.set(title=title)
+        for axes in (left, middle, right):
+            axes.set(xlabel="Round")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.savefig(path)
+
+
+def draw_curves(axes: Axes, events: Mapping[int, Mapping[str, Any]], curves: Mapping[str, str]) -> None:
+    """Draw those of the curves (key of the event -> label) that have any value."""
+    markers = len(events) <= 20
+    for (key, label), colour, dash, marker in zip(
+        curves.items(), (BLUE, ORANGE, GREEN), ("-", "--", ":"), ("o", "s", "^"), strict=False
+    ):
+        values = [number(event.get(key)) for event in events.values()]
+        if not all(math.isnan(value) for value in values):
+            axes.plot(list(events), values, dash + marker * markers, color=colour, label=label)
+    axes.grid(axis="y", color="#E5E5E5", linewidth=0.6)
+    if axes.lines:
+        axes.legend()
+
+
+def draw_phases(axes: Axes, events: Mapping[int, Mapping[str, Any]]) -> None:
+    """Stack each round's seconds by phase; what no phase accounts for is drawn as `other`."""
+    base = [0.0] * len(events)
+    for phase, colour in PHASE_COLOURS.items():
+        height = [number(event.get("phases", {}).get(phase, 0.0)) for event in events.values()]
+        if any(height):
+            axes.bar(list(events), height, 0.7, base, color=colour, label=phase.replace("_", " "))
+            base = [low + high for low, high in zip(base, height, strict=True)]
+    other = [
+        max(0.0, number(event["seconds"]) - low) for event, low in zip(events.values(), base, strict=True)
+    ]
+    if any(seconds > 0.05 for seconds in other):
+        axes.bar(list(events), other, 0.7, base, color="#DDDDDD", label="other")
+    axes.set(title="Seconds per round", ylim=(0, None))
+    if events:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), reverse=True)
+
+
+def clients(replies: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw each client's training seconds over the rounds; a cross marks a failure."""
+    trained = [reply for reply in replies if reply["phase"] == "train"]
+    own_clock = any(reply.get("system", {}).get("train_seconds") is not None for reply in trained)
+    seconds = {
+        (reply["client"], int(reply["round"])): number(
+            reply.get("system", {}).get("train_seconds") if own_clock else reply.get("seconds")
+        )
+        for reply in trained
+    }
+    failed = {
+        (failure["client"], int(failure["round"])) for failure in failures if failure["phase"] == "train"
+    }
+    partition = {event["client"]: event["partition_id"] for event in [*replies, *failures]}
+    names = sorted(partition, key=lambda name: partition[name])
+    numbers = sorted({n for _, n in [*seconds, *failed]})
+    label = "Training time (s)" if own_clock else "Time from message to reply (s)"
+    with matplotlib.rc_context(STYLE):
+        if len(names) <= LINES:
+            figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+            draw_client_lines(figure.subplots(), names, numbers, seconds, failed, label)
+        else:
+            figure = Figure(figsize=(6.4, 1.4 + 0.17 * len(names)), layout="constrained")
+            draw_client_map(figure, names, numbers, seconds, failed, label)
+        figure.savefig(path)
+
+
+def draw_client_lines(
+    axes: Axes,
+    names: Sequence[str],
+    numbers: Sequence[int],
+    seconds: Mapping[tuple[str, int], float],
+    failed: set[tuple[str, int]],
+    label: str,
+) -> None:
+    """Draw a line per client, and its failures as crosses on the floor of the plot."""
+    colours = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED, "#000000", GREY)
+    for name, colour in zip(names, colours, strict=False):
+        values = [seconds.get((name, n), float("nan")) for n in numbers]
+        axes.plot(numbers, values, "o-", color=colour, label=name)
+        crosses = [n for n in numbers if (name, n) in failed]
+        axes.plot(crosses, [0.0] * len(crosses), "x", color=colour, markersize=8, mew=2, clip_on=False)
+    if failed:
+        axes.plot([], [], "x", color="black", markersize=8, mew=2, label="failed")
+    axes.set(xlabel="Round", ylabel=label, ylim=(0, None))
+    axes.grid(axis="y", color="#E5E5E5", linewidth=0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def draw_client_map(
+    figure: Figure,
+    names: Sequence[str],
+    numbers: Sequence[int],
+    seconds: Mapping[tuple[str, int], float],
+    failed: set[tuple[str, int]],
+    label: str,
+) -> None:
+    """Draw a row per client and a column per round; empty cells had no part in the round."""
+    axes = figure.subplots()
+    cells = [[seconds.get((name, n), float("nan")) for n in numbers] for name in names]
+    image = axes.imshow(cells, aspect="auto", cmap="viridis", vmin=0, interpolation="nearest")
+    figure.colorbar(image, ax=axes, label=label)
+    crosses = [(numbers.index(n), names.index(name)) for name, n in failed]
+    if crosses:
+        axes.plot(*zip(*crosses, strict=True), "x", color=RED, mew=2, label="failed")
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0))
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    step = max(1, len(numbers) // 10)
+    axes.set_xticks(range(0, len(numbers), step), [str(n) for n in numbers[::step]])
+    axes.set(xlabel="Round")
+
+
+def partitions(histogram: Mapping[str, Sequence[int]], names: Mapping[int, str], path: Path) -> None:
+    """Draw how many examples of each class each client holds.
+
+    Parameters
+    ----------
+    histogram
+        Partition id (as text) -> examples per class.
+    names
+        Partition id -> client name.
+    """
+    ids = sorted(int(key) for key in histogram)
+    classes = max(len(histogram[str(key)]) for key in ids)
+    palette = matplotlib.colormaps["tab10" if classes <= 10 else "tab20" if classes <= 20 else "turbo"]
+    scale = max(1, classes - 1) if classes > 20 else 1
+    labels = [names.get(key, f"partition {key}") for key in ids]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 1.2 + 0.24 * len(ids)), layout="constrained")
+        axes = figure.subplots()
+        base = [0] * len(ids)
+        for label in range(classes):
+            width = [histogram[str(key)][label] for key in ids]
+            colour = palette(label / scale if classes > 20 else label)
+            axes.barh(
+                labels, width, 0.75, base, color=colour, label=str(label), edgecolor="white", linewidth=0.3
+            )
+            base = [low + high for low, high in zip(base, width, strict=True)]
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.set(xlabel="Training examples", ylim=(len(ids) - 0.5, -0.5))
+        axes.margins(x=0.01)
+        if classes <= 20:
+            axes.legend(title="Class", loc="upper left", bbox_to_anchor=(1.0, 1.0), ncols=1 + (len(ids) < 8))
+        figure.savefig(path)

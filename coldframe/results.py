@@ -1,0 +1,425 @@
+"""Turns a run's journal into its results folder: summary, tables, copies, pictures, closing words.
+
+    python -m coldframe.results DIR --out results/TIME-RUN
+
+DIR holds what was fetched from the server: `journal.jsonl` and, where the run got that far,
+`model.pt`. A run of a foreign app has no journal; then the folder holds what is known without one.
+Whatever cannot be known is null in `summary.json` and empty in the tables, never a guess.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from coldframe import plots
+
+Event = dict[str, Any]
+
+STATUSES = ("completed", "failed", "stopped", "running")
+PHASES = ("configure", "train", "aggregate", "evaluate", "server_evaluate")
+SYSTEM_FIGURES = (
+    "cpu_limit",
+    "memory_limit",
+    "threads",
+    "train_seconds",
+    "cpu_seconds",
+    "throttled_share",
+    "samples_per_second",
+    "memory_peak",
+)
+CUT_OFF = "the journal ends in the middle of the run: the server stopped before it could finish"
+
+
+@dataclass
+class Run:
+    """What a journal says about one run, sorted by kind.
+
+    Attributes
+    ----------
+    started
+        The `run_started` event; empty if the journal has none.
+    rounds
+        Round number -> `round` event. Round 0 is the evaluation before any training.
+    replies, failures
+        The `reply` and `failure` events in the order of the journal.
+    model_sha256
+        Hash over the final model's arrays, if it was saved.
+    finished
+        The `run_finished` event; empty if the run was cut off or goes on.
+    first, last
+        Unix time of the first and the last event, in seconds.
+    """
+
+    started: Event = field(default_factory=dict)
+    rounds: dict[int, Event] = field(default_factory=dict)
+    replies: list[Event] = field(default_factory=list)
+    failures: list[Event] = field(default_factory=list)
+    model_sha256: str | None = None
+    finished: Event = field(default_factory=dict)
+    first: float | None = None
+    last: float | None = None
+
+    @property
+    def trained_rounds(self) -> list[Event]:
+        """The `round` events of completed training rounds, in order."""
+        return [self.rounds[number] for number in sorted(self.rounds) if number > 0]
+
+
+def read_journal(path: Path) -> list[Event]:
+    """Read the events of a journal; a line that a crash tore is left out.
+
+    The writer appends whole lines, so only its death leaves a broken one: the last of the file, or the
+    last before a restarted server went on.
+    """
+    if not path.exists():
+        return []
+    events = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            print(f"results: {path}, line {number} is torn and left out", file=sys.stderr)
+    return events
+
+
+def gather(events: Iterable[Event]) -> Run:
+    """Sort a journal's events by kind; of two events for one round the later counts."""
+    run = Run()
+    for event in events:
+        run.last = float(event["time"])
+        if run.first is None:
+            run.first = run.last
+        kind = event["event"]
+        if kind == "run_started":
+            run.started = event
+        elif kind == "round":
+            run.rounds[int(event["round"])] = event
+        elif kind == "reply":
+            run.replies.append(event)
+        elif kind == "failure":
+            run.failures.append(event)
+        elif kind == "model_saved":
+            run.model_sha256 = event["sha256"]
+        elif kind == "run_finished":
+            run.finished = event
+    return run
+
+
+def outcome(run: Run, status: str | None, error: str | None) -> tuple[str, str | None]:
+    """Decide how the run ended, from what the caller was told and what the journal says.
+
+    The caller knows what SuperLink says, which the journal cannot know when the server died; but a
+    failure that the journal records stays a failure.
+    """
+    recorded = run.finished.get("status")
+    if recorded == "failed":
+        return "failed", error or run.finished.get("error") or None
+    if status is not None:
+        return status, error or None
+    if recorded is not None:
+        return recorded, error or None
+    return "failed", error or CUT_OFF
+
+
+def iso(moment: float | None) -> str | None:
+    """Write a unix time as ISO 8601 in UTC, so that text order is time order."""
+    if moment is None:
+        return None
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
+
+
+def finite(value: Any) -> Any:
+    """Replace NaN and infinities by None, at any depth: JSON has no words for them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+def summarise(
+    run: Run,
+    *,
+    run_id: str,
+    status: str | None = None,
+    error: str | None = None,
+    versions: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Make the content of `summary.json`.
+
+    Accuracy and loss are those of the last round that the server evaluated; `rounds` counts the
+    training rounds that were completed, and `round_seconds` has one entry for each.
+    """
+    status, error = outcome(run, status, error)
+    trained = run.trained_rounds
+    evaluated = [run.rounds[n] for n in sorted(run.rounds) if run.rounds[n].get("accuracy") is not None]
+    final = evaluated[-1] if evaluated else {}
+    started = run.started
+    wall = run.last - run.first if run.first is not None and run.last is not None else None
+    summary = {
+        "run_id": str(started.get("run_id", run_id)),
+        "run_name": started.get("run_name") or None,
+        "status": status,
+        "error": error,
+        "rounds": len(trained) if started else None,
+        "clients": len(started["clients"]) if started else None,
+        "strategy": started.get("strategy"),
+        "dataset": started.get("dataset"),
+        "partitioner": started.get("partitioner"),
+        "seed": started.get("seed"),
+        "accuracy": final.get("accuracy"),
+        "loss": final.get("loss"),
+        "wall_seconds": wall,
+        "round_seconds": [event["seconds"] for event in trained],
+        "model_sha256": run.model_sha256,
+        "oversubscribed": started.get("oversubscribed"),
+        "started": iso(run.first),
+        "finished": None if status == "running" else iso(run.last),
+        "versions": {**(versions or {}), **started.get("versions", {})},
+        "failures": [
+            {key: event.get(key) for key in ("round", "phase", "client", "code", "reason")}
+            for event in run.failures
+        ],
+    }
+    return dict(finite(summary))
+
+
+def round_rows(run: Run) -> list[dict[str, Any]]:
+    """Make the rows of `rounds.csv`: one per round, round 0 included; all times in seconds."""
+    return [
+        {
+            "round": number,
+            **{key: event.get(key) for key in ("accuracy", "loss", "client_accuracy", "client_loss")},
+            "train_loss": event.get("train_loss"),
+            "seconds": event.get("seconds"),
+            **{f"{phase}_seconds": event.get("phases", {}).get(phase) for phase in PHASES},
+            "clients": event.get("clients"),
+            "failures": event.get("failures"),
+        }
+        for number, event in sorted(run.rounds.items())
+    ]
+
+
+def client_rows(run: Run) -> list[dict[str, Any]]:
+    """Make the rows of `clients.csv`: one per client, round and phase, failures included.
+
+    `seconds` is the time from sending the message to having its reply; the client's own figures keep
+    their names, and each metric of the reply has a column `metric_<name>`.
+    """
+    metrics = sorted({name for reply in run.replies for name in reply.get("metrics", {})})
+    rows = []
+    for event in [*run.replies, *run.failures]:
+        system = event.get("system", {})
+        rows.append(
+            {
+                **{key: event.get(key) for key in ("round", "phase", "client", "partition_id", "node_id")},
+                "status": "ok" if event["event"] == "reply" else "failed",
+                **{key: event.get(key) for key in ("seconds", "examples", "bytes_down", "bytes_up")},
+                **{key: system.get(key) for key in SYSTEM_FIGURES},
+                **{f"metric_{name}": event.get("metrics", {}).get(name) for name in metrics},
+                "code": event.get("code"),
+                "reason": event.get("reason"),
+            }
+        )
+    order = {"train": 0, "evaluate": 1}
+    return sorted(
+        rows, key=lambda row: (row["round"], order.get(row["phase"], 2), row["partition_id"], row["client"])
+    )
+
+
+def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows with the same keys as CSV; no rows make an empty file."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        if rows:
+            writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON that people can read and compare."""
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def copy(source: Path | None, target: Path) -> None:
+    """Copy a file into the folder, unless there is none or it lies there already."""
+    if source is not None and source.exists() and source.resolve() != target.resolve():
+        shutil.copyfile(source, target)
+
+
+def point_latest(out: Path, started: str | None) -> None:
+    """Let `latest` beside the folder point to it, unless it points to a run that started later.
+
+    The link is replaced in one step, so that a reader never finds it missing.
+    """
+    link = out.parent / "latest"
+    if link.exists() and not link.is_symlink():
+        raise FileExistsError(f"{link} is no symbolic link: move it away, then collect the run again")
+    current = link / "summary.json"
+    if started is not None and current.exists():
+        other = json.loads(current.read_text(encoding="utf-8")).get("started")
+        if other is not None and other > started:
+            return
+    fresh = out.parent / f".latest-{os.getpid()}"
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(out.name)
+    fresh.replace(link)
+
+
+def duration(seconds: float) -> str:
+    """Say a time as people do: `8.4 s`, `3 min 12 s`, `2 h 05 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def closing_words(summary: dict[str, Any], run: Run, out: Path, arguments: str = "") -> str:
+    """Say how the run went, where its results are and what to type next.
+
+    Parameters
+    ----------
+    arguments
+        What the user gave every verb besides its variables, such as `-i inventory/lab.yml`.
+    """
+    name = f" ({summary['run_name']})" if summary["run_name"] else ""
+    lines = [f"Run {summary['run_id']}{name}: {summary['status']}"]
+    if summary["error"]:
+        lines.append(f"  because     {summary['error']}")
+    if summary["rounds"] is not None:
+        planned = run.started.get("rounds", summary["rounds"])
+        lines.append(f"  rounds      {summary['rounds']} of {planned}, {summary['clients']} clients")
+        lines.append(
+            f"  training    {summary['strategy']} on {summary['dataset']}, "
+            f"partitioner {summary['partitioner']}, seed {summary['seed']}"
+        )
+    if summary["accuracy"] is not None:
+        lines.append(f"  accuracy    {summary['accuracy']:.4f}")
+    if summary["loss"] is not None:
+        lines.append(f"  loss        {summary['loss']:.4f}")
+    if summary["wall_seconds"] is not None:
+        lines.append(f"  wall time   {duration(summary['wall_seconds'])}")
+    if summary["oversubscribed"]:
+        lines.append(
+            "  note        the clients' cpu limits exceed a machine's cores: times are the machine's"
+        )
+    lines += failure_lines(summary["failures"])
+    lines.append(f"  results     {out}/")
+    lines += ["", "What to type next:"]
+    rounds = 2 * int(run.started.get("rounds", 5))
+    verb = f"ansible-playbook {{}} {arguments}".rstrip()
+    following = [
+        (verb.format("run.yml") + f" -e rounds={rounds}", "another run on the standing federation"),
+        (verb.format("status.yml"), "machines, clients, limits, runs"),
+        (verb.format("teardown.yml") if arguments else "make down", "take the federation down"),
+    ]
+    width = max(len(command) for command, _ in following)
+    lines += [f"  {command:<{width}}   {purpose}" for command, purpose in following]
+    return "\n".join(lines)
+
+
+def failure_lines(failures: Sequence[dict[str, Any]]) -> list[str]:
+    """Say for each client in which rounds it failed, and why the last time."""
+    by_client: dict[str, list[dict[str, Any]]] = {}
+    for failure in failures:
+        by_client.setdefault(str(failure["client"]), []).append(failure)
+    lines = []
+    for index, (client, found) in enumerate(sorted(by_client.items())):
+        head = "failures" if index == 0 else ""
+        where = ", ".join(f"{item['phase']} of round {item['round']}" for item in found)
+        lines.append(f"  {head:<11} {client}: {where} ({found[-1]['reason']})")
+    return lines
+
+
+def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run]:
+    """Write the whole results folder, and move `latest` last."""
+    source: Path = arguments.source
+    out: Path = arguments.out
+    run = gather(read_journal(source / "journal.jsonl"))
+    versions = json.loads(arguments.versions.read_text(encoding="utf-8")) if arguments.versions else {}
+    summary = summarise(
+        run,
+        run_id=arguments.run_id or source.resolve().name,
+        status=arguments.status,
+        error=arguments.error,
+        versions=versions,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "summary.json", summary)
+    write_json(out / "versions.json", summary["versions"])
+    write_table(out / "rounds.csv", round_rows(run))
+    write_table(out / "clients.csv", client_rows(run))
+    copy(source / "journal.jsonl", out / "journal.jsonl")
+    copy(source / "model.pt", out / "model.pt")
+    copy(arguments.inventory, out / "inventory.json")
+    copy(arguments.events, out / "events.jsonl")
+    if arguments.config:
+        copy(arguments.config, out / "config.yml")
+    elif run.started:
+        # A line `key: <JSON value>` is YAML too, and needs no library.
+        config = sorted(run.started.get("config", {}).items())
+        text = "".join(f"{key}: {json.dumps(value)}\n" for key, value in config)
+        (out / "config.yml").write_text(text, encoding="utf-8")
+    if run.rounds:
+        plots.rounds(run.rounds, out / "rounds.png")
+    if run.replies:
+        plots.clients(run.replies, run.failures, out / "clients.png")
+    if run.started.get("histogram"):
+        names = {int(client["partition_id"]): client["name"] for client in run.started["clients"]}
+        plots.partitions(run.started["histogram"], names, out / "partitions.png")
+    point_latest(out, summary["started"])
+    return summary, run
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m coldframe.results", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("source", type=Path, help="folder with journal.jsonl and model.pt")
+    parser.add_argument("--out", type=Path, required=True, help="results folder to write")
+    parser.add_argument("--run-id", help="for a run without a journal (default: name of the source folder)")
+    parser.add_argument("--inventory", type=Path, help="JSON file: the inventory and the roster of the run")
+    parser.add_argument("--config", type=Path, help="YAML file: the run's variables")
+    parser.add_argument("--versions", type=Path, help="JSON file: versions that the journal does not know")
+    parser.add_argument("--events", type=Path, help="events.jsonl: changes of limits during the run")
+    parser.add_argument("--status", choices=STATUSES, help="how the run ended, as SuperLink says")
+    parser.add_argument("--error", help="why it failed")
+    parser.add_argument("--verb-arguments", default="", help="goes into the commands to type next")
+    arguments = parser.parse_args(argv)
+    if not arguments.source.is_dir():
+        parser.error(f"{arguments.source} is no folder: give the one that holds the run's journal.jsonl")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the folder, say the closing words; 1 if the inputs cannot be used."""
+    arguments = parse(argv)
+    try:
+        summary, run = write_results(arguments)
+    except (OSError, ValueError) as problem:
+        print(f"results: {problem}", file=sys.stderr)
+        return 1
+    print(closing_words(summary, run, arguments.out, arguments.verb_arguments))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
