@@ -67,7 +67,6 @@ def rounds(events: Mapping[int, Mapping[str, Any]], path: Path) -> None:
             left,
             trained,
             {"accuracy": "server's test set", "client_accuracy": "clients' mean"},
-            "lower right",
         )
         draw_curves(
             middle,
@@ -139,10 +138,10 @@ def clients(replies: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str
     with matplotlib.rc_context(STYLE):
         if len(names) <= LINES:
             figure = Figure(figsize=(6.4, 3.2), layout="constrained")
-            draw_client_lines(figure.subplots(), names, numbers, seconds, failed, label)
+            draw_client_lines(figure.subplots(), names, numbers, seconds, failed, label=label)
         else:
             figure = Figure(figsize=(6.4, 1.4 + 0.17 * len(names)), layout="constrained")
-            draw_client_map(figure, names, numbers, seconds, failed, label)
+            draw_client_map(figure, names, numbers, seconds, failed, label=label)
         figure.savefig(path)
 
 
@@ -152,6 +151,7 @@ def draw_client_lines(
     numbers: Sequence[int],
     seconds: Mapping[tuple[str, int], float],
     failed: set[tuple[str, int]],
+    *,
     label: str,
 ) -> None:
     """Draw a line per client, and its failures as crosses on the floor of the plot."""
@@ -175,6 +175,7 @@ def draw_client_map(
     numbers: Sequence[int],
     seconds: Mapping[tuple[str, int], float],
     failed: set[tuple[str, int]],
+    *,
     label: str,
 ) -> None:
     """Draw a row per client and a column per round; empty cells had no part in the round."""
