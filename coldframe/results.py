@@ -283,7 +283,7 @@ def point_latest(out: Path, started: str | None) -> None:
 
 def duration(seconds: float) -> str:
     """Say a time as people do: `8.4 s`, `3 min 12 s`, `2 h 05 min`."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

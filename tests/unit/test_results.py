@@ -1,0 +1,369 @@
+"""The results folder says what the journal says, also of runs that failed, were cut off or left none."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coldframe import results
+
+PNG = b"\x89PNG\r\n\x1a\n"
+NAMES = ["lab-0", "lab-1", "lab-2"]
+SUMMARY_KEYS = {
+    *("run_id", "run_name", "status", "error", "rounds", "clients", "strategy", "dataset", "partitioner"),
+    *("seed", "accuracy", "loss", "wall_seconds", "round_seconds", "model_sha256", "oversubscribed"),
+    *("started", "finished", "versions", "failures"),
+}
+
+
+def make_events(
+    rounds: int = 3, *, start: float = 1_700_000_000.0, run_id: str = "71", end: str | None = "completed"
+) -> list[dict[str, Any]]:
+    """Make the journal of a run in which lab-1 fails to train in round 2; each round takes 20 s."""
+    clients = [{"name": name, "partition_id": i, "node_id": 900 + i} for i, name in enumerate(NAMES)]
+    events: list[dict[str, Any]] = [
+        {
+            "time": start,
+            "event": "run_started",
+            "run_id": run_id,
+            "run_name": "pilot",
+            "rounds": 3,
+            "strategy": "fedprox",
+            "strategy_args": {"proximal_mu": 0.1},
+            "dataset": "mnist",
+            "partitioner": "dirichlet",
+            "partitioner_args": {"alpha": 0.5},
+            "seed": 7,
+            "config": {"learning-rate": 0.01, "strategy": "fedprox"},
+            "clients": clients,
+            "versions": {"flwr": "1.41.0"},
+            "oversubscribed": True,
+            "histogram": {str(i): [100 * (i + 1), 50, 0, 7] for i in range(3)},
+        },
+        {
+            "time": start + 1,
+            "event": "round",
+            "round": 0,
+            "accuracy": 0.1,
+            "loss": 2.3,
+            "seconds": 1.0,
+            "phases": {"server_evaluate": 1.0},
+            "clients": 0,
+            "failures": 0,
+        },
+    ]
+    for number in range(1, rounds + 1):
+        now = start + 1 + 20 * number
+        for i, name in enumerate(NAMES):
+            who = {"time": now - 5, "round": number, "client": name, "partition_id": i, "node_id": 900 + i}
+            if (number, name) == (2, "lab-1"):
+                why = {"event": "failure", "phase": "train", "code": 5, "reason": "node unavailable"}
+                events.append(who | why)
+                continue
+            system = {"cpu_limit": 0.5, "threads": 1, "train_seconds": 10.0 + i, "memory_peak": 300_000_000}
+            reply = {"event": "reply", "seconds": 12.0 + i, "examples": 157, "bytes_down": 5, "bytes_up": 6}
+            events.append(
+                who | reply | {"phase": "train", "metrics": {"train_loss": 1 / number}, "system": system}
+            )
+            events.append(who | reply | {"phase": "evaluate", "metrics": {"accuracy": 0.8}, "system": {}})
+        events.append(
+            {
+                "time": now,
+                "event": "round",
+                "round": number,
+                "accuracy": 0.9 + number / 100,
+                "loss": 0.3 / number,
+                "client_accuracy": 0.8,
+                "client_loss": 0.5,
+                "train_loss": 1 / number,
+                "seconds": 20.0,
+                "phases": {"train": 15.0, "evaluate": 3.0, "server_evaluate": 1.5},
+                "clients": 3 - (number == 2),
+                "failures": int(number == 2),
+            }
+        )
+    if end == "completed":
+        saved = {"event": "model_saved", "path": "model.pt", "sha256": "ab" * 32, "bytes": 4}
+        events.append({"time": start + 1 + 20 * rounds + 1} | saved)
+    if end is not None:
+        error = "" if end == "completed" else "round 3: no client replied"
+        done = {"event": "run_finished", "status": end, "error": error}
+        events.append({"time": start + 1 + 20 * rounds + 2} | done)
+    return events
+
+
+def write_journal(folder: Path, events: list[dict[str, Any]], tail: str = "") -> Path:
+    """Write a run's folder as it is fetched from a server."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(event) + "\n" for event in events)
+    (folder / "journal.jsonl").write_text(text + tail, encoding="utf-8")
+    return folder
+
+
+def collect(source: Path, out: Path, *more: str) -> dict[str, Any]:
+    """Run the command; give the summary that it wrote."""
+    assert results.main([str(source), "--out", str(out), *more]) == 0
+    return dict(json.loads((out / "summary.json").read_text(encoding="utf-8")))
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """Read a CSV table."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_completed_run_is_summed_up(tmp_path: Path) -> None:
+    summary = collect(write_journal(tmp_path / "run", make_events()), tmp_path / "results" / "a")
+    assert set(summary) == SUMMARY_KEYS
+    failures = summary.pop("failures")
+    assert summary == {
+        "run_id": "71",
+        "run_name": "pilot",
+        "status": "completed",
+        "error": None,
+        "rounds": 3,
+        "clients": 3,
+        "strategy": "fedprox",
+        "dataset": "mnist",
+        "partitioner": "dirichlet",
+        "seed": 7,
+        "accuracy": 0.93,
+        "loss": pytest.approx(0.1),
+        "wall_seconds": 63.0,
+        "round_seconds": [20.0, 20.0, 20.0],
+        "model_sha256": "ab" * 32,
+        "oversubscribed": True,
+        "started": "2023-11-14T22:13:20.000+00:00",
+        "finished": "2023-11-14T22:14:23.000+00:00",
+        "versions": {"flwr": "1.41.0"},
+    }
+    assert failures == [
+        {"round": 2, "phase": "train", "client": "lab-1", "code": 5, "reason": "node unavailable"}
+    ]
+
+
+def test_rounds_table_has_a_row_per_round_with_its_phases(tmp_path: Path) -> None:
+    collect(write_journal(tmp_path / "run", make_events()), tmp_path / "out")
+    table = rows(tmp_path / "out" / "rounds.csv")
+    assert [row["round"] for row in table] == ["0", "1", "2", "3"]
+    assert table[0]["train_seconds"] == "" and table[2]["train_seconds"] == "15.0"
+    assert (table[2]["clients"], table[2]["failures"]) == ("2", "1")
+
+
+def test_clients_table_has_a_row_per_client_round_and_phase(tmp_path: Path) -> None:
+    collect(write_journal(tmp_path / "run", make_events()), tmp_path / "out")
+    table = rows(tmp_path / "out" / "clients.csv")
+    keys = [(row["round"], row["phase"], row["client"]) for row in table]
+    assert len(keys) == len(set(keys)) == 17  # 3 rounds of 3 clients, two phases; one failed before phase 2
+    assert keys[:6] == [("1", phase, name) for phase in ("train", "evaluate") for name in NAMES]
+    failed = [row for row in table if row["status"] == "failed"]
+    assert [(row["round"], row["client"], row["code"], row["seconds"]) for row in failed] == [
+        ("2", "lab-1", "5", "")
+    ]
+    first = table[0]
+    assert (first["cpu_limit"], first["train_seconds"], first["metric_train_loss"]) == ("0.5", "10.0", "1.0")
+    assert first["metric_accuracy"] == "" and table[3]["metric_accuracy"] == "0.8"
+
+
+def test_pictures_are_drawn(tmp_path: Path) -> None:
+    collect(write_journal(tmp_path / "run", make_events()), tmp_path / "out")
+    for name in ("rounds.png", "clients.png", "partitions.png"):
+        assert (tmp_path / "out" / name).read_bytes().startswith(PNG), name
+
+
+def test_many_clients_are_drawn_as_a_map(tmp_path: Path) -> None:
+    events = make_events()
+    more = [
+        event | {"client": f"far-{i}", "partition_id": i}
+        for event in events
+        if event.get("client") == "lab-1"
+        for i in range(3, 20)
+    ]
+    collect(write_journal(tmp_path / "run", events + more), tmp_path / "many")
+    collect(write_journal(tmp_path / "run", events), tmp_path / "few")
+    heights = [
+        int.from_bytes((tmp_path / out / "clients.png").read_bytes()[20:24], "big") for out in ("few", "many")
+    ]
+    assert heights[1] > heights[0]
+
+
+def test_files_of_the_run_are_copied(tmp_path: Path) -> None:
+    source = write_journal(tmp_path / "run", make_events())
+    (source / "model.pt").write_bytes(b"torch")
+    given = {
+        "inventory": '{"all": 1}\n',
+        "versions": '{"docker": "26.1", "flwr": "0"}',
+        "events": '{"cpu": 1}\n',
+        "config": "a: 1\n",
+    }
+    options = []
+    for option, text in given.items():
+        (tmp_path / option).write_text(text, encoding="utf-8")
+        options += [f"--{option}", str(tmp_path / option)]
+    out = tmp_path / "out"
+    summary = collect(source, out, *options)
+    assert (out / "model.pt").read_bytes() == b"torch"
+    assert (out / "journal.jsonl").read_bytes() == (source / "journal.jsonl").read_bytes()
+    assert (out / "inventory.json").read_text(encoding="utf-8") == given["inventory"]
+    assert (out / "events.jsonl").read_text(encoding="utf-8") == given["events"]
+    assert (out / "config.yml").read_text(encoding="utf-8") == given["config"]
+    # What the run itself recorded outdoes what the controller thinks.
+    assert summary["versions"] == {"docker": "26.1", "flwr": "1.41.0"}
+    assert json.loads((out / "versions.json").read_text(encoding="utf-8")) == summary["versions"]
+
+
+def test_config_of_the_journal_is_written_where_none_is_given(tmp_path: Path) -> None:
+    collect(write_journal(tmp_path / "run", make_events()), tmp_path / "out")
+    text = (tmp_path / "out" / "config.yml").read_text(encoding="utf-8")
+    assert text == 'learning-rate: 0.01\nstrategy: "fedprox"\n'
+
+
+def test_results_can_be_written_into_the_folder_they_were_fetched_to(tmp_path: Path) -> None:
+    source = write_journal(tmp_path / "results" / "a", make_events())
+    assert collect(source, source)["status"] == "completed"
+
+
+def test_torn_last_line_is_left_out(tmp_path: Path) -> None:
+    events = make_events(rounds=1, end=None)
+    source = write_journal(tmp_path / "run", events, tail='{"time": 1700000050, "event": "rou')
+    summary = collect(source, tmp_path / "out")
+    assert (summary["rounds"], summary["status"]) == (1, "failed")
+
+
+def test_server_that_died_leaves_a_failed_run_with_its_reason(tmp_path: Path) -> None:
+    source = write_journal(tmp_path / "run", make_events(rounds=2, end=None))
+    cut_off = collect(source, tmp_path / "a")
+    assert (cut_off["status"], cut_off["error"]) == ("failed", results.CUT_OFF)
+    told = collect(source, tmp_path / "b", "--status", "failed", "--error", "the ServerApp was killed")
+    assert (told["status"], told["error"]) == ("failed", "the ServerApp was killed")
+    assert (told["rounds"], told["accuracy"], told["model_sha256"]) == (2, 0.92, None)
+
+
+def test_journal_that_goes_on_after_a_torn_line_is_read_to_its_end(tmp_path: Path) -> None:
+    before, after = make_events(rounds=1, end=None), make_events(rounds=2, end="failed")[-1:]
+    source = write_journal(tmp_path / "run", before, tail='{"time": 17\n' + json.dumps(after[0]) + "\n")
+    summary = collect(source, tmp_path / "out")
+    assert (summary["status"], summary["error"]) == ("failed", "round 3: no client replied")
+
+
+def test_failure_in_the_journal_outdoes_a_completed_task(tmp_path: Path) -> None:
+    source = write_journal(tmp_path / "run", make_events(end="failed"))
+    summary = collect(source, tmp_path / "out", "--status", "completed")
+    assert (summary["status"], summary["error"]) == ("failed", "round 3: no client replied")
+
+
+def test_run_that_goes_on_has_no_end(tmp_path: Path) -> None:
+    source = write_journal(tmp_path / "run", make_events(rounds=1, end=None))
+    summary = collect(source, tmp_path / "out", "--status", "running")
+    assert (summary["status"], summary["finished"], summary["rounds"]) == ("running", None, 1)
+
+
+def test_run_without_rounds(tmp_path: Path) -> None:
+    source = write_journal(tmp_path / "run", [make_events()[0], make_events(end="failed")[-1]])
+    summary = collect(source, tmp_path / "out")
+    assert (summary["rounds"], summary["round_seconds"], summary["accuracy"]) == (0, [], None)
+    assert (tmp_path / "out" / "rounds.csv").read_text(encoding="utf-8") == ""
+    assert (tmp_path / "out" / "partitions.png").exists()
+    assert not (tmp_path / "out" / "rounds.png").exists()
+
+
+def test_run_without_a_round_but_with_replies_is_drawn(tmp_path: Path) -> None:
+    events = [event for event in make_events(end="failed") if event["event"] != "round"]
+    collect(write_journal(tmp_path / "run", events), tmp_path / "out")
+    assert (tmp_path / "out" / "clients.png").read_bytes().startswith(PNG)
+
+
+def test_foreign_app_without_a_journal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "versions.json").write_text('{"flwr": "1.41.0"}', encoding="utf-8")
+    options = ("--run-id", "99", "--status", "completed", "--versions", str(tmp_path / "versions.json"))
+    summary = collect(tmp_path / "run", tmp_path / "out", *options)
+    known = {"run_id": "99", "status": "completed", "versions": {"flwr": "1.41.0"}}
+    known |= {"round_seconds": [], "failures": []}
+    assert summary == dict.fromkeys(SUMMARY_KEYS) | known
+    assert "Run 99: completed" in capsys.readouterr().out
+
+
+def test_diverged_loss_becomes_null(tmp_path: Path) -> None:
+    events = make_events()
+    events[-3]["loss"] = float("nan")
+    summary = collect(write_journal(tmp_path / "run", events), tmp_path / "out")
+    assert summary["loss"] is None and summary["accuracy"] == 0.93
+
+
+def test_latest_points_to_the_newest_run(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    old = write_journal(tmp_path / "old", make_events())
+    new = write_journal(tmp_path / "new", make_events(start=1_700_009_000.0))
+    collect(old, folder / "one")
+    assert (folder / "latest").readlink() == Path("one")
+    collect(new, folder / "two")
+    assert (folder / "latest").readlink() == Path("two")
+    collect(old, folder / "one-again")  # fetching an earlier run again makes it no newer
+    assert (folder / "latest").readlink() == Path("two")
+    assert sorted(path.name for path in folder.iterdir()) == ["latest", "one", "one-again", "two"]
+
+
+def test_latest_that_points_nowhere_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "latest").symlink_to("gone")
+    collect(write_journal(tmp_path / "run", make_events()), tmp_path / "here")
+    assert (tmp_path / "latest").readlink() == Path("here")
+
+
+def test_latest_that_is_a_folder_is_refused_with_a_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "latest").mkdir()
+    source = write_journal(tmp_path / "run", make_events())
+    assert results.main([str(source), "--out", str(tmp_path / "out")]) == 1
+    assert "latest is no symbolic link: move it away" in capsys.readouterr().err
+
+
+def test_missing_source_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refused:
+        results.main([str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")])
+    assert refused.value.code == 2
+    assert "is no folder" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_closing_words_say_what_happened_and_what_to_type(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    collect(write_journal(tmp_path / "run", make_events()), tmp_path / "out")
+    said = capsys.readouterr().out
+    for words in (
+        "Run 71 (pilot): completed",
+        "rounds      3 of 3, 3 clients",
+        "accuracy    0.9300",
+        "loss        0.1000",
+        "wall time   1 min 03 s",
+        "failures    lab-1: train of round 2 (node unavailable)",
+        f"results     {tmp_path / 'out'}/",
+        "ansible-playbook run.yml -e rounds=6 ",
+        "ansible-playbook status.yml ",
+        "make down ",
+    ):
+        assert words in said
+
+
+def test_next_commands_repeat_the_users_inventory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_journal(tmp_path / "run", make_events(end="failed"))
+    collect(source, tmp_path / "out", "--verb-arguments", "-i inventory/lab.yml")
+    said = capsys.readouterr().out
+    assert "because     round 3: no client replied" in said
+    assert "ansible-playbook run.yml -i inventory/lab.yml -e rounds=6 " in said
+    assert "ansible-playbook teardown.yml -i inventory/lab.yml " in said
+    assert "make down" not in said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(8.44, "8.4 s"), (59.97, "1 min 00 s"), (192.4, "3 min 12 s"), (7500.0, "2 h 05 min")],
+)
+def test_durations_read_as_people_say_them(seconds: float, words: str) -> None:
+    assert results.duration(seconds) == words
