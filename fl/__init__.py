@@ -1,0 +1,1 @@
+"""The training: models, data, partitions, local steps, and the Flower apps around them."""
