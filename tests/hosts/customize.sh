@@ -1,0 +1,37 @@
+#!/bin/sh
+# Turns a fresh Debian tree into a test host: users, sshd, and the units that a container must not run.
+set -eu
+
+root=$1
+
+install -m 0755 "$(dirname "$0")/init" "$root/usr/local/sbin/host-init"
+
+# A user as on a real machine: no password, sudo for everything.
+chroot "$root" useradd --create-home --shell /bin/bash gardener
+printf 'gardener ALL=(ALL) NOPASSWD: ALL\n' >"$root/etc/sudoers.d/gardener"
+chmod 0440 "$root/etc/sudoers.d/gardener"
+
+# Ansible opens many sessions at once; reverse look-ups would cost seconds where no resolver answers.
+cat >"$root/etc/ssh/sshd_config.d/test-host.conf" <<'SSHD'
+PermitRootLogin prohibit-password
+PasswordAuthentication no
+UseDNS no
+MaxStartups 200
+MaxSessions 200
+SSHD
+chroot "$root" ssh-keygen -q -A
+chroot "$root" systemctl enable ssh.service
+
+# logind stays: `reboot` needs it. The engine stays off until a role turns it on.
+chroot "$root" systemctl disable docker.service docker.socket containerd.service
+chroot "$root" systemctl set-default multi-user.target
+chroot "$root" systemctl mask \
+    systemd-udevd.service systemd-udevd-control.socket systemd-udevd-kernel.socket systemd-udev-trigger.service \
+    getty.target console-getty.service getty@.service serial-getty@.service \
+    systemd-timesyncd.service apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \
+    systemd-networkd-wait-online.service sys-kernel-debug.mount sys-kernel-tracing.mount dev-hugepages.mount \
+    systemd-firstboot.service
+
+# Every host gets an identity of its own at its first boot.
+: >"$root/etc/machine-id"
+rm -f "$root/var/lib/dbus/machine-id" "$root/etc/hostname" "$root/etc/resolv.conf"

@@ -1,0 +1,146 @@
+"""Makes the image of a test host, once per recipe, and keeps it for the next engine."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.hosts.shell import HostsError, as_root, cache, call, docker, docker_command, say
+
+SUITES = ("trixie", "bookworm")
+RECIPE = ("image.sh", "customize.sh", "init")
+HERE = Path(__file__).parent
+
+
+def recipe_hash(suite: str) -> str:
+    """Name of the image that the present recipe makes."""
+    digest = hashlib.sha256(f"{suite} {os.uname().machine}".encode())
+    for name in RECIPE:
+        digest.update((HERE / name).read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def mirror() -> str:
+    """Return the Debian mirror that this machine itself uses."""
+    if chosen := os.environ.get("COLDFRAME_DEBIAN_MIRROR"):
+        return chosen
+    wanted = "$(REPO_URI) $(RELEASE) $(COMPONENT)"
+    listing = call(["apt-get", "indextargets", "--format", wanted, "Created-By: Packages"]).stdout
+    release = dict(
+        line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line
+    )
+    for line in listing.splitlines():
+        uri, suite, component = line.split()
+        if suite == release.get("VERSION_CODENAME") and component == "main":
+            return uri
+    raise HostsError(
+        "apt's configuration names no Debian mirror: set COLDFRAME_DEBIAN_MIRROR to the address of one"
+    )
+
+
+@contextmanager
+def locked(name: str, *, shared: bool = False) -> Iterator[None]:
+    """Keep other processes from doing the same at the same time."""
+    cache().mkdir(parents=True, exist_ok=True)
+    with (cache() / f"{name}.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield
+
+
+def ensure_image(suite: str = "trixie") -> str:
+    """Return the tag of the test host's image, made now if this engine does not have it."""
+    if suite not in SUITES:
+        raise HostsError(f"no test host of suite {suite!r}: choose one of {', '.join(SUITES)}")
+    tag = f"coldframe/test-host:{suite}-{recipe_hash(suite)}"
+    if docker("images", "--quiet", tag):
+        return tag
+    with locked("image"):
+        if docker("images", "--quiet", tag):
+            return tag
+        archive = cache() / "images" / f"{suite}-{recipe_hash(suite)}.tar.zst"
+        if not archive.exists():
+            build(suite, archive)
+        say(f"test host image: loading {archive.name} into the engine")
+        importing = [*docker_command(), "import"]
+        importing += [
+            "--change",
+            'ENTRYPOINT ["/usr/local/sbin/host-init"]',
+            "--change",
+            "ENV container=docker",
+        ]
+        with subprocess.Popen(["zstd", "-dcq", str(archive)], stdout=subprocess.PIPE) as unpacked:
+            call([*importing, "-", tag], stdin=unpacked.stdout)
+        if unpacked.returncode != 0:
+            docker("rmi", tag)
+            raise HostsError(f"{archive} is damaged: remove it and try again")
+    return tag
+
+
+def build(suite: str, archive: Path) -> None:
+    """Build the root file system with mmdebstrap and compress it to `archive`."""
+    for tool in ("mmdebstrap", "zstd"):
+        if shutil.which(tool) is None:
+            raise HostsError(f"the image of test hosts is made with {tool}: `apt-get install {tool}` first")
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    plain = archive.with_name(f".{archive.name}.{os.getpid()}.tar")
+    log = archive.with_name(f"{archive.name}.log")
+    packed = plain.with_suffix(".zst")
+    started = time.monotonic()
+    say(f"test host image: building Debian {suite} (2-5 minutes, once; log: {log})")
+    try:
+        command = as_root([str(HERE / "image.sh"), suite, mirror(), str(plain)])
+        with (
+            log.open("w") as lines,
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
+        ):
+            assert process.stdout is not None
+            follow(process.stdout, lines.write, started)
+        if process.returncode != 0:
+            tail = "\n".join(log.read_text().splitlines()[-15:])
+            raise HostsError(f"mmdebstrap failed:\n{tail}")
+        say("test host image: compressing")
+        call(["zstd", "-q", "-3", "-T0", "-f", str(plain), "-o", str(packed)])
+        packed.rename(archive)
+    finally:
+        for left in (plain, packed):
+            if left.exists():
+                call(as_root(["rm", "-f", str(left)]))
+    size = archive.stat().st_size / 1e6
+    say(f"test host image: {size:.0f} MB, {time.monotonic() - started:.0f} s")
+
+
+def follow(output: Iterator[str], log, started: float) -> None:
+    """Say which step the build is at and how many packages are done."""
+    step, total, said = "starting", 0, 0.0
+    counts = {"Get:": 0, "Setting up ": 0}
+    terminal = sys.stderr.isatty()
+    for line in output:
+        log(line)
+        changed = line.startswith("I: ")
+        if changed:
+            step, total, counts = line[3:].strip().rstrip("."), 0, dict.fromkeys(counts, 0)
+        elif count := re.search(r"(\d+) newly installed", line):
+            total = int(count[1])
+        for start in counts:
+            counts[start] += total > 0 and line.startswith(start)
+        now = time.monotonic()
+        if changed or now - said > (0.2 if terminal else 10):
+            fetched, ready = counts.values()
+            progress = f": {ready or fetched} of {total} packages" if fetched or ready else ""
+            text = f"test host image: [{now - started:3.0f} s] {step}{progress}"
+            if terminal:
+                print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
+            else:
+                say(text)
+            said = now
+    if terminal:
+        print(file=sys.stderr)
