@@ -1,0 +1,265 @@
+"""Speak to the SuperLink's Control API from inside the server container: register nodes, submit, follow and stop runs.
+
+One process per verb instead of one `flwr` call per node: a call of that command takes seconds, most of them imports.
+The last line on stdout is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives import serialization
+from flwr.common.serde import fab_to_proto, user_config_to_proto
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    ListRunsRequest,
+    RegisterNodeRequest,
+    StartRunRequest,
+    StopRunRequest,
+    UnregisterNodeRequest,
+)
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.fab import Fab
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+
+from coldframe.journal import read_journal
+from coldframe.server import PKI, SUPERLINK
+
+BAR = "\x1e"  # a line that starts with it carries a progress bar's state as JSON
+
+
+def connect() -> ControlHttpClient:
+    """Return a client of the Control API on the container's loopback, over TLS."""
+    return ControlHttpClient.from_server_address(
+        server_address=SUPERLINK,
+        insecure=False,
+        root_certificates=(PKI / "ca.crt").read_bytes(),
+        interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+    )
+
+
+def state_directory() -> Path:
+    """Return the directory that outlives the server container."""
+    return Path(os.environ.get("COLDFRAME_STATE", "/state"))
+
+
+def register(client: ControlHttpClient, clients: list[dict[str, Any]]) -> dict[str, Any]:
+    """Make the SuperLink's list of nodes that of ``clients`` and write ``nodes.json``.
+
+    Parameters
+    ----------
+    clients : list of dict
+        ``name``, ``machine``, ``partition_id``, ``public_key`` (OpenSSH line) of every client of the federation.
+    """
+    wanted: dict[bytes, dict[str, Any]] = {}
+    for item in clients:
+        key = serialization.load_ssh_public_key(item["public_key"].encode())
+        wanted[public_key_to_bytes(key)] = item  # type: ignore[arg-type]
+    known = {
+        node.public_key: node.node_id
+        for node in client.ListNodes(ListNodesRequest()).nodes_info
+        if node.status != "unregistered"
+    }
+    added, removed = [], []
+    for key_bytes, node_id in list(known.items()):
+        if key_bytes not in wanted:
+            client.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
+            removed.append(node_id)
+            del known[key_bytes]
+    for key_bytes, item in wanted.items():
+        if key_bytes not in known:
+            response = client.RegisterNode(RegisterNodeRequest(public_key=key_bytes, name=item["name"]))
+            known[key_bytes] = response.node_id
+            added.append(item["name"])
+    nodes = {str(known[key_bytes]): item for key_bytes, item in wanted.items()}
+    path = state_directory() / "nodes.json"
+    text = json.dumps(nodes, indent=1, sort_keys=True)
+    changed = not path.exists() or path.read_text() != text
+    if changed:
+        part = path.with_suffix(".part")
+        part.write_text(text)
+        part.rename(path)
+    return {"changed": bool(added or removed or changed), "added": added, "removed": [str(n) for n in removed]}
+
+
+def submit(client: ControlHttpClient, fab_file: Path, run_config: dict[str, Any]) -> dict[str, Any]:
+    """Start a run of the app in ``fab_file`` with the keys of ``run_config`` overridden."""
+    content = fab_file.read_bytes()
+    response = client.StartRun(
+        StartRunRequest(
+            fab=fab_to_proto(Fab(hashlib.sha256(content).hexdigest(), content, {})),
+            override_config=user_config_to_proto(run_config),
+        )
+    )
+    if not response.HasField("run_id"):
+        raise SystemExit("the SuperLink refused the run; its log says why: docker logs <federation>-server")
+    return {"run_id": str(response.run_id)}
+
+
+def list_runs(client: ControlHttpClient) -> list[dict[str, Any]]:
+    """Return all runs that the SuperLink knows, newest first."""
+    runs = [
+        {
+            "run_id": str(run.run_id),
+            "status": run.status.status,
+            "sub_status": run.status.sub_status,
+            "details": run.status.details,
+            "app": run.fab_id,
+            "fab_hash": run.fab_hash,
+            "submitted": run.pending_at,
+            "started": run.running_at,
+            "finished": run.finished_at,
+            "bytes_sent": run.bytes_sent,
+            "bytes_received": run.bytes_recv,
+        }
+        for run in client.ListRuns(ListRunsRequest()).run_dict.values()
+    ]
+    return sorted(runs, key=lambda run: run["submitted"], reverse=True)
+
+
+def list_nodes(client: ControlHttpClient) -> list[dict[str, Any]]:
+    """Return the registered nodes with the names and partitions of ``nodes.json``."""
+    path = state_directory() / "nodes.json"
+    names = json.loads(path.read_text()) if path.exists() else {}
+    return [
+        {"node_id": str(node.node_id), "status": node.status, **names.get(str(node.node_id), {})}
+        for node in client.ListNodes(ListNodesRequest()).nodes_info
+        if node.status != "unregistered"
+    ]
+
+
+def round_line(event: dict[str, Any], rounds: int) -> str:
+    """Return the line that is shown for a round."""
+    number = event["round"]
+    parts = [f"round {number}/{rounds}"]
+    if event.get("accuracy") is not None:
+        parts.append(f"accuracy {event['accuracy']:.4f}")
+    if event.get("loss") is not None:
+        parts.append(f"loss {event['loss']:.4f}")
+    if number > 0:
+        parts.append(f"{event['seconds']:.1f} s")
+        parts.append(f"{event['clients']} client{'' if event['clients'] == 1 else 's'}")
+        if event.get("failures"):
+            parts.append(f"{event['failures']} failed")
+    else:
+        parts.append("before training")
+    return "  ".join(parts)
+
+
+class Follower:
+    """Turn the events of a journal into lines for a person, each once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seen = 0
+        self.rounds = 0
+        self.round = 0
+        self.replies = 0
+        self.expected = 0
+
+    def lines(self) -> list[str]:
+        """Return what is new since the last call."""
+        if not self.path.exists():
+            return []
+        events = read_journal(self.path)
+        fresh, self.seen = events[self.seen :], len(events)
+        return [line for event in fresh for line in self.describe(event)]
+
+    def describe(self, event: dict[str, Any]) -> list[str]:
+        """Return the lines of one event; bar updates start with BAR."""
+        kind = event["event"]
+        if kind == "run_started":
+            self.rounds = event["rounds"]
+            return [
+                f"run {event['run_id']}: {event['strategy']} on {event['dataset']} ({event['partitioner']}), "
+                f"{len(event['clients'])} clients, {self.rounds} rounds"
+            ]
+        if kind == "waiting":
+            return [f"waiting for {', '.join(event['missing'])} ({event['seconds']:.0f} s)"]
+        if kind == "phase_started":
+            self.replies, self.expected = 0, len(event["clients"])
+            return [self.bar(f"round {event['round']}: {event['phase']} 0/{self.expected}")]
+        if kind in ("reply", "failure"):
+            self.replies += 1
+            lines = [self.bar(f"round {event['round']}: {event['phase']} {self.replies}/{self.expected}")]
+            if kind == "failure":
+                lines.insert(
+                    0, f"round {event['round']}: {event['client']} failed to {event['phase']}: {event['reason']}"
+                )
+            return lines
+        if kind == "round":
+            self.round = event["round"]
+            return [round_line(event, self.rounds), self.bar(f"round {self.round} done")]
+        return []
+
+    def bar(self, text: str) -> str:
+        """Return a progress-bar line: rounds done, and within the round the replies."""
+        return BAR + json.dumps({"done": self.round, "total": max(self.rounds, 1), "text": text})
+
+
+def follow(client: ControlHttpClient, run_id: str, poll: float = 0.5) -> dict[str, Any]:
+    """Print a line per round as it happens, until the run has ended; return its status."""
+    follower = Follower(state_directory() / "runs" / run_id / "journal.jsonl")
+    silent = 0.0
+    while True:
+        for line in follower.lines():
+            print(line, flush=True)
+        run = next((run for run in list_runs(client) if run["run_id"] == run_id), None)
+        if run is None:
+            raise SystemExit(f"run {run_id} is not known here: type ansible-playbook status.yml to see the runs")
+        if run["status"] == "finished":
+            for line in follower.lines():
+                print(line, flush=True)
+            return run
+        if run["status"] != "running":
+            silent += poll
+            if silent == 10.0:
+                print("the ServerApp has not started yet", flush=True)
+        time.sleep(poll)
+
+
+def main() -> int:
+    """Run one command; JSON is the last line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("register").add_argument("clients", type=Path, help="JSON file: the list of clients")
+    submit_parser = commands.add_parser("submit")
+    submit_parser.add_argument("fab", type=Path)
+    submit_parser.add_argument("run_config", help="JSON object")
+    for name in ("follow", "stop"):
+        commands.add_parser(name).add_argument("run_id")
+    commands.add_parser("runs")
+    commands.add_parser("nodes")
+    arguments = parser.parse_args()
+
+    client = connect()
+    try:
+        result: Any
+        if arguments.command == "register":
+            result = register(client, json.loads(arguments.clients.read_text()))
+        elif arguments.command == "submit":
+            result = submit(client, arguments.fab, json.loads(arguments.run_config))
+        elif arguments.command == "follow":
+            result = follow(client, arguments.run_id)
+        elif arguments.command == "stop":
+            result = {"stopped": client.StopRun(StopRunRequest(run_id=int(arguments.run_id))).success}
+        elif arguments.command == "runs":
+            result = list_runs(client)
+        else:
+            result = list_nodes(client)
+    finally:
+        client.close()
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Make the private keys of a machine's clients and of the server, on the machine where they stay; only public parts are printed.
+
+Called in the FL image, so that a machine needs nothing but its engine:
+    python3 -m coldframe.keys nodes DIR NAME...            -> {"changed": bool, "public_keys": {name: "ecdsa-sha2-nistp384 ..."}}
+    python3 -m coldframe.keys server DIR COMMON_NAME SAN...  -> {"changed": bool, "csr": "-----BEGIN ..."}   (SAN: IP:1.2.3.4 or DNS:name)
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import sys
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+
+def write_private(path: Path, key: ec.EllipticCurvePrivateKey, form: serialization.PrivateFormat) -> None:
+    """Write a key so that no reader ever sees half of it; mode 0600."""
+    data = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+    part = path.with_name(f"{path.name}.part")
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(data)
+    part.rename(path)
+
+
+def node_keys(directory: Path, names: list[str]) -> dict[str, object]:
+    """Make the keys that are missing (P-384, as Flower's node authentication wants them) and return all public ones."""
+    changed = False
+    public: dict[str, str] = {}
+    for name in names:
+        path = directory / name
+        if not path.exists():
+            write_private(
+                path, ec.generate_private_key(ec.SECP384R1()), serialization.PrivateFormat.OpenSSH
+            )
+            changed = True
+        key = serialization.load_ssh_private_key(path.read_bytes(), password=None)
+        public[name] = (
+            key.public_key()
+            .public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+            .decode()
+        )
+    return {"changed": changed, "public_keys": public}
+
+
+def server_request(directory: Path, common_name: str, names: list[str]) -> dict[str, object]:
+    """Make the server's key if it is missing and return a signing request for ``names`` (``IP:...`` or ``DNS:...``)."""
+    path = directory / "server.key"
+    changed = not path.exists()
+    if changed:
+        write_private(
+            path, ec.generate_private_key(ec.SECP256R1()), serialization.PrivateFormat.TraditionalOpenSSL
+        )
+    key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    alternative: list[x509.GeneralName] = []
+    for name in names:
+        kind, _, value = name.partition(":")
+        alternative.append(
+            x509.IPAddress(ipaddress.ip_address(value)) if kind == "IP" else x509.DNSName(value)
+        )
+    request = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)]))
+        .add_extension(x509.SubjectAlternativeName(alternative), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return {"changed": changed, "csr": request.public_bytes(serialization.Encoding.PEM).decode()}
+
+
+def main(arguments: list[str]) -> int:
+    """Run one of the two commands; JSON on stdout."""
+    command, directory, *rest = arguments
+    if command == "nodes":
+        result = node_keys(Path(directory), rest)
+    else:
+        result = server_request(Path(directory), rest[0], rest[1:])
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

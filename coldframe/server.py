@@ -1,0 +1,65 @@
+"""The server container: nginx as gateway, Flower's SuperLink on loopback, and the SuperExec that runs ServerApps.
+
+All share one network namespace by being one container, so no bridge address leads to the SuperLink, whose Control and
+Runtime APIs have no authentication in open-source Flower.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from pathlib import Path
+
+from coldframe.supervise import Child, say, supervise
+
+SUPERLINK = "127.0.0.1:9091"  # loopback of the container: reached by the gateway and by `docker exec` alone
+PKI = Path("/run/coldframe/pki")
+NGINX_CONFIG = Path("/run/coldframe/gateway/nginx.conf")
+
+
+def children(state: Path, secret: Path) -> list[Child]:
+    """Return the processes of the server; ``state`` is the directory that outlives the container."""
+    host, port = SUPERLINK.split(":")
+    return [
+        Child(
+            "superlink",
+            [
+                *("flower-superlink", "--host", host, "--port", port),
+                *("--ssl-certfile", f"{PKI}/server.crt", "--ssl-keyfile", f"{PKI}/server.key"),
+                *("--ssl-ca-certfile", f"{PKI}/ca.crt", "--enable-supernode-auth"),
+                *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
+                *("--database", str(state / "superlink.db"), "--disable-runtime-dependency-installation"),
+            ],
+        ),
+        Child("gateway", ["nginx", "-e", "stderr", "-g", "daemon off;", "-c", str(NGINX_CONFIG)]),
+        Child(
+            "superexec",
+            [
+                *("flower-superexec", "--runtime-api-address", SUPERLINK),
+                *("--root-certificates", f"{PKI}/ca.crt", "--superexec-auth-secret-file", str(secret)),
+            ],
+            # The poll finds the ServerApp of a new run; a short one costs nothing where no limit holds.
+            {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"},
+        ),
+    ]
+
+
+def write_secret(path: Path) -> Path:
+    """Make the secret that SuperExec and its API share; it lives as long as the container's tmpfs."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(secrets.token_bytes(32))
+    return path
+
+
+def main() -> int:
+    """Run the server until SIGTERM."""
+    state = Path(os.environ.get("COLDFRAME_STATE", "/state"))
+    (state / "runs").mkdir(parents=True, exist_ok=True)
+    say("server starts")
+    return supervise(children(state, write_secret(Path("/tmp/superexec.secret"))))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
