@@ -1,7 +1,7 @@
-"""Prepared data sets: made once on disk as .npy files with checksums, then mapped and read as tensors in memory.
+"""Prepared data sets: made once on disk as .npy files with checksums, read as tensors into memory.
 
 `python -m fl.data prepare mnist --root DIR` makes `DIR/mnist/{train,test}_{x,y}.npy` and `manifest.json`.
-Preparing needs numpy only (torchvision too, where it downloads); torch is imported when tensors are asked for.
+Preparing needs numpy only (and torchvision, where it downloads); torch is imported where tensors are made.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FILES = ("train_x", "train_y", "test_x", "test_y")
 
 @dataclass(frozen=True)
 class Spec:
-    """What is known of a data set: image shape as stored, classes, and the mean and deviation of pixels in [0, 1]."""
+    """A data set: image shape as stored, mean and deviation of its pixels in [0, 1], number of classes."""
 
     shape: tuple[int, ...]
     mean: tuple[float, ...]
@@ -62,11 +62,12 @@ def prepare(dataset: str, root: Path, source: str = "auto", folder: Path | None 
     try:
         for name in FILES:
             np.save(unfinished / f"{name}.npy", arrays[name])
+        samples = {"train": len(arrays["train_y"]), "test": len(arrays["test_y"])}
         manifest = {
             "dataset": dataset,
             "classes": SPECS[dataset].classes,
             "shape": list(SPECS[dataset].shape),
-            "samples": {"train": len(arrays["train_y"]), "test": len(arrays["test_y"])},
+            "samples": samples,
             "sha256": {f"{name}.npy": _sha256(unfinished / f"{name}.npy") for name in FILES},
             "source": origin,
         }
@@ -78,7 +79,6 @@ def prepare(dataset: str, root: Path, source: str = "auto", folder: Path | None 
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     size = sum(f.stat().st_size for f in target.iterdir()) >> 20
-    samples = manifest["samples"]
     sources.say(
         f"{dataset}: {samples['train']} training and {samples['test']} test samples, "
         f"{size} MB in {target} (source: {origin})"
@@ -152,7 +152,7 @@ def load(
     tuple[torch.Tensor, torch.Tensor]
         Images (N, channels, height, width) as float32 and classes (N,) as int64.
     """
-    import torch  # noqa: PLC0415 (preparing data must not need torch)
+    import torch  # not at the top: preparing data must not need it
 
     spec = SPECS[dataset]
     x = load_array(root, dataset, f"{part}_x")

@@ -1,4 +1,4 @@
-"""The models, and the two ways in which their weights leave the process: packed for the wire, hashed for the record."""
+"""The models, and how their weights leave the process: packed for the wire, hashed for the record."""
 
 import hashlib
 from collections import OrderedDict
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 
 class Cnn(nn.Module):
-    """Two convolutions and two dense layers for 28x28 grey images: 1,199,882 parameters, log-probabilities out."""
+    """Two convolutions, two dense layers for 28x28 grey images; 1,199,882 parameters, log-softmax out."""
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()
@@ -47,8 +47,8 @@ class _Block(nn.Module):
 
 
 def _norm(channels: int) -> nn.Module:
-    # GroupNorm, not BatchNorm: batch statistics are those of one client's classes. Averaged over clients
-    # with different classes they describe nobody's data, and the global model that evaluates with them is poor.
+    # GroupNorm, not BatchNorm: BatchNorm's running statistics are those of one client's classes. Averaged
+    # over clients with different classes they describe nobody's data, and spoil the global model.
     return nn.GroupNorm(8, channels)
 
 

@@ -82,14 +82,14 @@ def partition(
     scheme, args : str, mapping
         - `iid`: equal parts of a random order (sizes differ by at most one).
         - `dirichlet` (alpha, min_samples): label skew; each class is divided in proportions drawn from
-          Dir(alpha) over clients. Small alpha, strong skew. Dirichlet skew is that of Hsu et al. 2019
-          (arXiv:1909.06335), in the per-class form of Yurochkin et al. 2019 (arXiv:1905.12022), which uses every
-          sample once. Drawn anew until each client has min_samples.
+          Dir(alpha) over clients: the smaller alpha, the stronger the skew. From Hsu et al. 2019
+          (arXiv:1909.06335), in the per-class form of Yurochkin et al. 2019 (arXiv:1905.12022), which uses
+          every sample once. Drawn anew until each client has min_samples.
         - `shards` (classes_per_client): label skew; samples sorted by class are cut into
-          clients x classes_per_client equal shards, dealt out at random (McMahan et al. 2017, arXiv:1602.05629).
-          A shard lies in one class where the classes' borders allow it, and over a border otherwise.
-        - `quantity_skew` (alpha, min_samples): the classes are mixed, sizes are proportions from Dir(alpha) over
-          clients (Li et al. 2022, arXiv:2102.02079).
+          clients x classes_per_client equal shards, dealt out at random (McMahan et al. 2017,
+          arXiv:1602.05629). A shard lies in one class where the borders allow it, else over a border.
+        - `quantity_skew` (alpha, min_samples): the classes are mixed, the sizes are proportions from
+          Dir(alpha) over clients (Li et al. 2022, arXiv:2102.02079).
     max_samples : int
         Divide only a random subset of this size; 0 for all.
 
@@ -177,8 +177,8 @@ def histogram(labels: np.ndarray, parts: Sequence[np.ndarray], classes: int) -> 
 def mirror(counts: np.ndarray, labels: np.ndarray, seed: int) -> list[np.ndarray]:
     """Divide a test set as a training set was divided: each client gets each class in the share it trains on.
 
-    A client so evaluates on data like its own, whatever the partitioner, and every test sample of a class that
-    somebody trains on is used once.
+    So a client evaluates on data like its own, whatever the partitioner, and every test sample of a class
+    that somebody trains on is used once.
 
     Parameters
     ----------

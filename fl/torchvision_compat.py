@@ -2,9 +2,9 @@
 
 torchvision's wheels from the general package index link CUDA libraries. Beside a CPU torch its C++ extension
 is skipped, but `torchvision._meta_registrations` registers fake kernels for the operators `nms` and `qnms`
-all the same, and fails because nobody declared them. Declaring the two schemas first mends the import: datasets,
-transforms and models work, `ops.nms` and `io.decode_image` do not (we use neither). With the torchvision of
-PyTorch's CPU index the first import succeeds and nothing is declared.
+all the same, and fails because nobody declared them. Declaring the two schemas first mends the import:
+datasets, transforms and models work, `ops.nms` and `io.decode_image` do not (we use neither). With the
+torchvision of PyTorch's CPU index the first import succeeds and nothing is declared.
 """
 
 import importlib
@@ -21,7 +21,7 @@ _declared: list[torch.library.Library] = []  # a library's declarations live as 
 
 
 def import_torchvision() -> ModuleType:
-    """Import torchvision, declaring the operators that it forgot if the first attempt fails for their lack."""
+    """Import torchvision, with the operators declared that it forgot if the first attempt fails."""
     try:
         return importlib.import_module("torchvision")
     except RuntimeError as error:
