@@ -291,6 +291,14 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def ansible_playbook() -> str:
+    """Name the command that the user can type: the one on PATH, or else that of our own environment."""
+    if shutil.which("ansible-playbook"):
+        return "ansible-playbook"
+    own = Path(sys.executable).with_name("ansible-playbook")
+    return str(own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own)
+
+
 def closing_words(summary: dict[str, Any], run: Run, out: Path, arguments: str = "") -> str:
     """Say how the run went, where its results are and what to type next.
 
@@ -324,7 +332,7 @@ def closing_words(summary: dict[str, Any], run: Run, out: Path, arguments: str =
     lines.append(f"  results     {out}/")
     lines += ["", "What to type next:"]
     rounds = 2 * int(run.started.get("rounds", 5))
-    verb = f"ansible-playbook {{}} {arguments}".rstrip()
+    verb = f"{ansible_playbook()} {{}} {arguments}".rstrip()
     following = [
         (verb.format("run.yml") + f" -e rounds={rounds}", "another run on the standing federation"),
         (verb.format("status.yml"), "machines, clients, limits, runs"),

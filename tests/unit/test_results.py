@@ -331,6 +331,17 @@ def test_missing_source_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture(name="environment")
+def activated_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a virtual environment that holds only `ansible-playbook`, and put it on PATH."""
+    folder = tmp_path / "clone" / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    (folder / "ansible-playbook").touch(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    return folder
+
+
+@pytest.mark.usefixtures("environment")
 def test_closing_words_say_what_happened_and_what_to_type(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -351,6 +362,18 @@ def test_closing_words_say_what_happened_and_what_to_type(
         assert words in said
 
 
+def test_next_commands_can_be_typed_where_the_environment_is_not_activated(
+    monkeypatch: pytest.MonkeyPatch, environment: Path
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr("sys.executable", str(environment / "python"))
+    monkeypatch.chdir(environment.parents[1])
+    assert results.ansible_playbook() == ".venv/bin/ansible-playbook"
+    monkeypatch.chdir("/usr")
+    assert results.ansible_playbook() == str(environment / "ansible-playbook")
+
+
+@pytest.mark.usefixtures("environment")
 def test_next_commands_repeat_the_users_inventory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_journal(tmp_path / "run", make_events(end="failed"))
     collect(source, tmp_path / "out", "--verb-arguments", "-i inventory/lab.yml")
