@@ -1,0 +1,79 @@
+"""A run's journal: JSON lines that the ServerApp appends and everybody else reads.
+
+Events (each line has `time`, unix seconds, and `event`):
+
+- `run_started`: run_id, run_name, rounds, strategy, strategy_args, dataset, partitioner, partitioner_args,
+  seed, config (the whole run config), clients [{name, partition_id, node_id}], versions, oversubscribed,
+  histogram {partition id: [samples per class]}
+- `waiting`: missing [names], seconds
+- `phase_started`: round, phase (train or evaluate), clients [names]
+- `reply`: round, phase, client, partition_id, node_id, seconds (sent to received), examples, metrics, system,
+  bytes_down, bytes_up
+- `failure`: round, phase, client, partition_id, node_id, code, reason
+- `round`: round (0 = before training), accuracy, loss (server-side), client_accuracy, client_loss,
+  train_loss, seconds, phases {configure, train, aggregate, evaluate, server_evaluate} (seconds),
+  clients (that trained), failures
+- `model_saved`: path, sha256, bytes
+- `run_finished`: status (completed or failed), error
+"""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """Appends events, each by one write to a file opened with O_APPEND."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._end_torn_line()
+
+    def _end_torn_line(self) -> None:
+        # A writer that died in the middle of a line must not swallow the first line of the next.
+        content = self.path.read_bytes()
+        if content and not content.endswith(b"\n"):
+            os.write(self._file, b"\n")
+
+    def append(self, event: str, **fields: Any) -> None:
+        """Append one event with the present time."""
+        record = {"time": round(time.time(), 3), "event": event, **_finite(fields)}
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+        os.write(self._file, line.encode())
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+
+def _finite(value: Any) -> Any:
+    """Replace NaN and infinities, which JSON has no word for, by null: a diverged loss is no number."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """Return the events of a journal, in order; lines that a dying writer tore are left out."""
+    events = []
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    for line in content.split(b"\n"):
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and "event" in event:
+            events.append(event)
+    return events
