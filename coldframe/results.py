@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import math
 import os
 import shutil
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from coldframe import plots
+from coldframe.journal import read_journal
 
 Event = dict[str, Any]
 
@@ -76,25 +76,6 @@ class Run:
         return [self.rounds[number] for number in sorted(self.rounds) if number > 0]
 
 
-def read_journal(path: Path) -> list[Event]:
-    """Read the events of a journal; a line that a crash tore is left out.
-
-    The writer appends whole lines, so only its death leaves a broken one: the last of the file, or the
-    last before a restarted server went on.
-    """
-    if not path.exists():
-        return []
-    events = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            events.append(json.loads(line))
-        except ValueError:
-            print(f"results: {path}, line {number} is torn and left out", file=sys.stderr)
-    return events
-
-
 def gather(events: Iterable[Event]) -> Run:
     """Sort a journal's events by kind; of two events for one round the later counts."""
     run = Run()
@@ -141,17 +122,6 @@ def iso(moment: float | None) -> str | None:
     return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
 
 
-def finite(value: Any) -> Any:
-    """Replace NaN and infinities by None, at any depth: JSON has no words for them."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value
-
-
 def summarise(
     run: Run,
     *,
@@ -171,7 +141,7 @@ def summarise(
     final = evaluated[-1] if evaluated else {}
     started = run.started
     wall = run.last - run.first if run.first is not None and run.last is not None else None
-    summary = {
+    return {
         "run_id": str(started.get("run_id", run_id)),
         "run_name": started.get("run_name") or None,
         "status": status,
@@ -196,7 +166,6 @@ def summarise(
             for event in run.failures
         ],
     }
-    return dict(finite(summary))
 
 
 def round_rows(run: Run) -> list[dict[str, Any]]:
