@@ -1,0 +1,262 @@
+"""The zygote: a process with one thread that has imported the heavy modules and forks one child per task.
+
+The order matters, and each step has cost somebody a day: environment, imports, fork, then in the child
+signals, exit handlers, random state, threads, and only then the task. The zygote imports and nothing else:
+with a second thread, or after parallel tensor work, a forked child can hang in its first parallel operation.
+It never imports an app: flwr trusts `sys.modules`, and every child would then run that copy instead of the
+code that came with the run.
+
+It is started by `coldframe.executor` and speaks JSON over a SOCK_SEQPACKET socket, one object per packet. In:
+`{"do": "launch", "task": ID, "spec": {...}}`, `{"do": "kill", "task": ID}`; end of file kills the task and
+ends the zygote. Out: `{"event": "ready"|"started"|"refused"|"message"|"ended", ...}`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import gc
+import importlib
+import json
+import mmap
+import os
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from flwr.supercore.exit.exit_handler import registered_exit_handlers
+from flwr.supercore.tls import validate_and_resolve_root_certificates
+from flwr.supernode.runtime.run_clientapp import run_clientapp
+
+from coldframe import adapters
+
+PACKET = 1 << 16
+# One thread while importing: OpenMP and BLAS libraries start their pools as they are loaded.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+# What a child has told the SuperNode so far; a child writes it into memory that it shares with the zygote.
+NOTHING, REPLIED, DONE = 0, 1, 2
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass
+class Child:
+    """The one task that is running."""
+
+    task_id: int
+    pid: int
+    pidfd: int
+    progress: mmap.mmap
+
+
+def preload(modules: list[str]) -> list[str]:
+    """Import what tasks will need; a module that is not installed is named in the log and left out."""
+    loaded = []
+    for name in modules:
+        try:
+            importlib.import_module(name)
+            loaded.append(name)
+        except ModuleNotFoundError as error:
+            if error.name != name.partition(".")[0]:
+                raise
+            print(f"zygote: {name} is not installed, not preloaded", file=sys.stderr, flush=True)
+    adapters.install("task")
+    # Children share these pages; a collection in a child would write to all of them.
+    gc.collect()
+    gc.freeze()
+    return loaded
+
+
+def thread_count() -> int:
+    """Return the number of threads of this process, those of C libraries included."""
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def serve(control: socket.socket, modules: list[str], environment: dict[str, str | None]) -> None:
+    """Fork a child per launch until the executor closes its end.
+
+    Parameters
+    ----------
+    control : socket.socket
+        SOCK_SEQPACKET, connected to the executor.
+    modules : list of str
+        What to preload besides flwr.
+    environment : dict
+        The thread variables as they were before the zygote was started; a child gets them back.
+    """
+    # Whatever a task leaves behind, even in a session of its own, becomes ours to end.
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    _send(control, event="ready", modules=preload(modules))
+    child: Child | None = None
+    while True:
+        waiting: list[Any] = [control] if child is None else [control, child.pidfd]
+        readable = select.select(waiting, [], [])[0]
+        if child is not None and child.pidfd in readable:
+            _send(control, event="ended", task=child.task_id, **_bury(child))
+            child = None
+        if control not in readable:
+            continue
+        packet = control.recv(PACKET)
+        if not packet:
+            if child is not None:
+                _kill_group(child.pid)
+                _bury(child)
+            return
+        order = json.loads(packet)
+        if order["do"] == "kill":
+            if child is not None and child.task_id == order["task"]:
+                _kill_group(child.pid)
+            continue
+        if (threads := thread_count()) != 1 or child is not None:
+            reason = f"the zygote has {threads} threads" if child is None else "a task is still running"
+            _send(control, event="refused", task=order["task"], reason=reason)
+            continue
+        child = _fork(control, order, environment)
+        _send(control, event="started", task=child.task_id, pid=child.pid)
+
+
+def _send(control: socket.socket, **event: Any) -> None:
+    control.sendall(json.dumps(event).encode())
+
+
+def _fork(control: socket.socket, order: dict[str, Any], environment: dict[str, str | None]) -> Child:
+    progress = mmap.mmap(-1, 1)
+    zygote = os.getpid()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _become_task(zygote, environment)
+            _run_task(control, order, progress)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(70)
+    return Child(order["task"], pid, os.pidfd_open(pid), progress)
+
+
+def _become_task(zygote: int, environment: dict[str, str | None]) -> None:
+    """Undo in the child what it inherited and should not have."""
+    os.setsid()
+    # A dead zygote cannot tell the executor how its child ended: end together.
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != zygote:
+        os._exit(70)
+    # When the client's memory is full, the kernel shall take the task and not the SuperNode.
+    Path("/proc/self/oom_score_adj").write_text("500")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    for name, value in environment.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    registered_exit_handlers.clear()
+    sys.argv[:] = ["flwr-clientapp"]
+    reseed()
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(allowed_threads())
+
+
+def allowed_threads() -> int:
+    """Return how many threads a task should use: what the user set, else the cores it may use."""
+    if chosen := os.environ.get("OMP_NUM_THREADS"):
+        return max(1, int(chosen.partition(",")[0]))
+    return len(os.sched_getaffinity(0))
+
+
+def reseed() -> None:
+    """Give this process random state of its own (`random` reseeds itself after a fork, these do not)."""
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(int.from_bytes(os.urandom(7)))
+
+
+def _run_task(control: socket.socket, order: dict[str, Any], progress: mmap.mmap) -> NoReturn:
+    """Run flwr's own ClientApp process to its end, and note for the executor what the SuperNode was told."""
+
+    def on_message(message: bytes) -> None:
+        _send(control, event="message", task=order["task"], message=message.hex())
+        control.close()
+
+    def on_progress(state: int) -> None:
+        progress[0] = state
+
+    adapters.task_events.on_message = on_message
+    adapters.task_events.on_reply = lambda: on_progress(REPLIED)
+    adapters.task_events.on_done = lambda: on_progress(DONE)
+    spec = order["spec"]
+    code = 1
+    try:
+        run_clientapp(
+            runtime_api_address=spec["runtime_api_address"],
+            token=spec["token"],
+            insecure=spec["insecure"],
+            certificates=validate_and_resolve_root_certificates(
+                spec["root_certificates_path"], spec["insecure"]
+            ),
+            # The zygote ends its child when the executor is gone: no need for a thread that watches it.
+            parent_pid=None,
+            runtime_dependency_install=False,
+        )
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    # As in a process of its own: what the app registered runs; its left-over threads are not waited for.
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code & 0xFF)
+
+
+def _bury(child: Child) -> dict[str, int]:
+    """Reap an ended child and end all that it left behind."""
+    # Wait without reaping first: while the child is a zombie, its process group's number is nobody else's.
+    os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
+    _kill_group(child.pid)
+    _, status = os.waitpid(child.pid, 0)
+    os.close(child.pidfd)
+    reached = child.progress[0]
+    child.progress.close()
+    deadline = time.monotonic() + 1
+    while (orphans := _children()) and time.monotonic() < deadline:
+        for pid in orphans:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, os.WNOHANG)
+        time.sleep(0.002)
+    return {"code": os.waitstatus_to_exitcode(status), "reached": reached}
+
+
+def _kill_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        # Between fork and setsid the child has no group of its own yet.
+        os.kill(pid, signal.SIGKILL)
+
+
+def _children() -> list[int]:
+    """Return the processes whose parent is this one."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((entry / "stat").read_bytes().rpartition(b")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if parent == os.getpid():
+            found.append(int(entry.name))
+    return found
+
+
+if __name__ == "__main__":
+    _arguments = json.loads(sys.argv[1])
+    serve(socket.socket(fileno=_arguments["control"]), _arguments["modules"], _arguments["environment"])

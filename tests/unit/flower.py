@@ -1,0 +1,228 @@
+"""Starts real Flower processes on the loopback for tests: a SuperLink, SuperNodes with executors, and runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+MANIFEST = """
+[project]
+name = "{name}"
+version = "1.0.0"
+license = {{ file = "LICENSE" }}
+dependencies = []
+[tool.flwr.app]
+publisher = "test"
+fab-include = ["/{name}/*.py", "/LICENSE"]
+[tool.flwr.app.components]
+serverapp = "{name}.server:app"
+clientapp = "{name}.client:app"
+[tool.flwr.app.config]
+orders = ""
+out = ""
+nodes = 1
+"""
+
+# Sends one message per order to each node, one after the other, and writes down what came back.
+SERVER = """
+import json, time
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import ServerApp
+app = ServerApp()
+
+@app.main()
+def main(grid, context):
+    while len(nodes := sorted(grid.get_node_ids())) < context.run_config["nodes"]:
+        time.sleep(0.1)
+    replies = []
+    for order in json.load(open(context.run_config["orders"])):
+        start = time.monotonic()
+        content = RecordDict({"order": ConfigRecord(order)})
+        messages = [Message(content, node, "query", ttl=order.get("ttl", 600.0)) for node in nodes]
+        waiting = set(grid.push_messages(messages))
+        while waiting and time.monotonic() - start < 50:
+            for reply in grid.pull_messages(waiting):
+                waiting.discard(reply.metadata.reply_to_message_id)
+                answer = {"seconds": time.monotonic() - start, "do": order["do"]}
+                if reply.has_error():
+                    answer |= {"code": reply.error.code, "reason": reply.error.reason}
+                else:
+                    answer |= dict(reply.content["answer"])
+                replies.append(answer)
+            time.sleep(0.02)
+        replies += [{"do": order["do"], "missing": True} for _ in waiting]
+    with open(context.run_config["out"], "w") as file:
+        json.dump(replies, file)
+"""
+
+
+@dataclass
+class Federation:
+    """A SuperLink with its nodes; every process is ended by `stop`, by its id."""
+
+    home: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    link_port: int = 0
+
+    def start(self, name: str, command: list[str], **environment: str) -> subprocess.Popen[bytes]:
+        """Start one process; its output goes to `<home>/<name>.log`."""
+        with (self.home / f"{name}.log").open("wb") as log:
+            process = subprocess.Popen(
+                command,
+                env={**os.environ, **self.environment, **environment},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                cwd=self.home,
+                start_new_session=True,
+            )
+        self.processes.append(process)
+        return process
+
+    def start_link(self, command: list[str]) -> None:
+        """Start a SuperLink that starts its ServerApps itself, and wait until it answers."""
+        self.link_port = free_port()
+        self.start(
+            "superlink",
+            [
+                *command,
+                "--insecure",
+                "--port",
+                str(self.link_port),
+                "--disable-runtime-dependency-installation",
+            ],
+        )
+        wait_for_port(self.link_port)
+        (self.home / "config.toml").write_text(
+            f'[superlink]\ndefault = "test"\n[superlink.test]\naddress = "127.0.0.1:{self.link_port}"\n'
+            "insecure = true\n"
+        )
+
+    def start_node(
+        self, command: list[str], executor: list[str], **environment: str
+    ) -> subprocess.Popen[bytes]:
+        """Start a SuperNode in process isolation and its executor; return the executor."""
+        port = free_port()
+        secret = self.home / f"secret-{port}"
+        secret.write_bytes(secrets.token_bytes(32))
+        auth = ["--superexec-auth-secret-file", str(secret)]
+        link = ["--insecure", "--superlink", f"127.0.0.1:{self.link_port}"]
+        self.start(
+            f"supernode-{port}",
+            [*command, *link, "--host", "127.0.0.1", "--port", str(port), "--isolation", "process", *auth],
+        )
+        wait_for_port(port)
+        return self.start(
+            f"executor-{port}",
+            [*executor, "--insecure", "--runtime-api-address", f"127.0.0.1:{port}", *auth],
+            **environment,
+        )
+
+    def run(self, app: Path, orders: list[dict[str, Any]], nodes: int = 1, timeout: float = 80) -> list[Any]:
+        """Run an app with a list of orders and return the answers."""
+        out = self.home / f"answers-{secrets.token_hex(4)}.json"
+        todo = out.with_suffix(".todo")
+        todo.write_text(json.dumps(orders))
+        submitted = subprocess.run(
+            [tool("flwr"), "run", str(app), "test", "-c", f"orders='{todo}' out='{out}' nodes={nodes}"],
+            env={**os.environ, **self.environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert submitted.returncode == 0, submitted.stdout
+        wait_until(out.exists, timeout, f"no answers; see the logs in {self.home}")
+        time.sleep(0.1)
+        return list(json.loads(out.read_text()))
+
+    def stop(self) -> None:
+        """End every process that was started here, with its process group."""
+        for process in self.processes:
+            process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 5
+        for process in self.processes:
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+@contextmanager
+def federation(home: Path) -> Iterator[Federation]:
+    """Give a federation without processes whose files are under `home`, and end what was started in it."""
+    home.mkdir(exist_ok=True)
+    it = Federation(
+        home,
+        environment={
+            "FLWR_HOME": str(home),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+        },
+    )
+    try:
+        yield it
+    finally:
+        it.stop()
+
+
+def write_app(directory: Path, client: str, name: str = "probe") -> Path:
+    """Write a Flower app with the given client module."""
+    package = directory / name
+    package.mkdir(parents=True)
+    (directory / "pyproject.toml").write_text(MANIFEST.format(name=name))
+    (directory / "LICENSE").write_text("none\n")
+    (package / "__init__.py").write_text("")
+    (package / "server.py").write_text(SERVER)
+    (package / "client.py").write_text(client)
+    return directory
+
+
+def tool(name: str) -> str:
+    """Return the path of a command that was installed beside this interpreter."""
+    return str(Path(sys.executable).parent / name)
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for_port(port: int, timeout: float = 40) -> None:
+    """Wait until something accepts connections on a port of the loopback."""
+    wait_until(lambda: _accepts(port), timeout, f"nothing listens on port {port}")
+
+
+def wait_until(condition: Callable[[], Any], timeout: float, what: str) -> None:
+    """Wait for a condition, or fail saying what is missing."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(what)
+        time.sleep(0.05)
+
+
+def _accepts(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
