@@ -1,0 +1,1 @@
+"""Tests that the repository agrees with itself: no machine is touched."""
