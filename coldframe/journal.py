@@ -10,6 +10,7 @@ Events (each line has `time`, unix seconds, and `event`):
 - `reply`: round, phase, client, partition_id, node_id, seconds (sent to received), examples, metrics, system,
   bytes_down, bytes_up
 - `failure`: round, phase, client, partition_id, node_id, code, reason
+- `not_aggregated`: round, messages, replies, reason (the strategy made no model: the global one stays)
 - `round`: round (0 = before training), accuracy, loss (server-side), client_accuracy, client_loss,
   train_loss, seconds, phases {configure, train, aggregate, evaluate, server_evaluate} (seconds),
   clients (that trained), failures

@@ -126,6 +126,8 @@ def default_root() -> Path:
 
 def load_array(root: Path, dataset: str, name: str) -> np.ndarray:
     """Map one file of a prepared data set into memory; pages are read as they are touched."""
+    if dataset not in SPECS:
+        raise DataError(f"unknown dataset {dataset!r}: it can be {', '.join(SPECS)}")
     try:
         array: np.ndarray = np.load(root / dataset / f"{name}.npy", mmap_mode="r")
     except FileNotFoundError:

@@ -1,0 +1,159 @@
+"""Flower's strategies by name, each with its own arguments, and its differential-privacy wrappers."""
+
+import difflib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flwr.app import MetricRecord, RecordDict
+from flwr.serverapp import strategy as flower
+from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+
+STRATEGIES: dict[str, type[Strategy]] = {
+    kind.__name__.lower(): kind
+    for kind in (
+        flower.FedAvg,
+        flower.FedAvgM,
+        flower.FedProx,
+        flower.FedAdagrad,
+        flower.FedAdam,
+        flower.FedYogi,
+        flower.FedMedian,
+        flower.FedTrimmedAvg,
+        flower.Krum,
+        flower.MultiKrum,
+        flower.Bulyan,
+        flower.QFedAvg,
+    )
+}
+PRIVACY: dict[str, type[Strategy]] = {
+    "server-fixed": flower.DifferentialPrivacyServerSideFixedClipping,
+    "server-adaptive": flower.DifferentialPrivacyServerSideAdaptiveClipping,
+    "client-fixed": flower.DifferentialPrivacyClientSideFixedClipping,
+    "client-adaptive": flower.DifferentialPrivacyClientSideAdaptiveClipping,
+}
+LOCAL = "local"  # noise and clipping are the client's; the server's strategy stays as it is
+LOCAL_ARGUMENTS = ("clipping_norm", "sensitivity", "epsilon", "delta")
+
+
+class StrategyError(ValueError):
+    """A strategy, or an argument of one, that cannot work; the message says what can."""
+
+
+def arguments(kind: type) -> dict[str, inspect.Parameter]:
+    """Return the arguments that are a strategy's own: not FedAvg's, and none that takes an object."""
+    common = set(inspect.signature(flower.FedAvg.__init__).parameters)
+    other = {"strategy", "selection_rule", "accountant", "train_loss_key"}
+    parameters = inspect.signature(kind.__init__).parameters  # type: ignore[misc]
+    return {name: value for name, value in parameters.items() if name not in common | other}
+
+
+def build(
+    name: str,
+    args: Mapping[str, Any],
+    *,
+    fraction_train: float,
+    fraction_evaluate: float,
+    min_train: int,
+    min_evaluate: int,
+    min_available: int,
+    learning_rate: float,
+    clients: int,
+    dp: str = "",
+    dp_args: Mapping[str, Any] | None = None,
+) -> Strategy:
+    """Make a strategy.
+
+    Parameters
+    ----------
+    name : str
+        Lower-case name of the class in Flower, e.g. `fedavg`.
+    args : mapping
+        The strategy's own arguments, e.g. `{"proximal_mu": 0.1}`.
+    learning_rate : float
+        The clients'; q-FedAvg estimates a Lipschitz constant from it, unless `args` says otherwise.
+    clients : int
+        How many clients there are: the privacy wrappers scale their noise with the number sampled.
+    dp, dp_args : str, mapping
+        One of PRIVACY, `local` or empty, and the wrapper's arguments.
+    """
+    name = name.lower()
+    if name.startswith("fedxgb"):
+        raise StrategyError(
+            f"{name} merges the trees of XGBoost models, and the models here are neural networks: "
+            "choose another strategy, or run an XGBoost app of your own with -e app=DIR"
+        )
+    if name not in STRATEGIES:
+        raise StrategyError(f"unknown strategy {name!r}{_nearest(name, list(STRATEGIES))}")
+    kind = STRATEGIES[name]
+    own = dict(args)
+    _check(f"strategy {name}", own, list(arguments(kind)))
+    if name == "qfedavg":
+        own.setdefault("client_learning_rate", learning_rate)
+    if name == "bulyan" and min_train < (need := 4 * own.get("num_malicious_nodes", 0) + 3):
+        raise StrategyError(
+            f"bulyan with num_malicious_nodes {own.get('num_malicious_nodes', 0)} aggregates only {need} replies "
+            f"or more: set min_train_clients to {need} at least (it is {min_train})"
+        )
+    try:
+        strategy = kind(
+            fraction_train=fraction_train,
+            fraction_evaluate=fraction_evaluate,
+            min_train_nodes=min_train,
+            min_evaluate_nodes=min_evaluate,
+            min_available_nodes=min_available,
+            train_metrics_aggr_fn=weighted_average,
+            evaluate_metrics_aggr_fn=weighted_average,
+            **own,
+        )
+    except (TypeError, ValueError) as error:
+        raise StrategyError(f"strategy {name}: {error}") from None
+    return _with_privacy(strategy, dp, dp_args or {}, max(int(clients * fraction_train), min_train))
+
+
+def _with_privacy(strategy: Strategy, dp: str, dp_args: Mapping[str, Any], sampled: int) -> Strategy:
+    if not dp:
+        if dp_args:
+            raise StrategyError("dp_args are given, but dp is empty: say which wrapper they are for")
+        return strategy
+    if dp == LOCAL:
+        _check("dp local", dp_args, LOCAL_ARGUMENTS)
+        if missing := [key for key in LOCAL_ARGUMENTS if key not in dp_args]:
+            raise StrategyError(f"dp local needs {', '.join(missing)} in dp_args")
+        if dp_args["epsilon"] <= 0 or dp_args["delta"] <= 0:
+            raise StrategyError("dp local: epsilon and delta must be above 0")
+        return strategy
+    if dp not in PRIVACY:
+        raise StrategyError(f"unknown dp {dp!r}{_nearest(dp, [*PRIVACY, LOCAL])}")
+    allowed = arguments(PRIVACY[dp])
+    _check(f"dp {dp}", dp_args, list(allowed))
+    own: dict[str, Any] = {"num_sampled_clients": sampled, **dp_args}
+    required = [key for key, value in allowed.items() if value.default is inspect.Parameter.empty]
+    if missing := [key for key in required if key not in own]:
+        raise StrategyError(f"dp {dp} needs {', '.join(missing)} in dp_args")
+    try:
+        return PRIVACY[dp](strategy=strategy, **own)
+    except (TypeError, ValueError) as error:
+        raise StrategyError(f"dp {dp}: {error}") from None
+
+
+def _check(what: str, given: Mapping[str, Any], allowed: Sequence[str]) -> None:
+    for key, value in given.items():
+        if key not in allowed:
+            hint = _nearest(key, allowed) if allowed else ": it takes none"
+            raise StrategyError(f"{what} has no argument {key!r}{hint}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise StrategyError(f"{what}: {key} must be a number, and is {value!r}")
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    return f"{hint} It can be: {', '.join(known)}"
+
+
+def weighted_average(records: list[RecordDict], key: str) -> MetricRecord:
+    """Average every metric, weighted by the number of examples; clients without any count for nothing."""
+    counted = [record for record in records if next(iter(record.metric_records.values()))[key]]
+    return aggregate_metricrecords(counted, key) if counted else MetricRecord()
