@@ -1,10 +1,12 @@
 """Turns a run's journal into its results folder: summary, tables, copies, pictures, closing words.
 
-    python -m coldframe.results DIR --out results/TIME-RUN
+    python -m coldframe.results DIR --results results       makes results/<time>-<run>/
+    python -m coldframe.results --purge NAME --results results
 
 DIR holds what was fetched from the server: `journal.jsonl` and, where the run got that far,
 `model.pt`. A run of a foreign app has no journal; then the folder holds what is known without one.
 Whatever cannot be known is null in `summary.json` and empty in the tables, never a guess.
+With `--purge` the results of one federation are removed, and their folders named.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import csv
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -108,11 +111,10 @@ def outcome(run: Run, status: str | None, error: str | None) -> tuple[str, str |
     recorded = run.finished.get("status")
     if recorded == "failed":
         return "failed", error or run.finished.get("error") or None
-    if status is not None:
-        return status, error or None
-    if recorded is not None:
-        return recorded, error or None
-    return "failed", error or CUT_OFF
+    ended = status or recorded
+    if ended == "completed":
+        return ended, None
+    return ended or "failed", error or (CUT_OFF if ended in (None, "failed") else None)
 
 
 def iso(moment: float | None) -> str | None:
@@ -231,23 +233,58 @@ def copy(source: Path | None, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def point_latest(out: Path, started: str | None) -> None:
-    """Let `latest` beside the folder point to it, unless it points to a run that started later.
+def folder_name(summary: dict[str, Any]) -> str:
+    """Name a run's folder by its start in UTC and its name, so that folders sort by time.
+
+    A run is always given the same folder: to fetch it again makes no second one.
+    """
+    started = summary["started"]
+    moment = datetime.fromisoformat(started) if started else datetime.now(UTC)
+    name = re.sub(r"[^\w.-]+", "-", summary["run_name"] or summary["run_id"])
+    return f"{moment:%Y%m%d-%H%M%S}-{name}"
+
+
+def check_latest(results: Path) -> Path:
+    """Give the path of the link `latest`, if it is free to be one."""
+    link = results / "latest"
+    if link.exists() and not link.is_symlink():
+        raise FileExistsError(f"{link} is no symbolic link: move it away, then collect the run again")
+    return link
+
+
+def point_latest(results: Path) -> None:
+    """Let `latest` point to the run that started last; without any run there is no link.
 
     The link is replaced in one step, so that a reader never finds it missing.
     """
-    link = out.parent / "latest"
-    if link.exists() and not link.is_symlink():
-        raise FileExistsError(f"{link} is no symbolic link: move it away, then collect the run again")
-    current = link / "summary.json"
-    if started is not None and current.exists():
-        other = json.loads(current.read_text(encoding="utf-8")).get("started")
-        if other is not None and other > started:
-            return
-    fresh = out.parent / f".latest-{os.getpid()}"
+    link = check_latest(results)
+    runs = [
+        (str(json.loads(path.read_text(encoding="utf-8")).get("started") or ""), path.parent.name)
+        for path in results.glob("*/summary.json")
+        if not path.parent.is_symlink()
+    ]
+    if not runs:
+        link.unlink(missing_ok=True)
+        return
+    fresh = results / f".latest-{os.getpid()}"
     fresh.unlink(missing_ok=True)
-    fresh.symlink_to(out.name)
+    fresh.symlink_to(max(runs)[1])
     fresh.replace(link)
+
+
+def purge(results: Path, federation: str) -> list[Path]:
+    """Remove the results of one federation; a folder whose inventory names another, or none, stays."""
+    removed = []
+    for inventory in sorted(results.glob("*/inventory.json")):
+        folder = inventory.parent
+        if folder.is_symlink() or not (folder / "summary.json").exists():
+            continue
+        if json.loads(inventory.read_text(encoding="utf-8")).get("federation") == federation:
+            shutil.rmtree(folder)
+            removed.append(folder)
+    if removed:
+        point_latest(results)
+    return removed
 
 
 def duration(seconds: float) -> str:
@@ -325,10 +362,9 @@ def failure_lines(failures: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run]:
+def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, Path]:
     """Write the whole results folder, and move `latest` last."""
     source: Path = arguments.source
-    out: Path = arguments.out
     run = gather(read_journal(source / "journal.jsonl"))
     versions = json.loads(arguments.versions.read_text(encoding="utf-8")) if arguments.versions else {}
     summary = summarise(
@@ -338,6 +374,8 @@ def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run]:
         error=arguments.error,
         versions=versions,
     )
+    check_latest(arguments.results)
+    out: Path = arguments.results / folder_name(summary)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "summary.json", summary)
     write_json(out / "versions.json", summary["versions"])
@@ -361,19 +399,19 @@ def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run]:
     if run.started.get("histogram"):
         names = {int(client["partition_id"]): client["name"] for client in run.started["clients"]}
         plots.partitions(run.started["histogram"], names, out / "partitions.png")
-    point_latest(out, summary["started"])
-    return summary, run
+    point_latest(arguments.results)
+    return summary, run, out
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m coldframe.results", description=(__doc__ or "").split("\n")[0]
-    )
-    parser.add_argument("source", type=Path, help="folder with journal.jsonl and model.pt")
-    parser.add_argument("--out", type=Path, required=True, help="results folder to write")
+    summary = (__doc__ or "").split("\n", maxsplit=1)[0]
+    parser = argparse.ArgumentParser(prog="python -m coldframe.results", description=summary)
+    parser.add_argument("source", type=Path, nargs="?", help="folder with journal.jsonl and model.pt")
+    parser.add_argument("--results", type=Path, required=True, help="folder that holds a folder per run")
+    parser.add_argument("--purge", metavar="NAME", help="remove the results of this federation instead")
     parser.add_argument("--run-id", help="for a run without a journal (default: name of the source folder)")
-    parser.add_argument("--inventory", type=Path, help="JSON file: the inventory and the roster of the run")
+    parser.add_argument("--inventory", type=Path, help="JSON file: federation and roster of the run")
     parser.add_argument("--config", type=Path, help="YAML file: the run's variables")
     parser.add_argument("--versions", type=Path, help="JSON file: versions that the journal does not know")
     parser.add_argument("--events", type=Path, help="events.jsonl: changes of limits during the run")
@@ -381,7 +419,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--error", help="why it failed")
     parser.add_argument("--verb-arguments", default="", help="goes into the commands to type next")
     arguments = parser.parse_args(argv)
-    if not arguments.source.is_dir():
+    if (arguments.source is None) == (arguments.purge is None):
+        parser.error("give either a run's folder or --purge")
+    if arguments.source is not None and not arguments.source.is_dir():
         parser.error(f"{arguments.source} is no folder: give the one that holds the run's journal.jsonl")
     return arguments
 
@@ -390,11 +430,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the folder, say the closing words; 1 if the inputs cannot be used."""
     arguments = parse(argv)
     try:
-        summary, run = write_results(arguments)
+        if arguments.purge is not None:
+            for folder in purge(arguments.results, arguments.purge):
+                print(folder)
+            return 0
+        summary, run, out = write_results(arguments)
     except (OSError, ValueError) as problem:
         print(f"results: {problem}", file=sys.stderr)
         return 1
-    print(closing_words(summary, run, arguments.out, arguments.verb_arguments))
+    print(closing_words(summary, run, out, arguments.verb_arguments))
     return 0
 
 

@@ -104,10 +104,10 @@ def write_journal(folder: Path, events: list[dict[str, Any]], tail: str = "") ->
     return folder
 
 
-def collect(source: Path, out: Path, *more: str) -> dict[str, Any]:
+def collect(source: Path, folder: Path, *more: str) -> dict[str, Any]:
     """Run the command; give the summary that it wrote."""
-    assert results.main([str(source), "--out", str(out), *more]) == 0
-    return dict(json.loads((out / "summary.json").read_text(encoding="utf-8")))
+    assert results.main([str(source), "--results", str(folder), *more]) == 0
+    return dict(json.loads((folder / "latest" / "summary.json").read_text(encoding="utf-8")))
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -117,7 +117,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_completed_run_is_summed_up(tmp_path: Path) -> None:
-    summary = collect(write_journal(tmp_path / "run", make_events()), tmp_path / "results" / "a")
+    summary = collect(write_journal(tmp_path / "run", make_events()), tmp_path / "out")
     assert set(summary) == SUMMARY_KEYS
     failures = summary.pop("failures")
     assert summary == {
@@ -148,7 +148,7 @@ def test_completed_run_is_summed_up(tmp_path: Path) -> None:
 
 def test_rounds_table_has_a_row_per_round_with_its_phases(tmp_path: Path) -> None:
     collect(write_journal(tmp_path / "run", make_events()), tmp_path / "out")
-    table = rows(tmp_path / "out" / "rounds.csv")
+    table = rows(tmp_path / "out" / "latest" / "rounds.csv")
     assert [row["round"] for row in table] == ["0", "1", "2", "3"]
     assert table[0]["train_seconds"] == "" and table[2]["train_seconds"] == "15.0"
     assert (table[2]["clients"], table[2]["failures"]) == ("2", "1")
@@ -156,7 +156,7 @@ def test_rounds_table_has_a_row_per_round_with_its_phases(tmp_path: Path) -> Non
 
 def test_clients_table_has_a_row_per_client_round_and_phase(tmp_path: Path) -> None:
     collect(write_journal(tmp_path / "run", make_events()), tmp_path / "out")
-    table = rows(tmp_path / "out" / "clients.csv")
+    table = rows(tmp_path / "out" / "latest" / "clients.csv")
     keys = [(row["round"], row["phase"], row["client"]) for row in table]
     assert len(keys) == len(set(keys)) == 17  # 3 rounds of 3 clients, two phases; one failed before phase 2
     assert keys[:6] == [("1", phase, name) for phase in ("train", "evaluate") for name in NAMES]
@@ -172,7 +172,7 @@ def test_clients_table_has_a_row_per_client_round_and_phase(tmp_path: Path) -> N
 def test_pictures_are_drawn(tmp_path: Path) -> None:
     collect(write_journal(tmp_path / "run", make_events()), tmp_path / "out")
     for name in ("rounds.png", "clients.png", "partitions.png"):
-        assert (tmp_path / "out" / name).read_bytes().startswith(PNG), name
+        assert (tmp_path / "out" / "latest" / name).read_bytes().startswith(PNG), name
 
 
 def test_many_clients_are_drawn_as_a_map(tmp_path: Path) -> None:
@@ -186,7 +186,8 @@ def test_many_clients_are_drawn_as_a_map(tmp_path: Path) -> None:
     collect(write_journal(tmp_path / "run", events + more), tmp_path / "many")
     collect(write_journal(tmp_path / "run", events), tmp_path / "few")
     heights = [
-        int.from_bytes((tmp_path / out / "clients.png").read_bytes()[20:24], "big") for out in ("few", "many")
+        int.from_bytes((tmp_path / out / "latest" / "clients.png").read_bytes()[20:24], "big")
+        for out in ("few", "many")
     ]
     assert heights[1] > heights[0]
 
@@ -204,8 +205,8 @@ def test_files_of_the_run_are_copied(tmp_path: Path) -> None:
     for option, text in given.items():
         (tmp_path / option).write_text(text, encoding="utf-8")
         options += [f"--{option}", str(tmp_path / option)]
-    out = tmp_path / "out"
-    summary = collect(source, out, *options)
+    out = tmp_path / "out" / "latest"
+    summary = collect(source, tmp_path / "out", *options)
     assert (out / "model.pt").read_bytes() == b"torch"
     assert (out / "journal.jsonl").read_bytes() == (source / "journal.jsonl").read_bytes()
     assert (out / "inventory.json").read_text(encoding="utf-8") == given["inventory"]
@@ -218,13 +219,8 @@ def test_files_of_the_run_are_copied(tmp_path: Path) -> None:
 
 def test_config_of_the_journal_is_written_where_none_is_given(tmp_path: Path) -> None:
     collect(write_journal(tmp_path / "run", make_events()), tmp_path / "out")
-    text = (tmp_path / "out" / "config.yml").read_text(encoding="utf-8")
+    text = (tmp_path / "out" / "latest" / "config.yml").read_text(encoding="utf-8")
     assert text == 'learning-rate: 0.01\nstrategy: "fedprox"\n'
-
-
-def test_results_can_be_written_into_the_folder_they_were_fetched_to(tmp_path: Path) -> None:
-    source = write_journal(tmp_path / "results" / "a", make_events())
-    assert collect(source, source)["status"] == "completed"
 
 
 def test_torn_last_line_is_left_out(tmp_path: Path) -> None:
@@ -266,15 +262,15 @@ def test_run_without_rounds(tmp_path: Path) -> None:
     source = write_journal(tmp_path / "run", [make_events()[0], make_events(end="failed")[-1]])
     summary = collect(source, tmp_path / "out")
     assert (summary["rounds"], summary["round_seconds"], summary["accuracy"]) == (0, [], None)
-    assert (tmp_path / "out" / "rounds.csv").read_text(encoding="utf-8") == ""
-    assert (tmp_path / "out" / "partitions.png").exists()
-    assert not (tmp_path / "out" / "rounds.png").exists()
+    assert (tmp_path / "out" / "latest" / "rounds.csv").read_text(encoding="utf-8") == ""
+    assert (tmp_path / "out" / "latest" / "partitions.png").exists()
+    assert not (tmp_path / "out" / "latest" / "rounds.png").exists()
 
 
 def test_run_without_a_round_but_with_replies_is_drawn(tmp_path: Path) -> None:
     events = [event for event in make_events(end="failed") if event["event"] != "round"]
     collect(write_journal(tmp_path / "run", events), tmp_path / "out")
-    assert (tmp_path / "out" / "clients.png").read_bytes().startswith(PNG)
+    assert (tmp_path / "out" / "latest" / "clients.png").read_bytes().startswith(PNG)
 
 
 def test_foreign_app_without_a_journal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -295,37 +291,77 @@ def test_diverged_loss_stays_null(tmp_path: Path) -> None:
     assert summary["loss"] is None and summary["accuracy"] == 0.93
 
 
-def test_latest_points_to_the_newest_run(tmp_path: Path) -> None:
+def test_folder_bears_the_start_and_the_name_of_the_run(tmp_path: Path) -> None:
+    events = make_events()
+    collect(write_journal(tmp_path / "run", events), tmp_path / "out")
+    events[0]["run_name"] = "a/b: 50 %"
+    collect(write_journal(tmp_path / "run", events), tmp_path / "out")
+    events[0]["run_name"] = ""
+    collect(write_journal(tmp_path / "run", events), tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()} - {"latest"}
+    assert names == {f"20231114-221320-{name}" for name in ("pilot", "a-b-50-", "71")}
+
+
+def test_latest_points_to_the_run_that_started_last(tmp_path: Path) -> None:
     folder = tmp_path / "results"
     old = write_journal(tmp_path / "old", make_events())
     new = write_journal(tmp_path / "new", make_events(start=1_700_009_000.0))
-    collect(old, folder / "one")
-    assert (folder / "latest").readlink() == Path("one")
-    collect(new, folder / "two")
-    assert (folder / "latest").readlink() == Path("two")
-    collect(old, folder / "one-again")  # fetching an earlier run again makes it no newer
-    assert (folder / "latest").readlink() == Path("two")
-    assert sorted(path.name for path in folder.iterdir()) == ["latest", "one", "one-again", "two"]
+    collect(old, folder)
+    assert (folder / "latest").readlink() == Path("20231114-221320-pilot")
+    collect(new, folder)
+    assert (folder / "latest").readlink() == Path("20231115-004320-pilot")
+    collect(old, folder)  # fetching an earlier run again makes it no newer, and no second folder
+    assert (folder / "latest").readlink() == Path("20231115-004320-pilot")
+    assert len(list(folder.iterdir())) == 3
 
 
 def test_latest_that_points_nowhere_is_replaced(tmp_path: Path) -> None:
-    (tmp_path / "latest").symlink_to("gone")
-    collect(write_journal(tmp_path / "run", make_events()), tmp_path / "here")
-    assert (tmp_path / "latest").readlink() == Path("here")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "latest").symlink_to("gone")
+    assert collect(write_journal(tmp_path / "run", make_events()), tmp_path / "results")["run_id"] == "71"
 
 
 def test_latest_that_is_a_folder_is_refused_with_a_remedy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "latest").mkdir()
+    (tmp_path / "out" / "latest").mkdir(parents=True)
     source = write_journal(tmp_path / "run", make_events())
-    assert results.main([str(source), "--out", str(tmp_path / "out")]) == 1
+    assert results.main([str(source), "--results", str(tmp_path / "out")]) == 1
     assert "latest is no symbolic link: move it away" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["latest"]
+
+
+def test_purge_removes_the_results_of_one_federation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "results"
+    for number, federation in enumerate(("mine", "theirs", "mine")):
+        (tmp_path / "inventory.json").write_text(json.dumps({"federation": federation}), encoding="utf-8")
+        source = write_journal(tmp_path / "run", make_events(start=1_700_000_000.0 + 60 * number))
+        collect(source, folder, "--inventory", str(tmp_path / "inventory.json"))
+    (folder / "notes").mkdir()
+    (folder / "notes" / "inventory.json").write_text('{"federation": "mine"}', encoding="utf-8")
+    capsys.readouterr()
+    assert results.main(["--purge", "mine", "--results", str(folder)]) == 0
+    gone = [folder / "20231114-221320-pilot", folder / "20231114-221520-pilot"]
+    assert capsys.readouterr().out.splitlines() == [str(path) for path in gone]
+    kept = "20231114-221420-pilot"
+    assert sorted(path.name for path in folder.iterdir()) == [kept, "latest", "notes"]
+    assert (folder / "latest").readlink() == Path(kept)
+    assert results.main(["--purge", "mine", "--results", str(folder)]) == 0
+    assert capsys.readouterr().out == ""
+    assert results.main(["--purge", "theirs", "--results", str(folder)]) == 0
+    assert [path.name for path in folder.iterdir()] == ["notes"], "a link to nothing was left"
+
+
+def test_purge_without_any_results_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert results.main(["--purge", "mine", "--results", str(tmp_path / "results")]) == 0
+    assert capsys.readouterr().out == ""
 
 
 def test_missing_source_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as refused:
-        results.main([str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")])
+        results.main([str(tmp_path / "nowhere"), "--results", str(tmp_path / "out")])
     assert refused.value.code == 2
     assert "is no folder" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -354,7 +390,7 @@ def test_closing_words_say_what_happened_and_what_to_type(
         "loss        0.1000",
         "wall time   1 min 03 s",
         "failures    lab-1: train of round 2 (node unavailable)",
-        f"results     {tmp_path / 'out'}/",
+        f"results     {tmp_path / 'out'}/20231114-221320-pilot/",
         "ansible-playbook run.yml -e rounds=6 ",
         "ansible-playbook status.yml ",
         "make down ",
