@@ -204,25 +204,38 @@ def partitions(histogram: Mapping[str, Sequence[int]], names: Mapping[int, str],
         Partition id -> client name.
     """
     ids = sorted(int(key) for key in histogram)
-    classes = max(len(histogram[str(key)]) for key in ids)
-    palette = matplotlib.colormaps["tab10" if classes <= 10 else "tab20" if classes <= 20 else "turbo"]
-    scale = max(1, classes - 1) if classes > 20 else 1
     labels = [names.get(key, f"partition {key}") for key in ids]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 1.2 + 0.24 * len(ids)), layout="constrained")
         axes = figure.subplots()
-        base = [0] * len(ids)
-        for label in range(classes):
-            width = [histogram[str(key)][label] for key in ids]
-            colour = palette(label / scale if classes > 20 else label)
-            axes.barh(
-                labels, width, 0.75, base, color=colour, label=str(label), edgecolor="white", linewidth=0.3
-            )
-            base = [low + high for low, high in zip(base, width, strict=True)]
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        axes.set(xlabel="Training examples", ylim=(len(ids) - 0.5, -0.5))
-        axes.margins(x=0.01)
+        classes = draw_partitions(axes, [histogram[str(key)] for key in ids], labels)
         if classes <= 20:
             axes.legend(title="Class", loc="upper left", bbox_to_anchor=(1.0, 1.0), ncols=1 + (len(ids) < 8))
         figure.savefig(path)
+
+
+def draw_partitions(axes: Axes, counts: Sequence[Sequence[int]], labels: Sequence[str]) -> int:
+    """Stack the classes of each partition; give the number of classes.
+
+    Parameters
+    ----------
+    counts
+        Examples of each class, shape (partitions, classes).
+    labels
+        What stands beside each bar.
+    """
+    classes = max(len(row) for row in counts)
+    palette = matplotlib.colormaps["tab10" if classes <= 10 else "tab20" if classes <= 20 else "turbo"]
+    base = [0] * len(counts)
+    for number in range(classes):
+        width = [row[number] for row in counts]
+        colour = palette(number if classes <= 20 else number / (classes - 1))
+        axes.barh(
+            labels, width, 0.75, base, color=colour, label=str(number), edgecolor="white", linewidth=0.3
+        )
+        base = [low + high for low, high in zip(base, width, strict=True)]
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.set(xlabel="Training examples", ylim=(len(counts) - 0.5, -0.5))
+    axes.margins(x=0.01)
+    return classes
