@@ -167,7 +167,7 @@ class JournalingGrid(Grid):
         if not messages:
             return []
         phase = messages[0].metadata.message_type.split(".")[0]
-        # The map from message to node is ours: the error for a lost node has the SuperLink's id as its source.
+        # The map from message to node is ours: an error for a lost node names the SuperLink as its source.
         pending: dict[str, int] = {}
         sizes = {message.metadata.dst_node_id: _payload(message) for message in messages}
         activated = self._activations()

@@ -93,8 +93,8 @@ def build(
         own.setdefault("client_learning_rate", learning_rate)
     if name == "bulyan" and min_train < (need := 4 * own.get("num_malicious_nodes", 0) + 3):
         raise StrategyError(
-            f"bulyan with num_malicious_nodes {own.get('num_malicious_nodes', 0)} aggregates only {need} replies "
-            f"or more: set min_train_clients to {need} at least (it is {min_train})"
+            f"bulyan with num_malicious_nodes {own.get('num_malicious_nodes', 0)} needs {need} replies: "
+            f"set min_train_clients to {need} at least (it is {min_train})"
         )
     try:
         strategy = kind(
