@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tests.hosts import image, seeds
+from tests.hosts import image
 from tests.hosts.shell import HostsError, as_root, cache, call, docker, docker_command, remove_tree, say
 
 LABEL = "coldframe.hosts"
@@ -47,6 +47,8 @@ AS_A_MACHINE = (
     "--restart=unless-stopped",
 )
 
+# Naming the table first makes its removal succeed whether it existed or not.
+END_ISOLATION = "table ip isolation\ndelete table ip isolation\n"
 ISOLATION = """
 table ip isolation {{
     chain incoming {{
@@ -58,6 +60,18 @@ table ip isolation {{
         oifname "eth0" ip daddr {subnet} ip daddr != {controller} drop
     }}
 }}
+"""
+
+# Layers are read-only to an engine, so that hosts may share their files; whatever it writes to is copied.
+PLANT = """
+cd "$1"
+tar -cf "$2/seed.tar" --anchored --no-wildcards-match-slash \\
+    --exclude './overlay2/*/diff' --exclude ./engine-id .
+tar -xf "$2/seed.tar" -C "$2"
+rm "$2/seed.tar"
+for layer in overlay2/*/diff; do
+    cp -al "$layer" "$2/$layer"
+done
 """
 
 
@@ -175,11 +189,14 @@ class Host:
     def isolate_from_peers(self) -> None:
         """Cut the host and its containers from the other hosts, not from the controller. A reboot ends it."""
         table = ISOLATION.format(subnet=self.subnet, controller=self.controller)
-        docker("exec", "--interactive", self.container, "nft", "--file", "-", text=table)
+        self._filter(END_ISOLATION + table)
 
     def rejoin_peers(self) -> None:
         """End an isolation."""
-        docker("exec", self.container, "nft", "delete", "table", "ip", "isolation")
+        self._filter(END_ISOLATION)
+
+    def _filter(self, rules: str) -> None:
+        docker("exec", "--interactive", self.container, "nft", "--file", "-", text=rules)
 
     def load_image(self, archive: Path) -> None:
         """Load an image archive (.tar or .tar.zst) into the host's engine, past the network."""
@@ -365,7 +382,7 @@ class Hosts:
         engine = self.directory / host.name
         engine.mkdir()
         if self.seed is not None:
-            seeds.plant(self.seed, engine)
+            plant(self.seed, engine)
         docker(
             "run",
             "--detach",
@@ -392,6 +409,14 @@ class Hosts:
     def _down_at_exit(self, owner: int) -> None:
         if os.getpid() == owner:
             self.down()
+
+
+def plant(seed: Path, engine: Path) -> None:
+    """Give an engine that has never run the images of a seed."""
+    with image.locked("seeds", shared=True):
+        if not (seed / "overlay2").is_dir():
+            raise HostsError(f"{seed} holds no engine: use what make_seed returns")
+        call(as_root(["sh", "-euc", PLANT, "plant", str(seed), str(engine)]))
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:

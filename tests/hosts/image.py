@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -118,7 +118,7 @@ def build(suite: str, archive: Path) -> None:
     say(f"test host image: {size:.0f} MB, {time.monotonic() - started:.0f} s")
 
 
-def follow(output: Iterator[str], log, started: float) -> None:
+def follow(output: Iterable[str], log: Callable[[str], object], started: float) -> None:
     """Say which step the build is at and how many packages are done."""
     step, total, said = "starting", 0, 0.0
     counts = {"Get:": 0, "Setting up ": 0}

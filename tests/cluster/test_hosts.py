@@ -1,0 +1,261 @@
+"""Test hosts behave like machines, break like machines, and leave nothing behind."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hosts import Host, Hosts, HostsError, make_seed
+from tests.hosts.hosts import LABEL, sweep
+from tests.hosts.shell import cache, docker, remove_tree
+
+ROOT = Path(__file__).parents[2]
+# A web server that is small, holds no data, and comes from the host itself: no registry is in reach.
+TINY = "tar -C /usr/bin -c busybox | docker import --change 'ENTRYPOINT [\"/busybox\"]' - tiny"
+SERVE = (
+    "docker run -d --restart always --stop-signal KILL --name web -p 8080:80 "
+    "tiny sh -c 'echo hello > /index.html; exec /busybox httpd -f'"
+)
+# The body of a test run that somebody interrupts.
+WAIT = """
+import time
+from tests.hosts import Hosts
+with Hosts(1) as hosts:
+    print(hosts.prefix, flush=True)
+    time.sleep(99)
+"""
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Hosts]:
+    with Hosts(2) as hosts:
+        for host in hosts:
+            host.run("systemctl enable --now docker")
+            host.run(TINY)
+            host.run(SERVE)
+        yield hosts
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 20) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def succeeds(host: Host, command: str) -> bool:
+    return host.run(command, check=False).returncode == 0
+
+
+def fetches(host: Host, other: Host) -> bool:
+    """Whether a container on one host reaches a container's published port on the other."""
+    return succeeds(host, f"docker run --rm tiny wget -q -T 2 -O /dev/null http://{other.address}:8080/")
+
+
+def save(host: Host, tag: str, archive: Path) -> None:
+    """Fetch the tiny image from a host under another tag."""
+    with archive.open("wb") as file:
+        subprocess.run([*host.ssh(), f"docker tag tiny {tag} && docker save {tag}"], stdout=file, check=True)
+
+
+def traces(prefix: str, containers: list[str]) -> list[str]:
+    """Everything on this machine that belongs to a set of hosts."""
+    mine = ["--quiet", "--filter", f"label={LABEL}={prefix}"]
+    found = docker("ps", "--all", *mine).split() + docker("network", "ls", *mine).split()
+    found += [str(path) for path in cache().glob(f"{prefix}*")]
+    for container in containers:
+        found += [str(path) for path in Path("/sys/fs/cgroup").glob(f"*/docker/{container}")]
+    mounts = Path("/proc/self/mountinfo").read_text()
+    return found + [line for line in mounts.splitlines() if f"/{prefix}/" in line]
+
+
+def identities(prefix: str) -> list[str]:
+    return docker("ps", "--all", "--quiet", "--no-trunc", "--filter", f"label={LABEL}={prefix}").split()
+
+
+def test_root_and_a_user_with_sudo_log_in_over_ssh(pair: Hosts) -> None:
+    assert pair["server"].run("id -un").stdout.strip() == "root"
+    assert pair["server"].run("id -un", user="gardener").stdout.strip() == "gardener"
+    assert pair["server"].run("sudo -n id -un", user="gardener").stdout.strip() == "root"
+
+
+def test_every_host_has_a_name_an_address_and_an_identity_of_its_own(pair: Hosts) -> None:
+    assert [host.run("hostname").stdout.strip() for host in pair] == ["server", "c1"]
+    assert len({host.address for host in pair}) == 2
+    assert len({host.run("cat /etc/machine-id").stdout for host in pair}) == 2
+    assert len({host.run("docker info --format '{{.ID}}'").stdout for host in pair}) == 2
+
+
+def test_systemd_runs_with_no_failed_unit(pair: Hosts) -> None:
+    for host in pair:
+        assert host.run("systemctl is-system-running").stdout.strip() == "running"
+
+
+def test_an_engine_is_off_until_somebody_turns_it_on() -> None:
+    with Hosts(1) as hosts:
+        assert hosts[0].run("systemctl is-enabled docker", check=False).stdout.strip() == "disabled"
+        assert hosts[0].run("systemctl is-active docker", check=False).stdout.strip() == "inactive"
+
+
+def test_inner_containers_get_the_cpu_they_are_limited_to_and_no_more(pair: Hosts) -> None:
+    host = pair["c1"]
+    host.run("docker run -d --name burn --cpus 0.5 tiny sh -c 'while :; do :; done'")
+    v1 = succeeds(host, "docker exec burn /busybox test -e /sys/fs/cgroup/cpuacct/cpuacct.usage")
+    files = "cpu/cpu.stat /sys/fs/cgroup/cpuacct/cpuacct.usage" if v1 else "cpu.stat"
+
+    def counters() -> tuple[float, int, int]:
+        # One read for all: on a busy machine a second one would come much later.
+        lines = host.run(f"docker exec burn /busybox cat /sys/fs/cgroup/{files}").stdout.splitlines()
+        values = {line.split()[0]: int(line.split()[-1]) for line in lines}
+        seconds = int(lines[-1]) / 1e9 if v1 else values["usage_usec"] / 1e6
+        return seconds, values["nr_periods"], values["nr_throttled"]
+
+    before = counters()
+    assert eventually(lambda: counters()[1] - before[1] >= 30)
+    used, periods, throttled = (now - then for now, then in zip(counters(), before, strict=True))
+    host.run("docker rm -f burn")
+    # A period is 0.1 s and grants 0.05 CPU-s. The files are read one after the other: 15 %.
+    assert periods >= 30
+    assert 0 < used <= periods * 0.05 * 1.15
+    assert throttled > 0
+
+
+def test_power_cut_kills_at_once_and_restart_policies_bring_containers_back(pair: Hosts) -> None:
+    host, started = pair["c1"], "docker inspect --format '{{.State.StartedAt}}' web"
+    before, boot = host.run(started).stdout, host.boot_id()
+    host.power_cut()
+    assert not host.answers()
+    host.start()
+    assert host.boot_id() != boot
+    assert eventually(lambda: host.run(started, check=False).stdout not in ("", before))
+    assert eventually(lambda: fetches(pair["server"], host))
+
+
+def test_reboot_from_inside_makes_a_new_boot(pair: Hosts) -> None:
+    host = pair["c1"]
+    boot = host.boot_id()
+    host.reboot()
+    assert host.boot_id() != boot
+    assert eventually(lambda: fetches(pair["server"], host))
+
+
+def test_partition_swallows_everything_until_rejoin(pair: Hosts) -> None:
+    host, other = pair["c1"], pair["server"]
+    assert host.answers()
+    assert fetches(other, host)
+    host.partition()
+    assert not host.answers()
+    assert not fetches(other, host)
+    assert host.inside("hostname") == "c1"
+    host.rejoin()
+    assert eventually(host.answers)
+    assert eventually(lambda: fetches(other, host))
+
+
+def test_isolation_cuts_peers_and_their_containers_and_spares_the_controller(pair: Hosts) -> None:
+    host, other = pair["c1"], pair["server"]
+    assert fetches(host, other)
+    assert fetches(other, host)
+    host.isolate_from_peers()
+    assert not fetches(host, other)
+    assert not fetches(other, host)
+    assert not succeeds(host, f"ping -c 1 -W 1 {other.address}")
+    assert host.answers()
+    host.rejoin_peers()
+    assert fetches(host, other)
+    assert fetches(other, host)
+
+
+def test_an_image_archive_is_loaded_past_the_network(pair: Hosts, tmp_path: Path) -> None:
+    archive = tmp_path / "tiny.tar"
+    save(pair["server"], "shipped:1", archive)
+    subprocess.run(["zstd", "-q", "--rm", archive], check=True)
+    pair["c1"].load_image(archive.with_suffix(".tar.zst"))
+    assert pair["c1"].run("docker run --rm shipped:1 echo loaded").stdout.strip() == "loaded"
+
+
+def test_seeded_hosts_have_the_image_from_the_start_and_do_not_share_what_they_write(
+    pair: Hosts, tmp_path: Path
+) -> None:
+    archive = tmp_path / "tiny.tar"
+    save(pair["server"], "seeded:1", archive)
+    seed = make_seed(archive, f"test-{pair.prefix}")
+    try:
+        with Hosts(2, seed=seed) as hosts:
+            assert len(list(hosts.directory.glob("*/overlay2/*/diff/busybox"))) == 2
+            for layer in seed.glob("overlay2/*/diff/busybox"):
+                assert layer.stat().st_nlink == 3
+            for host in hosts:
+                host.run("systemctl start docker")
+                host.run(
+                    f"docker run --name mine seeded:1 sh -c 'echo {host.name} >> /busybox.txt; rm /busybox'"
+                )
+            for host in hosts:
+                assert host.run("docker diff mine").stdout.split() == ["A", "/busybox.txt", "D", "/busybox"]
+                assert host.run("docker run --rm seeded:1 echo whole").stdout == "whole\n"
+            hosts[0].run("docker rm mine && docker rmi seeded:1")
+            assert hosts[1].run("docker run --rm seeded:1 echo whole").stdout == "whole\n"
+            assert len({host.run("docker info --format '{{.ID}}'").stdout for host in hosts}) == 2
+    finally:
+        remove_tree(seed)
+        seed.with_name(f"{seed.name}.used").unlink()
+
+
+def test_two_sets_live_side_by_side(pair: Hosts) -> None:
+    with Hosts(1) as other:
+        assert other.subnet != pair.subnet
+        assert other[0].run("hostname").stdout == pair[0].run("hostname").stdout
+    assert pair[0].answers()
+
+
+def test_a_name_in_use_is_refused_and_the_set_that_has_it_lives_on(pair: Hosts) -> None:
+    with pytest.raises(HostsError, match="there are hosts called"):
+        Hosts(1, prefix=pair.prefix).up()
+    assert pair[0].answers()
+
+
+def test_down_leaves_nothing_even_of_a_running_engine() -> None:
+    with Hosts(1) as hosts:
+        containers = identities(hosts.prefix)
+        hosts[0].run("systemctl start docker")
+        hosts[0].run(TINY)
+        hosts[0].run(SERVE)
+        assert traces(hosts.prefix, containers)
+    assert traces(hosts.prefix, containers) == []
+
+
+def make_in_another_process() -> tuple[subprocess.Popen[str], str, list[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAIT], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    prefix = process.stdout.readline().strip()
+    assert prefix
+    return process, prefix, identities(prefix)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_process_removes_its_hosts(number: signal.Signals) -> None:
+    process, prefix, containers = make_in_another_process()
+    assert len(containers) == 1
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert traces(prefix, containers) == []
+
+
+def test_hosts_of_a_killed_process_are_swept_by_the_next() -> None:
+    process, prefix, containers = make_in_another_process()
+    process.kill()
+    process.communicate()
+    assert len(identities(prefix)) == 1
+    assert prefix in sweep()
+    assert traces(prefix, containers) == []
