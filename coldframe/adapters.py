@@ -53,8 +53,10 @@ def adapter(process: str, **relies_on: str) -> Callable[[Callable[[], None]], Ca
     return register
 
 
-# How long a request or a look for something that is not there yet is held before it is answered with nothing.
+# How long a look for something that is not there yet may last before other things are looked after.
 HOLD_SECONDS = 5.0
+# How often a server that does not hold a question is asked it.
+UNHELD_SECONDS = 0.5
 
 _NODE_STATE = "flwr.supernode.nodestate.in_memory_nodestate:InMemoryNodeState"
 # Short names for the places in flwr that adapters rely on.
@@ -67,6 +69,22 @@ SEAMS = {
     "node_get_messages": f"{_NODE_STATE}.get_messages_legacy",
     "node_store_message": f"{_NODE_STATE}.store_message",
     "node_store_object": f"{_NODE_STATE}.store_object",
+    "start_client": "flwr.supernode.start_client_internal:start_client_internal",
+    "pull_and_store": "flwr.supernode.start_client_internal:_pull_and_store_message",
+    "node_create_app": "flwr.supernode.main:create_app",
+    "link_create_app": "flwr.superlink.main:create_app",
+    "link_middleware": "flwr.superlink.main:_get_middleware",
+    "fleet_router": "flwr.superlink.routers.fleet.router:",
+    "node_auth": "flwr.superlink.routers.fleet.node_auth:",
+    "runtime_router": "flwr.supercore.routers.runtime.router:",
+    "runtime_dependencies": "flwr.supercore.dependencies.runtime:",
+    "superexec_dependency": "flwr.supercore.dependencies.superexec:",
+    "task_dependency": "flwr.supercore.dependencies.task:",
+    "translation": "flwr.supercore.protobuf.translation:ProtobufTranslationMiddleware",
+    "error_translator": "flwr.supercore.error.http:http_error_translator",
+    "protobuf_client": "flwr.supercore.protobuf.client:ProtobufClient",
+    "pull_objects": "flwr.supercore.inflatable.inflatable_utils:pull_objects",
+    "pull_and_inflate": "flwr.supercore.inflatable.inflatable_utils:pull_and_inflate_object_from_tree",
     "push_task_output": "flwr.supernode.runtime.run_clientapp:push_task_output",
 }
 
@@ -75,7 +93,7 @@ def digest(seam: str) -> str:
     """Return the first half of the SHA-256 of a seam's source, or why there is none."""
     module, _, path = SEAMS[seam].partition(":")
     try:
-        found = functools.reduce(getattr, path.split("."), importlib.import_module(module))
+        found = functools.reduce(getattr, filter(None, path.split(".")), importlib.import_module(module))
         return hashlib.sha256(inspect.getsource(found).encode()).hexdigest()[:12]
     except (ImportError, AttributeError, OSError) as error:
         return f"{type(error).__name__}: {error}"
@@ -238,6 +256,139 @@ def hand_over_complete_replies() -> None:
     State.get_messages_legacy = get_messages_legacy
     State.store_message = announcing(store_message)
     State.store_object = announcing(store_object)
+
+
+@adapter(
+    "supernode",
+    start_client="9e89a6eb68fb",
+    pull_and_store="eaf5d0e36dc3",
+    node_create_app="28b04dd1c246",
+    runtime_router="59bd7cd3edcc",
+    runtime_dependencies="5c6ae7d095ab",
+    superexec_dependency="4e5293a1c7ac",
+    task_dependency="a28eae914ba2",
+    translation="5ff23a6fdd06",
+    error_translator="63e39a121204",
+)
+def serve_tasks_on_the_lean_path() -> None:
+    """Tasks are handed out before their messages are there, are asked for in vain, and make 60 requests each.
+
+    Wait for the message, hold the question, shorten the requests.
+
+    The SuperNode itself sleeps 3 s when the SuperLink has nothing for it. If the SuperLink holds such
+    requests there is no need to; one that does not is asked twice a second.
+    """
+    from flwr.supernode import main, start_client_internal
+
+    from coldframe import leanpath
+
+    create_app, pull_and_store = main.create_app, start_client_internal._pull_and_store_message
+    idle = threading.Event()
+    idle.set()
+    paths: list[leanpath.LeanPath] = []
+
+    def create_lean_app(*args: Any, **kwargs: Any) -> Any:
+        app = create_app(*args, **kwargs)
+
+        def lean_path(inner: Any) -> leanpath.LeanPath:
+            paths.append(leanpath.LeanPath(inner, leanpath.supernode_calls(idle.is_set)))
+            return paths[-1]
+
+        if not _is_traced():
+            app.add_middleware(lean_path)
+        return app
+
+    def pull_and_store_message(*, receive: Callable[[], Any], **kwargs: Any) -> int | None:
+        def receive_and_close() -> Any:
+            received = receive()
+            if received is not None:
+                idle.clear()
+            return received
+
+        while True:
+            start = time.monotonic()
+            try:
+                run_id = pull_and_store(receive=receive_and_close, **kwargs)
+            finally:
+                idle.set()
+            for path in paths:
+                path.ring_from_thread("tasks")
+            if run_id is not None:
+                return run_id
+            time.sleep(max(0.0, UNHELD_SECONDS - (time.monotonic() - start)))
+
+    main.create_app = create_lean_app
+    start_client_internal._pull_and_store_message = pull_and_store_message
+
+
+@adapter(
+    "superlink",
+    link_create_app="ee966b630c8b",
+    link_middleware="acdbc2dce152",
+    fleet_router="98ce9e07f1cb",
+    node_auth="8646e6bfd8e5",
+    runtime_router="59bd7cd3edcc",
+    runtime_dependencies="5c6ae7d095ab",
+    task_dependency="a28eae914ba2",
+    translation="5ff23a6fdd06",
+    error_translator="63e39a121204",
+)
+def serve_rounds_on_the_lean_path() -> None:
+    """Per client and round the SuperLink answers some 75 requests, 4 to 5 ms each, many of them in vain."""
+    from flwr.superlink import extensions, main
+
+    from coldframe import leanpath
+
+    create_app = main.create_app
+
+    def create_lean_app(*args: Any, **kwargs: Any) -> Any:
+        app = create_app(*args, **kwargs)
+        # What would have to see each request is not passed by.
+        if not (_is_traced() or extensions.get_middleware() or app.state.fleet_event_log_plugin):
+            app.add_middleware(leanpath.LeanPath, calls=leanpath.superlink_calls())
+        return app
+
+    main.create_app = create_lean_app
+
+
+@adapter(
+    "supernode", protobuf_client="e2206492f910", pull_objects="31bb2de46b45", pull_and_inflate="139811483a15"
+)
+@adapter("task", protobuf_client="e2206492f910", pull_objects="31bb2de46b45", pull_and_inflate="139811483a15")
+@adapter(
+    "executor", protobuf_client="e2206492f910", pull_objects="31bb2de46b45", pull_and_inflate="139811483a15"
+)
+@adapter(
+    "serverapp", protobuf_client="e2206492f910", pull_objects="31bb2de46b45", pull_and_inflate="139811483a15"
+)
+def make_lean_requests() -> None:
+    """httpx is most of what a request costs its sender, and who finds an object missing waits a second."""
+    from flwr.supercore.inflatable import inflatable_utils
+    from flwr.supercore.protobuf.client import ProtobufClient
+
+    from coldframe.leanclient import LeanClient
+
+    def init(
+        client: ProtobufClient,
+        base_url: str,
+        *,
+        interceptors: Sequence[Any] = (),
+        verify: Any = True,
+        timeout: float = 30.0,
+        retry_invoker: Any = None,
+    ) -> None:
+        client._base_url = base_url.rstrip("/")
+        client._interceptors = tuple(interceptors)
+        client._retry_invoker = retry_invoker
+        client._client = LeanClient(verify, timeout)
+
+    ProtobufClient.__init__ = init
+    for function in (inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree):
+        function.__kwdefaults__["initial_backoff"] = 0.05
+
+
+def _is_traced() -> bool:
+    return os.environ.get("FLWR_TRACING_ENABLED") == "1"
 
 
 def main() -> None:

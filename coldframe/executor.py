@@ -48,6 +48,8 @@ from coldframe.zygote import DONE, PACKET, REPLIED, THREAD_VARIABLES
 
 # A task that has replied may still run exit handlers; flwr forces its exit after 5 s, so by then it hangs.
 SETTLE_SECONDS = 10.0
+# How often a SuperNode is asked for tasks that does not hold the question until there is one.
+UNHELD_SECONDS = 0.3
 # A zygote that cannot start (no memory for its imports) is tried again, but not in a busy loop.
 RESTART_SECONDS = 5.0
 
@@ -83,6 +85,7 @@ class WarmExecutor:
         self._control: socket.socket | None = None
         self._ready = False
         self._closing = False
+        self._asked, self._launched = 0.0, False
         self._keeper = threading.Thread(target=self._keep_zygote, name="zygote-keeper", daemon=True)
         self._keeper.start()
 
@@ -93,9 +96,9 @@ class WarmExecutor:
         insecure: bool = False,
         root_certificates_path: str | None = None,
     ) -> tuple[set[TaskType], set[str]]:
-        """Accept ClientApps once the zygote is ready, anything else always."""
+        """Accept tasks once the zygote is ready."""
         del insecure, root_certificates_path
-        return supported_task_types if self._ready else supported_task_types - {TaskType.CLIENT_APP}, set()
+        return supported_task_types if self._ready else set(), set()
 
     def wait_for_capacity(
         self,
@@ -113,6 +116,7 @@ class WarmExecutor:
 
     def launch(self, spec: ExecutionSpec) -> LaunchResult:
         """Have the task forked; without a zygote, or with packages to install, start it as flwr does."""
+        self._launched = True
         # A preloaded module would shadow the version that the app asks for.
         if spec.task_type != TaskType.CLIENT_APP or spec.runtime_dependency_install:
             return self._cold.launch(spec)
@@ -131,7 +135,10 @@ class WarmExecutor:
         return LaunchResult.accepted()
 
     def reconcile(self) -> None:
-        """Nothing to do between polls: a thread of its own watches the zygote."""
+        """Keep the SuperExec from asking too often a SuperNode that does not hold the question."""
+        if time.monotonic() - self._asked < UNHELD_SECONDS and not self._launched:
+            time.sleep(UNHELD_SECONDS)
+        self._asked, self._launched = time.monotonic(), False
 
     def close(self) -> None:
         """End the zygote and the task that it runs."""
@@ -316,6 +323,9 @@ def _start_zygote(control: socket.socket, modules: list[str]) -> subprocess.Pope
 def main() -> None:
     """Run `flower-superexec` with the warm executor."""
     adapters.install("executor")
+    if adapters.enabled():
+        # The pause after each question; `reconcile` makes it longer where that is needed.
+        os.environ.setdefault("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "0.01")
     flower_superexec()
 
 

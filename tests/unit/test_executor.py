@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from flwr.common.constant import ErrorCode
 
-from tests.unit.flower import Federation, federation, tool, write_app
+from coldframe import executor, zygote
+from tests.unit.flower import Federation, federation, wait_until, write_app
 
 CLIENT = """
 import os, random, signal, subprocess, sys, threading, time
@@ -27,6 +31,9 @@ def query(message, context):
             raise ZeroDivisionError("on purpose")
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        case "kill the zygote":
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(1000)
         case "exit":
             os._exit(3)
         case "sys.exit":
@@ -54,6 +61,35 @@ def query(message, context):
     return Message(RecordDict({{"answer": ConfigRecord(answer)}}), reply_to=message)
 """
 
+
+@dataclass(frozen=True)
+class Resources:
+    """What a process uses: open files, children, and bytes of memory."""
+
+    files: int
+    children: int
+    memory: int
+
+    @staticmethod
+    def of(pid: int) -> Resources:
+        """Read them from /proc."""
+        status = (Path("/proc") / str(pid) / "status").read_text()
+        parents = [
+            path.read_text().rpartition(")")[2].split()[1] for path in Path("/proc").glob("[0-9]*/stat")
+        ]
+        return Resources(
+            files=len(list(Path(f"/proc/{pid}/fd").iterdir())),
+            children=parents.count(str(pid)),
+            memory=int(status.partition("VmRSS:")[2].split()[0]) * 1024,
+        )
+
+
+def settled(zygote: int) -> Resources:
+    """Return what a zygote uses when its last task has ended."""
+    wait_until(lambda: Resources.of(zygote).children == 0, 10, "the zygote keeps children")
+    return Resources.of(zygote)
+
+
 EXECUTOR = [sys.executable, "-m", "coldframe.executor"]
 
 
@@ -61,7 +97,7 @@ EXECUTOR = [sys.executable, "-m", "coldframe.executor"]
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     """A SuperLink and one client with the warm executor, for all tests of this module."""
     with federation(tmp_path_factory.mktemp("federation")) as it:
-        it.start_link([tool("flower-superlink")])
+        it.start_link([sys.executable, "-m", "coldframe.adapters", "superlink"])
         it.executor = it.start_node([sys.executable, "-m", "coldframe.adapters", "supernode"], EXECUTOR)
         yield it
 
@@ -100,3 +136,60 @@ def test_threads_and_processes_that_a_task_leaves_end_with_it(started: Federatio
     left, following = started.run(app, [{"do": "leave"}, {"do": "echo"}])
     assert not [pid for pid in [left["pid"], *left["left"]] if Path(f"/proc/{pid}").exists()]
     assert following["parent"] == left["parent"], "both are children of one zygote"
+
+
+def test_tasks_that_seed_nothing_draw_different_numbers(started: Federation, app: Path) -> None:
+    one, other = (answer["random"] for answer in started.run(app, [{"do": "random"}] * 2))
+    assert all(a != b for a, b in zip(one, other, strict=True)), "random, numpy.random, torch.rand"
+
+
+def test_a_task_can_work_in_parallel(started: Federation, app: Path) -> None:
+    (answer,) = started.run(app, [{"do": "parallel", "ttl": 30.0}])
+    assert answer.get("threads", 0) >= 2, answer
+
+
+def test_a_zygote_that_has_worked_in_parallel_refuses_to_fork(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = "import torch\ntorch.set_num_threads(2)\na = torch.rand(600, 600)\ntorch.tanh(a @ a)\n"
+    (tmp_path / "busy.py").write_text(work)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        process = executor._start_zygote(theirs, ["busy"])
+        try:
+            ours.settimeout(60)
+            assert json.loads(ours.recv(zygote.PACKET))["event"] == "ready"
+            ours.send(json.dumps({"do": "launch", "task": 1, "spec": {}}).encode())
+            answer = json.loads(ours.recv(zygote.PACKET))
+        finally:
+            process.kill()
+            process.wait()
+    assert answer["event"] == "refused", "a child of it would hang in its first parallel operation"
+    assert "threads" in answer["reason"]
+
+
+def test_changed_code_takes_effect_with_the_next_run(started: Federation, app: Path, tmp_path: Path) -> None:
+    changed = write_app(tmp_path / "changed", CLIENT.format(generation=2))
+    (before,), (after,) = started.run(app, [{"do": "echo"}]), started.run(changed, [{"do": "echo"}])
+    assert (before["generation"], after["generation"]) == (1, 2)
+    assert before["parent"] == after["parent"], "both are children of one zygote"
+
+
+def test_nothing_grows_over_sixty_tasks(started: Federation, app: Path) -> None:
+    (first,) = started.run(app, [{"do": "echo"}])
+    before = settled(first["parent"])
+    answers = started.run(app, [{"do": "echo"}] * 57 + [{"do": "kill"}, {"do": "leave"}, {"do": "echo"}])
+    after = settled(first["parent"])
+    assert [answer["parent"] for answer in answers if "parent" in answer] == [first["parent"]] * 59
+    assert after.files == before.files
+    assert after.memory - before.memory < 3e6
+
+
+def test_a_zygote_that_dies_is_replaced_and_its_task_is_one_failed_task(
+    started: Federation, app: Path
+) -> None:
+    before, failed, after = started.run(app, [{"do": "echo"}, {"do": "kill the zygote"}, {"do": "echo"}])
+    assert failed["code"] == ErrorCode.CLIENT_APP_CRASHED
+    assert after["parent"] != before["parent"]
+    assert not Path(f"/proc/{before['parent']}").exists()
