@@ -120,6 +120,8 @@ class Output:
             return
         text = text.rsplit("\r", 1)[-1]  # a tool's own progress line: what a terminal would show in the end
         self.lines.append(text)
+        if _is_json_object(text):
+            return  # an answer for the playbook, not for people
         clear = "\r\x1b[K" if self._bar else ""
         self._show(f"{clear}{self._prefix}{text}".rstrip() + "\n" + self._bar)
 
@@ -140,6 +142,13 @@ class Output:
         bar = f"{self._prefix}[{'=' * filled}{' ' * (BAR_WIDTH - filled)}] {share:4.0%}  {text}"
         self._bar = "\r" + bar[: self._columns] + "\x1b[K"
         self._show(self._bar)
+
+
+def _is_json_object(text: str) -> bool:
+    try:
+        return text.startswith("{") and isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
 
 
 def start_script(command: str, chdir: str, creates: str, environment: str) -> str:
@@ -208,8 +217,8 @@ class ActionModule(ActionBase):
         state = self._watch(directory, output)
         if state == "lost":
             raise AnsibleActionFail(
-                "the command is gone from the machine without an exit code (killed, or the machine restarted). Its "
-                f" last lines:\n{_tail(output.lines)}"
+                "the command is gone from the machine without an exit code: killed, or a restart. "
+                f"Its last lines:\n{_tail(output.lines)}"
             )
         self._low_level_execute_command(f"rm -rf -- {shlex.quote(directory)}")
         rc = int(state)

@@ -65,8 +65,8 @@ def build_roster(
     -------
     list of dict
         name, machine, partition_id, num_partitions, cpu (cores; None where neither the inventory nor the
-        machine tells), memory (bytes), pids, profile. ``num_partitions`` is the highest id in use + 1: where a
-        client was taken out in between, its share of the data leaves with it and the others keep theirs.
+        machine tells), memory (bytes), pids, profile. ``num_partitions`` is the highest id in use + 1:
+        where a client was taken out in between, its share of the data leaves with it.
     """
     roster: list[dict[str, Any]] = []
     owners: dict[str, str] = {}

@@ -2,36 +2,58 @@
 
 from __future__ import annotations
 
+import difflib
+import json
 import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 SIZE_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+DURATION_UNITS = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "min": 60.0, "h": 3600.0}
+RATE_UNITS = {"bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
+TRUE = ("true", "yes", "on", "1")
+FALSE = ("false", "no", "off", "0")
 
-
-def parse_size(value: object) -> int:
-    """Bytes of a size such as ``512m``, ``1g``, ``1.5GiB`` or a plain number of bytes.
-
-    Raises
-    ------
-    ValueError
-        If `value` is not a size above zero.
-    """
-    if isinstance(value, bool):
-        raise ValueError(f"{value} is not a size")
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([bkmgt]?)(?:i?b)?\s*", str(value).lower())
-    size = int(float(found[1]) * SIZE_UNITS[found[2]]) if found else 0
-    if size <= 0:
-        raise ValueError(f"{value} is not a size")
-    return size
-
-
-def format_size(size: float) -> str:
-    """A number of bytes for people: ``512 MB``, ``1.5 GB`` (units of 1024)."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if abs(size) < 1024:
-            return f"{size:.4g} {unit}"
-        size /= 1024
-    return f"{size:.4g} TB"
-
+# Every strategy of flwr that works on arrays, with the arguments of its own that are numbers.
+STRATEGY_ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "fedavg": (),
+    "fedavgm": ("server_learning_rate", "server_momentum"),
+    "fedprox": ("proximal_mu",),
+    "fedadagrad": ("eta", "eta_l", "tau"),
+    "fedadam": ("eta", "eta_l", "beta_1", "beta_2", "tau"),
+    "fedyogi": ("eta", "eta_l", "beta_1", "beta_2", "tau"),
+    "fedmedian": (),
+    "fedtrimmedavg": ("beta",),
+    "krum": ("num_malicious_nodes",),
+    "multikrum": ("num_malicious_nodes", "num_nodes_to_select"),
+    "bulyan": ("num_malicious_nodes",),
+    "qfedavg": ("client_learning_rate", "q"),
+}
+# Differential privacy: the arguments of each wrapper; True for those that have no default.
+_ADAPTIVE = {
+    "noise_multiplier": True,
+    "num_sampled_clients": False,  # flwr demands it; fl/ knows it from the run
+    "initial_clipping_norm": False,
+    "target_clipped_quantile": False,
+    "clip_norm_lr": False,
+    "clipped_count_stddev": False,
+}
+_FIXED = {"noise_multiplier": True, "clipping_norm": True, "num_sampled_clients": False}
+DP_ARGUMENTS: dict[str, dict[str, bool]] = {
+    "server-fixed": _FIXED,
+    "server-adaptive": _ADAPTIVE,
+    "client-fixed": _FIXED,
+    "client-adaptive": _ADAPTIVE,
+    "local": {"clipping_norm": True, "sensitivity": True, "epsilon": True, "delta": True},
+}
+PARTITIONER_ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "iid": (),
+    "dirichlet": ("alpha", "min_samples"),
+    "shards": ("classes_per_client",),
+    "quantity_skew": ("alpha", "min_samples"),
+}
+DATASETS = ("mnist", "fashion_mnist", "cifar10", "synthetic")
 
 # Variables of run.yml that become keys of the app's run config.
 RUN_CONFIG_KEYS = {
@@ -58,3 +80,531 @@ RUN_CONFIG_KEYS = {
     "wait_timeout": "wait-timeout",
     "run_name": "run-name",
 }
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that has to be put right first, and what to type for that."""
+
+    problem: str
+    remedy: str
+    machine: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.problem}: {self.remedy}"
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One variable that a user may set.
+
+    Attributes
+    ----------
+    kind : str
+        A key of `KINDS`, "choice", or "entries" (a list of clients).
+    default : Any
+        The value of a verb's variable where none is given. Inventory variables have theirs elsewhere.
+    example : str
+        A value that works, as it is typed.
+    low, high : float, optional
+        The range, both ends included; `above` is a lower end that is not.
+    """
+
+    name: str
+    kind: str
+    example: str
+    default: Any = None
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    choices: tuple[str, ...] = ()
+    pattern: str = ""
+
+
+def parse_size(value: object) -> int:
+    """Bytes of a size such as ``512m``, ``1g``, ``1.5GiB`` or a plain number of bytes.
+
+    Raises
+    ------
+    ValueError
+        If `value` is not a size above zero.
+    """
+    size = _measured(value, SIZE_UNITS, r"([bkmgt]?)(?:i?b)?")
+    if size is None or int(size) <= 0:
+        raise ValueError(f"{value} is not a size")
+    return int(size)
+
+
+def format_size(size: float) -> str:
+    """A number of bytes for people: ``512 MB``, ``1.5 GB`` (units of 1024)."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if abs(size) < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:.4g} TB"
+
+
+def parse_duration(value: object) -> float:
+    """Seconds of a duration such as ``10s``, ``1m``, ``50ms`` or a plain number of seconds."""
+    seconds = _measured(value, DURATION_UNITS, r"(ms|s|m|min|h)?")
+    if seconds is None:
+        raise ValueError("is not a duration")
+    return seconds
+
+
+def parse_rate(value: object) -> int:
+    """Bits per second of a rate such as ``10mbit``."""
+    rate = _measured(value, RATE_UNITS, r"([kmg]?bit)")
+    if rate is None:
+        raise ValueError("is not a rate")
+    return int(rate)
+
+
+def _measured(value: object, units: Mapping[str, float], unit: str) -> float | None:
+    if isinstance(value, bool):
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*" + unit + r"\s*", str(value).lower())
+    return float(found[1]) * units[found[2] or ""] if found else None
+
+
+def _whole(value: object) -> int:
+    if isinstance(value, bool) or not re.fullmatch(r"\s*[+-]?\d+\s*", str(value)):
+        raise ValueError("is not a whole number")
+    return int(str(value))
+
+
+def _number(value: object) -> float:
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        number = float(str(value))
+    except ValueError:
+        raise ValueError("is not a number") from None
+    if number != number or number in (float("inf"), float("-inf")):
+        raise ValueError("is not a number")
+    return number
+
+
+def _truth(value: object) -> bool:
+    text = str(value).strip().lower()
+    if text not in TRUE + FALSE:
+        raise ValueError("is neither true nor false")
+    return text in TRUE
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        raise ValueError("is not a text")
+    return str(value)
+
+
+def _dictionary(value: object) -> dict[str, Any]:
+    try:
+        given = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        given = None
+    if not isinstance(given, Mapping):
+        raise ValueError("is not a dictionary in JSON")
+    return {str(key): item for key, item in given.items()}
+
+
+def _percent(value: object) -> float:
+    return _number(str(value).strip().removesuffix("%"))
+
+
+# What a value of each kind becomes; a ValueError says what is wrong with it.
+KINDS: dict[str, Callable[[object], Any]] = {
+    "whole": _whole,
+    "number": _number,
+    "truth": _truth,
+    "text": _text,
+    "size": parse_size,
+    "duration": parse_duration,
+    "rate": parse_rate,
+    "percent": _percent,
+    "dictionary": _dictionary,
+}
+NOUNS = {
+    "whole": "a whole number",
+    "number": "a number",
+    "truth": "true or false",
+    "text": "a text",
+    "size": "a size",
+    "duration": "a duration in seconds",
+    "rate": "a rate",
+    "percent": "a percentage",
+    "dictionary": "a dictionary in JSON",
+}
+RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
+
+
+def _table(*variables: Variable) -> dict[str, Variable]:
+    return {variable.name: variable for variable in variables}
+
+
+RUN = _table(
+    Variable("rounds", "whole", "5", 5, low=1),
+    Variable("fl_strategy", "choice", "fedavg", "fedavg", choices=tuple(STRATEGY_ARGUMENTS)),
+    Variable("strategy_args", "dictionary", '{"proximal_mu": 0.1}', {}),
+    Variable("fl_dp", "choice", "server-fixed", "", choices=("", *DP_ARGUMENTS)),
+    Variable("dp_args", "dictionary", '{"noise_multiplier": 0.1, "clipping_norm": 10}', {}),
+    Variable("fraction_train", "number", "1.0", 1.0, above=0, high=1),
+    Variable("fraction_evaluate", "number", "1.0", 1.0, low=0, high=1),
+    Variable("min_train_clients", "whole", "2", 2, low=1),
+    Variable("min_evaluate_clients", "whole", "2", 2, low=1),
+    Variable("min_available_clients", "whole", "2", 2, low=1),
+    Variable("local_epochs", "whole", "1", 1, low=1),
+    Variable("batch_size", "whole", "32", 32, low=1),
+    Variable("learning_rate", "number", "0.01", 0.01, above=0),
+    Variable("momentum", "number", "0.9", 0.9, low=0, high=1),
+    Variable("dataset", "choice", "mnist", "mnist", choices=DATASETS),
+    Variable("max_samples", "whole", "6000", 0, low=0),
+    Variable("partitioner", "choice", "iid", "iid", choices=tuple(PARTITIONER_ARGUMENTS)),
+    Variable("partitioner_args", "dictionary", '{"alpha": 0.5}', {}),
+    Variable("seed", "whole", "0", 0, low=0, high=2**32 - 1),
+    Variable("round_timeout", "duration", "600", 600.0, above=0),
+    Variable("wait_timeout", "duration", "300", 300.0, above=0),
+    Variable("wait", "truth", "true", True),
+    Variable("run_name", "text", "baseline", "", pattern=RUN_NAME),
+    Variable("app", "text", "path/to/app", ""),
+    Variable("run_config", "dictionary", '{"num-server-rounds": 3}', {}),
+    Variable("collect", "text", "RUN_ID", "", pattern=r"\d+"),
+    Variable("stop", "text", "RUN_ID", "", pattern=r"\d+"),
+)
+VERBS: dict[str, dict[str, Variable]] = {
+    "site": {**RUN, **_table(Variable("train", "truth", "true", True))},
+    "run": RUN,
+    "throttle": _table(
+        Variable("cpu", "number", "0.5", low=0.05),
+        Variable("memory", "size", "512m"),
+        Variable("pids", "whole", "256", low=1),
+        Variable("down", "rate", "10mbit", above=0),
+        Variable("up", "rate", "10mbit", above=0),
+        Variable("delay", "duration", "50ms", low=0),
+        Variable("jitter", "duration", "10ms", low=0),
+        Variable("loss", "percent", "1%", low=0, high=100),
+        Variable("profile", "text", "NAME"),
+        Variable("clients", "text", "'node1-*'", "*"),
+        Variable("fraction", "number", "0.5", 1.0, above=0, high=1),
+        Variable("seed", "whole", "0", 0, low=0, high=2**32 - 1),
+        Variable("duration", "duration", "60s", above=0),
+        Variable("prove", "duration", "10s", above=0),
+        Variable("undo", "truth", "true", False),
+        Variable("force", "truth", "true", False),
+        Variable("trace", "text", "FILE", ""),
+        Variable("trace_speed", "number", "1.0", 1.0, above=0),
+        Variable("trace_loop", "truth", "true", False),
+    ),
+    "status": _table(Variable("output", "choice", "json", "table", choices=("table", "json"))),
+    "teardown": _table(Variable("purge", "truth", "true", False)),
+}
+CLIENT = _table(
+    Variable("name", "text", "node1-0", pattern=r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"),
+    Variable("cpu", "number", "0.5", low=0.05),
+    # Below, a training client is killed for lack of memory while it imports torch.
+    Variable("memory", "size", "512m", low=384 << 20),
+    Variable("pids", "whole", "256", low=64),
+    Variable("profile", "text", "NAME"),
+)
+# Settings of the inventory: host variables, group variables, or -e.
+INVENTORY = _table(
+    Variable("fl_federation", "text", "coldframe", pattern=r"[a-z][a-z0-9_]{0,30}"),
+    Variable("fl_client_count", "whole", "3", low=0),
+    Variable("fl_client_list", "entries", '[{"name": "slow", "cpu": 0.25}]'),
+    *(
+        Variable(f"fl_client_{v.name}", v.kind, v.example, low=v.low, pattern=v.pattern)
+        for v in CLIENT.values()
+        if v.name != "name"
+    ),
+    Variable("fl_address", "text", "192.0.2.10", pattern=r"[A-Za-z0-9][A-Za-z0-9.:-]*"),
+    Variable("fl_port", "whole", "9092", low=1, high=65535),
+    Variable("fl_metrics_port", "whole", "9093", low=1, high=65535),
+    Variable("fl_executor", "choice", "warm", choices=("warm", "stock")),
+    Variable("fl_image_builder", "text", "MACHINE"),
+    Variable("fl_image_registry", "text", "registry.example.org/coldframe"),
+    Variable("fl_image_base_mode", "choice", "auto", choices=("auto", "registry", "debian")),
+    Variable("fl_image_torch_index", "text", "URL"),
+    Variable("fl_data_dir", "text", "path/to/data"),
+    Variable("fl_data_source", "choice", "auto", choices=("auto", "download", "npm", "folder")),
+    Variable("fl_results_dir", "text", "results"),
+    Variable("fl_min_disk", "size", "4g"),
+    Variable("docker_engine_manage", "truth", "true"),
+    Variable("docker_engine_log", "text", "/var/log/coldframe-dockerd.log"),
+    Variable("docker_engine_start_timeout", "whole", "60", low=1),
+)
+EMPTY_ALLOWED = (
+    "fl_data_dir",
+    "fl_image_registry",
+    "fl_image_torch_index",
+    "fl_client_profile",
+    "fl_results_dir",
+)
+
+
+def expected(variable: Variable) -> str:
+    """What a value of a variable has to be, in words: ``a whole number ≥ 1``."""
+    if variable.kind == "choice":
+        return f"one of {', '.join(choice for choice in variable.choices if choice)}"
+    show: Callable[[float], str] = format_size if variable.kind == "size" else "{:.10g}".format
+    words = NOUNS[variable.kind]
+    low, high, above = variable.low, variable.high, variable.above
+    if low is not None and high is not None:
+        return f"{words} from {show(low)} to {show(high)}"
+    if above is not None:
+        return f"{words} > {show(above)}" + (f" and ≤ {show(high)}" if high is not None else "")
+    return words + (f" ≥ {show(low)}" if low is not None else "")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known word that `word` is most like, or nothing."""
+    return next(iter(difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.5)), "")
+
+
+def typed(name: str, value: str) -> str:
+    """How a variable is given on the command line."""
+    if value.startswith(("{", "[")):
+        return f"-e '{{\"{name}\": {value}}}'"
+    return f"-e {name}={value}"
+
+
+def cast_value(variable: Variable, value: object) -> Any:
+    """The typed value of a variable.
+
+    Raises
+    ------
+    ValueError
+        If it is none, with what follows ``name=value``: "is not a whole number ≥ 1: type -e rounds=5".
+    """
+    remedy = f"type {typed(variable.name, variable.example)}"
+    if variable.kind == "choice":
+        return _cast_choice(variable, str(value))
+    try:
+        result = KINDS[variable.kind](value)
+    except ValueError:
+        raise ValueError(f"is not {expected(variable)}: {remedy}") from None
+    if isinstance(result, int | float) and not isinstance(result, bool):
+        low, high, above = variable.low, variable.high, variable.above
+        if (
+            (low is not None and result < low)
+            or (high is not None and result > high)
+            or (above is not None and result <= above)
+        ):
+            raise ValueError(f"is not {expected(variable)}: {remedy}")
+    if variable.pattern and result and not re.fullmatch(variable.pattern, result):
+        raise ValueError(f"does not have the form {variable.pattern}: {remedy}")
+    return result
+
+
+def _cast_choice(variable: Variable, value: str) -> str:
+    name = value.strip().lower() if variable.name == "fl_strategy" else value.strip()
+    if name in variable.choices:
+        return name
+    if variable.name == "fl_strategy" and name.startswith("fedxgb"):
+        raise ValueError(
+            "merges the trees of XGBoost models, and the models here are arrays of a neural network: "
+            "type -e fl_strategy=fedavg, or run an XGBoost app of your own with -e app=path/to/app"
+        )
+    near = nearest(name, variable.choices)
+    meant = f"did you mean {near}? Type" if near else "type"
+    raise ValueError(
+        f"is not known ({expected(variable)}): {meant} {typed(variable.name, near or variable.example)}"
+    )
+
+
+def cast(verb: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
+    """Typed values of all variables of a verb, from what was given and else the defaults.
+
+    Parameters
+    ----------
+    verb : str
+        site, run, throttle, status or teardown.
+    given : mapping
+        Values as Ansible has them; names that are no variables of the verb are passed over.
+
+    Returns
+    -------
+    values : dict
+        Every variable of the verb; a default stands in for a value that is none.
+    findings : list of Finding
+        One for each value that is none, or that does not fit another.
+    """
+    values: dict[str, Any] = {}
+    findings: list[Finding] = []
+    for name, variable in VERBS[verb].items():
+        values[name] = variable.default
+        value = given.get(name)
+        if value is None or (value == "" and variable.default in ("", None)):
+            continue
+        try:
+            values[name] = cast_value(variable, value)
+        except ValueError as error:
+            findings.append(_finding(name, value, error))
+    if verb in ("site", "run"):
+        findings += _check_arguments(values)
+    return values, findings
+
+
+def cast_inventory(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
+    """Typed values of those inventory variables that are given, and a finding for each that is none."""
+    values: dict[str, Any] = {}
+    findings: list[Finding] = []
+    for name, variable in INVENTORY.items():
+        value = given.get(name)
+        if value is None or (value == "" and name in EMPTY_ALLOWED):
+            continue
+        if variable.kind == "entries":
+            findings += _check_entries(value)
+            continue
+        try:
+            values[name] = cast_value(variable, value)
+        except ValueError as error:
+            findings.append(_finding(name, value, error))
+    return values, findings
+
+
+def _finding(name: str, value: object, error: ValueError) -> Finding:
+    problem, _, remedy = str(error).partition(": ")
+    shown = value if isinstance(value, str | int | float) else json.dumps(value, default=str)
+    return Finding(f"{name}={shown} {problem}", remedy)
+
+
+def _check_entries(entries: object) -> list[Finding]:
+    """Findings about `fl_client_list`."""
+    if isinstance(entries, str) or not isinstance(entries, Collection) or isinstance(entries, Mapping):
+        example = INVENTORY["fl_client_list"].example
+        return [
+            Finding("fl_client_list is not a list of clients", f"type {typed('fl_client_list', example)}")
+        ]
+    findings = []
+    for k, entry in enumerate(entries):
+        where = f"fl_client_list[{k}]"
+        if not isinstance(entry, Mapping):
+            findings.append(
+                Finding(f"{where} is not a dictionary", 'write it like {"name": "slow", "cpu": 0.25}')
+            )
+            continue
+        for key, value in entry.items():
+            if key not in CLIENT:
+                near = nearest(str(key), CLIENT)
+                remedy = f"write {near}" if near else f"it can have {', '.join(CLIENT)}"
+                findings.append(Finding(f"{where} has the unknown key {key}", remedy))
+            elif value is not None:
+                try:
+                    cast_value(CLIENT[key], value)
+                except ValueError as error:
+                    problem = str(error).partition(": ")[0]
+                    findings.append(
+                        Finding(f"{where}: {key}={value} {problem}", f"write {key}: {CLIENT[key].example}")
+                    )
+    return findings
+
+
+def _check_arguments(values: Mapping[str, Any]) -> list[Finding]:
+    """Findings about arguments that do not fit the strategy, wrapper or partitioner that they are for."""
+    findings: list[Finding] = []
+    strategy, dp, partitioner = values["fl_strategy"], values["fl_dp"], values["partitioner"]
+    findings += _check_names("strategy_args", f"strategy {strategy}", values, STRATEGY_ARGUMENTS[strategy])
+    findings += _check_names(
+        "partitioner_args", f"partitioner {partitioner}", values, PARTITIONER_ARGUMENTS[partitioner]
+    )
+    if dp:
+        findings += _check_names("dp_args", f"fl_dp {dp}", values, tuple(DP_ARGUMENTS[dp]))
+        missing = [
+            name for name, needed in DP_ARGUMENTS[dp].items() if needed and name not in values["dp_args"]
+        ]
+        if missing:
+            example = json.dumps({**values["dp_args"], **dict.fromkeys(missing, 1.0)})
+            findings.append(
+                Finding(
+                    f"fl_dp={dp} needs {', '.join(missing)} in dp_args", f"type {typed('dp_args', example)}"
+                )
+            )
+    elif values["dp_args"]:
+        findings.append(
+            Finding("dp_args are given, but fl_dp is not", f"type -e fl_dp={next(iter(DP_ARGUMENTS))} too")
+        )
+    if not values["app"]:
+        for key in values["run_config"]:
+            if key not in RUN_CONFIG_KEYS.values():
+                near = nearest(key, RUN_CONFIG_KEYS.values())
+                remedy = (
+                    f"write {near}" if near else "set run_config for an app of your own (-e app=path/to/app)"
+                )
+                findings.append(Finding(f"run_config has the key {key}, which the app does not know", remedy))
+    if values["collect"] and values["stop"]:
+        findings.append(
+            Finding(
+                "collect and stop are both given", f"type -e stop={values['stop']} first, then -e collect=…"
+            )
+        )
+    return findings
+
+
+def _check_names(name: str, what: str, values: Mapping[str, Any], known: tuple[str, ...]) -> list[Finding]:
+    findings = []
+    for key, value in values[name].items():
+        if key not in known:
+            near = nearest(key, known)
+            if near:
+                remedy = f"did you mean {near}? Type {typed(name, json.dumps({near: value}))}"
+            elif known:
+                remedy = f"it has {', '.join(known)}"
+            else:
+                remedy = f"it takes none, so leave {name} out"
+            findings.append(Finding(f"{what} has no argument {key}", remedy))
+        elif isinstance(value, bool) or not isinstance(value, int | float):
+            findings.append(
+                Finding(
+                    f"{name}: {key}={value} is not a number", f"type {typed(name, json.dumps({key: 0.1}))}"
+                )
+            )
+    return findings
+
+
+def check_names(verb: str, names: Iterable[str], also: Collection[str] = ()) -> list[Finding]:
+    """A finding for each ``-e`` variable that neither the verb, the inventory nor a role (`also`) knows."""
+    known = {**VERBS[verb], **INVENTORY}
+    findings = []
+    for name in names:
+        if name in known or name in also or name.startswith("ansible_"):
+            continue
+        owners = [other for other, table in VERBS.items() if name in table]
+        near = nearest(name, known) or nearest(name, also)
+        if owners:
+            remedy = f"it belongs to {' and '.join(f'{owner}.yml' for owner in owners)}; leave it out here"
+        elif near:
+            example = known[near].example if near in known else "..."
+            remedy = f"did you mean {near}? Type {typed(near, example)}"
+        else:
+            remedy = f"leave it out ({verb}.yml takes {', '.join(VERBS[verb])})"
+        findings.append(Finding(f"{name} is no variable of {verb}.yml", remedy))
+    return findings
+
+
+def check_clients(values: Mapping[str, Any], clients: int) -> list[Finding]:
+    """A finding if the run waits for more clients than the roster has."""
+    names = ("min_train_clients", "min_evaluate_clients", "min_available_clients")
+    if values["app"] or values["collect"] or values["stop"] or not clients:
+        return []
+    findings = []
+    if large := [name for name in names if values[name] > clients]:
+        shown = ", ".join(f"{name}={values[name]}" for name in large)
+        more = "is more than the" if len(large) == 1 else "are more than the"
+        remedy = (
+            f"type {' '.join(f'-e {name}={clients}' for name in large)}, or add clients (fl_client_count)"
+        )
+        plural = "client" if clients == 1 else "clients"
+        findings.append(Finding(f"{shown} {more} {clients} {plural} of the inventory", remedy))
+    malicious = values["strategy_args"].get("num_malicious_nodes", 0)
+    if values["fl_strategy"] == "bulyan" and isinstance(malicious, int | float):
+        need = int(4 * malicious + 3)
+        if values["min_train_clients"] < need:
+            findings.append(
+                Finding(
+                    f"bulyan with {malicious} malicious clients aggregates no less than {need} replies, and "
+                    f"min_train_clients is {values['min_train_clients']}",
+                    f"type -e min_train_clients={need}"
+                    + (f" and add clients ({clients} now)" if clients < need else ""),
+                )
+            )
+    return findings

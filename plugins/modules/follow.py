@@ -11,6 +11,7 @@ description:
     within two minutes is taken up again.
   - Lines that start with the byte 0x1e and go on with JSON such as C({"done":2,"total":5,"text":"..."}) are
     drawn as a progress bar on a terminal, and dropped elsewhere.
+  - A line that is a JSON object is an answer for the playbook: it is in C(stdout_lines), and is not shown.
   - Works with any connection and with C(become); environment variables come from the task's C(environment).
 options:
   cmd:

@@ -1,0 +1,220 @@
+"""Checks a verb's variables, the inventory, controller and machines, and reports every finding at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ansible import context
+from ansible.errors import AnsibleError
+from ansible.plugins.action import ActionBase
+from ansible.utils.vars import load_extra_vars
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugins by path, not as a package
+
+from plugins.filter.roster import build_roster, coldframe_run_config
+from plugins.module_utils import checks
+from plugins.module_utils.checks import Machine
+from plugins.module_utils.variables import (
+    INVENTORY,
+    RUN_CONFIG_KEYS,
+    VERBS,
+    Finding,
+    cast,
+    cast_inventory,
+    check_clients,
+    check_names,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+GROUPS = ("fl_server", "fl_clients", "fl_monitor")
+FEDERATION = "coldframe"
+PORTS = {"fl_port": 9092}  # what the server publishes, by the variable that moves it
+PROVISIONAL = ("partition_id", "num_partitions")  # the server's machine gives the ids, and remembers them
+LINK = Finding(
+    "group_vars is not loaded: playbooks/group_vars is no link to ../group_vars in this checkout",
+    "type ln -sfn ../group_vars playbooks/group_vars",
+)
+
+
+def names_on_disk(root: Path) -> set[str]:
+    """Every variable that a role or group_vars defines: an ``-e`` may override it."""
+    names: set[str] = set()
+    for path in [*root.glob("roles/*/defaults/main.yml"), *root.glob("group_vars/all/*.yml")]:
+        names.update(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    return names
+
+
+def given_values(
+    hostvars: Mapping[str, Any], machine: str, names: Iterable[str]
+) -> tuple[dict[str, Any], list[Finding]]:
+    """The values that a machine's variables have for `names`; a finding for each that cannot be templated."""
+    values: dict[str, Any] = {}
+    findings: list[Finding] = []
+    variables = hostvars[machine]
+    for name in names:
+        try:
+            if name in variables:
+                values[name] = variables[name]
+        except AnsibleError as error:
+            findings.append(
+                Finding(f"{name} cannot be evaluated ({error})", "mend it in the inventory", machine)
+            )
+    return values, findings
+
+
+class ActionModule(ActionBase):
+    """Gathers what the checks need; returns what they find."""
+
+    _supports_check_mode = True
+    _requires_connection = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        task_vars = task_vars or {}
+        _spec, args = self.validate_argument_spec(
+            {"verb": {"type": "str", "required": True, "choices": sorted(VERBS)}}
+        )
+        verb = args["verb"]
+        groups, hostvars = task_vars["groups"], task_vars["hostvars"]
+        names = [str(name) for name in groups.get("fl_machines", [])]
+        extra = {str(name): value for name, value in load_extra_vars(self._loader).items()}
+
+        findings = check_names(verb, extra, names_on_disk(ROOT))
+        warnings: list[str] = []
+        machines, raw, found = _machines(names, groups, hostvars, extra)
+        findings += found
+        server = next((m for m in machines if "fl_server" in m.groups), machines[0] if machines else None)
+
+        given = dict(extra)
+        if server:
+            given, found = given_values(hostvars, server.name, VERBS[verb])
+            findings += found
+            if not hostvars[server.name].get("coldframe_group_vars_loaded"):
+                findings.append(LINK)
+        values, found = cast(verb, given)
+        findings += found
+        findings += checks.check_controller(values, server.settings if server else {}, Path.cwd())
+        warnings += checks.warn_foreign_app(values, extra, RUN_CONFIG_KEYS)
+
+        findings += checks.check_shape(machines)
+        roster: list[dict[str, Any]] = []
+        oversubscribed = False
+        # Numbers that are none were found above; a roster made from them would only repeat that.
+        if not any(finding.machine or finding.problem.startswith("fl_client") for finding in findings):
+            try:
+                roster = build_roster([m.name for m in machines if "fl_clients" in m.groups], raw)
+            except ValueError as error:
+                problem, _, remedy = str(error).rpartition(": ")
+                findings.append(Finding(problem, remedy))
+        if verb in ("site", "run"):
+            findings += check_clients(values, len(roster))
+            findings += checks.check_addresses(machines)
+
+        if verb not in ("status", "teardown"):
+            findings += checks.check_answers(machines)
+        else:
+            warnings += [str(finding) for finding in checks.check_answers(machines)]
+        answered = [m for m in machines if m.facts]
+        if verb == "site":
+            findings += checks.check_identity(answered)
+            builder = str(
+                (server.settings.get("fl_image_builder") if server else "") or (server.name if server else "")
+            )
+            findings += checks.check_architectures(answered, builder)
+        for machine in answered:
+            clients = [client for client in roster if client["machine"] == machine.name]
+            if verb == "site":
+                findings += checks.check_clock(machine)
+                findings += checks.check_platform(machine)
+                findings += checks.check_disk(machine)
+                findings += checks.check_memory(machine, clients)
+                warnings += checks.warn_platform(machine)
+                if machine is server:
+                    ports = {name: machine.settings.get(name, port) for name, port in PORTS.items()}
+                    findings += checks.check_ports(
+                        machine, machine.settings.get("fl_federation", FEDERATION), ports
+                    )
+            if verb in ("site", "run"):
+                over = checks.warn_cpu(machine, clients)
+                oversubscribed = oversubscribed or bool(over)
+                warnings += over
+
+        if findings:
+            message = f"{checks.render(findings)}\n\nNothing was changed."
+            return {**result, "failed": True, "changed": False, "msg": message, "warnings": warnings}
+        run_config = coldframe_run_config(values, oversubscribed) if verb in ("site", "run") else {}
+        return {
+            **result,
+            "changed": False,
+            "run": values,
+            "run_config": run_config,
+            "roster": [{k: v for k, v in client.items() if k not in PROVISIONAL} for client in roster],
+            "oversubscribed": oversubscribed,
+            "warnings": warnings,
+        }
+
+
+def _machines(
+    names: list[str], groups: Mapping[str, list[str]], hostvars: Mapping[str, Any], extra: Mapping[str, Any]
+) -> tuple[list[Machine], dict[str, dict[str, Any]], list[Finding]]:
+    """The machines, their variables as the roster wants them, and the findings about those variables."""
+    machines: list[Machine] = []
+    raw: dict[str, dict[str, Any]] = {}
+    findings: list[Finding] = []
+    limited = bool(context.CLIARGS.get("subset"))
+    for name in names:
+        values, found = given_values(
+            hostvars,
+            name,
+            [
+                *INVENTORY,
+                "machine_facts",
+                "ansible_host",
+                "ansible_port",
+                "ansible_user",
+                "ansible_connection",
+            ],
+        )
+        findings += found
+        settings, found = cast_inventory(values)
+        # One -e reaches every machine: say it once.
+        findings += [f for f in found if f not in findings and f.problem.partition("=")[0] in extra]
+        findings += [
+            Finding(f.problem, f.remedy.replace("type -e ", "write in the inventory "), name)
+            for f in found
+            if f.problem.partition("=")[0] not in extra
+        ]
+        facts = values.get("machine_facts")
+        if facts is None and limited:
+            continue  # left out by --limit
+        answered = isinstance(facts, Mapping) and "time" in facts
+        machines.append(
+            Machine(
+                name=name,
+                groups=frozenset(group for group in GROUPS if name in groups.get(group, [])),
+                settings=settings,
+                facts=facts if answered else None,
+                failure=""
+                if answered or not facts
+                else str(facts.get("msg", "")).removeprefix("Task failed: "),
+                host=str(values.get("ansible_host", "")),
+                port=int(values.get("ansible_port") or 22),
+                local=values.get("ansible_connection") == "local",
+                login=_login(name, values),
+            )
+        )
+        raw[name] = {**values, "machine_facts": facts if answered else None}
+    return machines, raw, findings
+
+
+def _login(name: str, values: Mapping[str, Any]) -> str:
+    """What to type to reach the machine by hand; nothing for the controller itself."""
+    if values.get("ansible_connection") == "local":
+        return ""
+    port = f"-p {values['ansible_port']} " if values.get("ansible_port") else ""
+    user = f"{values['ansible_user']}@" if values.get("ansible_user") else ""
+    return f"ssh {port}{user}{values.get('ansible_host', name)}"

@@ -1,0 +1,47 @@
+"""Ansible's own output, but fit for people who watch a run: live lines stand below their task's name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible import constants as C
+from ansible.plugins.callback.default import CallbackModule as Default
+
+DOCUMENTATION = """
+name: coldframe
+type: stdout
+short_description: The default output, fit for tasks that show lines while they run
+description:
+  - Prints the name of a task that shows live lines before them, also where skipped hosts are not displayed.
+  - Prints the failure of such a task, and of preflight, once and as text.
+extends_documentation_fragment:
+  - default_callback
+  - result_format_callback
+"""
+
+LIVE = ("follow", "preflight")
+
+
+class CallbackModule(Default):
+    """The default callback with two exceptions."""
+
+    CALLBACK_VERSION = 2.0
+    CALLBACK_TYPE = "stdout"
+    CALLBACK_NAME = "coldframe"
+
+    def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
+        super().v2_playbook_on_task_start(task, is_conditional)
+        # Where skipped hosts are not displayed, the default waits for a result before it prints the name.
+        if task.action in LIVE and self._last_task_banner != task._uuid:
+            self._print_task_banner(task)
+
+    def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
+        task, values = result.task, result.result
+        if task.action not in LIVE or task.loop or ignore_errors:
+            super().v2_runner_on_failed(result, ignore_errors=ignore_errors)
+            return
+        for warning in values.get("warnings", ()):
+            self._display.warning(str(warning))
+        self._display.display(
+            f"fatal: [{self.host_label(result)}]: FAILED!\n{values['msg']}", color=C.COLOR_ERROR
+        )

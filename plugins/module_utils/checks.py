@@ -1,0 +1,412 @@
+"""What preflight demands of inventory, machines and controller: pure functions from facts to findings."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from plugins.module_utils.variables import Finding, format_size, typed
+
+GB = 1 << 30
+DISK_WITHOUT_IMAGE = 4 * GB
+DISK_WITH_IMAGE = 1 * GB
+SERVER_MEMORY = 700 << 20  # bytes that SuperLink, ServerApp and gateway take
+CLOCK_SKEW = 5.0  # seconds; signed requests and certificates depend on the clocks
+ENGINE_API = (1, 41)  # Docker 20.10
+PYTHON = (3, 9)
+ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
+MACHINE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,50}")
+LOOPBACK = re.compile(r"localhost|127\..*|::1|0\.0\.0\.0")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One machine of the inventory.
+
+    Attributes
+    ----------
+    groups : frozenset of str
+        Those of fl_server, fl_clients and fl_monitor that it is in.
+    settings : mapping
+        Its inventory variables, typed.
+    facts : mapping or None
+        The result of machine_facts; None if it did not answer.
+    failure : str
+        Why not.
+    login : str
+        What is typed to reach it: ``ssh -p 2222 user@host``.
+    host, port : str, int
+        What Ansible connects to.
+    local : bool
+        The controller itself.
+    """
+
+    name: str
+    groups: frozenset[str] = frozenset()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] | None = None
+    failure: str = ""
+    login: str = ""
+    host: str = ""
+    port: int = 22
+    local: bool = False
+
+    @property
+    def address(self) -> str:
+        """What other machines call it."""
+        return str(self.settings.get("fl_address") or self.host or self.name)
+
+
+def check_shape(machines: Sequence[Machine]) -> list[Finding]:
+    """One server, clients, at most one monitor; names that can be container names."""
+    members = {
+        g: [m.name for m in machines if g in m.groups] for g in ("fl_server", "fl_clients", "fl_monitor")
+    }
+    findings = []
+    if not machines:
+        return [
+            Finding(
+                "the inventory has no machines (group fl_machines)",
+                "type -i inventory/local.yml, or write a copy of inventory/ssh.example.yml",
+            )
+        ]
+    if len(members["fl_server"]) != 1:
+        has = ", ".join(members["fl_server"]) or "none"
+        findings.append(
+            Finding(f"the group fl_server needs exactly one machine, and has {has}", "mend the inventory")
+        )
+    if not members["fl_clients"]:
+        findings.append(
+            Finding("the group fl_clients has no machine", "put the machines that run clients into it")
+        )
+    if len(members["fl_monitor"]) > 1:
+        has = ", ".join(members["fl_monitor"])
+        findings.append(
+            Finding(f"the group fl_monitor can have one machine, and has {has}", "leave one in it")
+        )
+    for machine in machines:
+        if not MACHINE_NAME.fullmatch(machine.name):
+            findings.append(
+                Finding(
+                    f"{machine.name!r} cannot be part of a container's name",
+                    "name the machine with letters, digits, '-', '_' and '.', at most 51, "
+                    "and give its address as ansible_host",
+                    machine.name,
+                )
+            )
+    return findings
+
+
+def check_addresses(machines: Sequence[Machine]) -> list[Finding]:
+    """The server's address leads to the server from everywhere; no two machines share one."""
+    findings = []
+    for server in machines:
+        others = [m.name for m in machines if "fl_clients" in m.groups and m.name != server.name]
+        if "fl_server" not in server.groups or not others:
+            continue
+        unnamed = server.local and "fl_address" not in server.settings and not server.host
+        if LOOPBACK.fullmatch(server.address) or unnamed:
+            own = (server.facts or {}).get("address") or "192.0.2.10"
+            findings.append(
+                Finding(
+                    f"clients on {others[0]} cannot reach the server as {server.address}",
+                    f"set fl_address of {server.name} in the inventory to its own address, such as {own}",
+                    server.name,
+                )
+            )
+    addresses, doors = defaultdict(list), defaultdict(list)
+    for machine in machines:
+        if not LOOPBACK.fullmatch(machine.address) and (machine.host or "fl_address" in machine.settings):
+            addresses[machine.address].append(machine.name)
+        if machine.host and not machine.local:
+            doors[machine.host, machine.port].append(machine.name)
+    for address, names in addresses.items():
+        if len(names) > 1:
+            findings.append(
+                Finding(
+                    f"machines {' and '.join(names)} have the same address {address}",
+                    "give each its own fl_address or ansible_host",
+                )
+            )
+    for (host, port), names in doors.items():
+        if len(names) > 1 and host not in addresses:
+            findings.append(
+                Finding(
+                    f"machines {' and '.join(names)} are both reached at {host} port {port}",
+                    "give each its own ansible_host or ansible_port",
+                )
+            )
+    return findings
+
+
+def check_answers(machines: Iterable[Machine]) -> list[Finding]:
+    """Every machine answered."""
+    return [
+        Finding(
+            f"machine {m.name} did not answer" + (f" ({' '.join(m.failure.split())})" if m.failure else ""),
+            f"check that this works: {m.login}" if m.login else "run it with -vvv to see why",
+            m.name,
+        )
+        for m in machines
+        if m.facts is None
+    ]
+
+
+def check_identity(machines: Iterable[Machine]) -> list[Finding]:
+    """No machine stands in the inventory twice, under two names."""
+    names = defaultdict(list)
+    for machine in machines:
+        facts = machine.facts or {}
+        if facts.get("machine_id"):
+            names[facts["machine_id"], facts["hostname"]].append(machine.name)
+    return [
+        Finding(
+            f"{' and '.join(same)} are one machine (the same machine-id, and both are called {hostname})",
+            "keep one of them in the inventory; if they are clones, give each a hostname of its own",
+        )
+        for (_, hostname), same in names.items()
+        if len(same) > 1
+    ]
+
+
+def clock_skew(facts: Mapping[str, Any]) -> float:
+    """Seconds that a machine's clock is certainly ahead (+) or behind (-) of the controller's."""
+    now = facts["time"]
+    return max(0.0, now - facts["controller_after"]) + min(0.0, now - facts["controller_before"])
+
+
+def check_clock(machine: Machine) -> list[Finding]:
+    """The machine's clock agrees with the controller's."""
+    skew = clock_skew(machine.facts or {})
+    if abs(skew) <= CLOCK_SKEW:
+        return []
+    side = "ahead of" if skew > 0 else "behind"
+    return [
+        Finding(
+            f"the clock is {abs(skew):.0f} s {side} the controller's",
+            "set it, e.g. with sudo apt-get install chrony, or sudo timedatectl set-ntp true",
+            machine.name,
+        )
+    ]
+
+
+def check_platform(machine: Machine) -> list[Finding]:
+    """Architecture, Python, engine and cgroups are such that the federation can run."""
+    facts = machine.facts or {}
+    findings = []
+    if facts["arch"] not in ARCHITECTURES:
+        findings.append(
+            Finding(
+                f"the architecture {facts['arch']} is not supported",
+                "take a machine with x86_64 or aarch64",
+                machine.name,
+            )
+        )
+    if _version(facts["python"]) < PYTHON:
+        findings.append(
+            Finding(
+                f"Python {facts['python']} is too old",
+                "set ansible_python_interpreter of the machine to a Python from 3.9 on",
+                machine.name,
+            )
+        )
+    findings += _check_engine(machine, facts["docker"])
+    for name, what in (("cpu", "CPU quotas"), ("memory", "memory limits"), ("pids", "limits of processes")):
+        if not facts["cgroup"][name]:
+            findings.append(
+                Finding(
+                    f"the kernel offers no {what} (cgroup v{facts['cgroup']['version']})",
+                    f"boot it with the cgroup controller {name} (kernel option cgroup_enable={name})",
+                    machine.name,
+                )
+            )
+    return findings
+
+
+def _check_engine(machine: Machine, docker: Mapping[str, Any]) -> list[Finding]:
+    managed = machine.settings.get("docker_engine_manage", True)
+    if docker["api"]:
+        if _version(docker["api"]) >= ENGINE_API:
+            return []
+        return [
+            Finding(
+                f"Docker {docker['version']} is too old (its API is {docker['api']})",
+                "install Docker 20.10 or newer",
+                machine.name,
+            )
+        ]
+    if managed:
+        return []  # the role installs or starts it
+    problem = (
+        f"its Docker engine does not answer ({docker['error']})"
+        if docker["installed"]
+        else "it has no Docker"
+    )
+    return [
+        Finding(problem, "start it, or type -e docker_engine_manage=true to leave that to us", machine.name)
+    ]
+
+
+def warn_platform(machine: Machine) -> list[str]:
+    """What may still work, but is not what we know."""
+    facts = machine.facts or {}
+    release = facts["os"]
+    known = {"debian", "ubuntu"} & {release["id"], *release["id_like"].split()}
+    if known or facts["docker"]["installed"] or not machine.settings.get("docker_engine_manage", True):
+        return []
+    name = release["pretty_name"] or "an unknown system"
+    return [
+        f"{machine.name}: {name} is neither Debian nor Ubuntu, where alone the engine is installed for you: "
+        "install Docker there yourself"
+    ]
+
+
+def check_architectures(machines: Sequence[Machine], builder: str) -> list[Finding]:
+    """Every machine can run the image that the builder makes, unless the user's registry serves it."""
+    kinds = {m.name: ARCHITECTURES.get(m.facts["arch"]) for m in machines if m.facts}
+    made = kinds.get(builder)
+    return [
+        Finding(
+            f"it is {kinds[m.name]}, and {builder}, which builds the image, is {made}",
+            "leave it out of the inventory, or set fl_image_registry to a registry that has both images",
+            m.name,
+        )
+        for m in machines
+        if made and kinds.get(m.name) not in (None, made) and not m.settings.get("fl_image_registry")
+    ]
+
+
+def check_disk(machine: Machine) -> list[Finding]:
+    """There is room for the image, the data and the results."""
+    facts = machine.facts or {}
+    default = DISK_WITH_IMAGE if facts["docker"]["image"] else DISK_WITHOUT_IMAGE
+    need = machine.settings.get("fl_min_disk", default)
+    if facts["disk_free"] >= need:
+        return []
+    return [
+        Finding(
+            f"{format_size(facts['disk_free'])} are free on {facts['disk_path']}, {format_size(need)} needed",
+            "make room (docker system prune -a frees what the engine does not use), "
+            "or take another limit with -e fl_min_disk=1g",
+            machine.name,
+        )
+    ]
+
+
+def check_memory(machine: Machine, clients: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """The memory limits of the machine's clients, and the server's need, fit into it."""
+    total = (machine.facts or {})["memory_total"]
+    server = SERVER_MEMORY if "fl_server" in machine.groups else 0
+    limits = sum(client["memory"] for client in clients)
+    if limits + server <= total:
+        return []
+    need = f"{len(clients)} clients may use {format_size(limits)}"
+    need += f" and the server {format_size(server)}" if server else ""
+    fair = max(total - server, 0) // max(len(clients), 1) >> 20
+    remedy = f"type {typed('fl_client_memory', f'{fair}m')}, or " if fair >= 384 and clients else ""
+    return [
+        Finding(
+            f"{need}, and the machine has {format_size(total)}",
+            f"{remedy}give it fewer clients (fl_client_count)",
+            machine.name,
+        )
+    ]
+
+
+def warn_cpu(machine: Machine, clients: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A warning if the machine's clients may use more CPU than there is: times are then the machine's."""
+    cores = (machine.facts or {})["cpus"]
+    quota = sum(client["cpu"] or 0 for client in clients)
+    if quota <= cores + 1e-9:
+        return []
+    fair = max(int(100 * cores / len(clients)) / 100, 0.05)
+    return [
+        f"{machine.name}: its {len(clients)} clients may use {quota:.4g} cores, and it has {cores}: the run "
+        f"is recorded as oversubscribed, since its times will be the machine's and not the limits'; "
+        f"type {typed('fl_client_cpu', f'{fair:.4g}')} to avoid that"
+    ]
+
+
+def check_ports(machine: Machine, federation: str, ports: Mapping[str, int]) -> list[Finding]:
+    """Nothing but this federation's own containers holds the ports (by the variable that sets them)."""
+    facts = machine.facts or {}
+    findings = []
+    for name, port in ports.items():
+        if str(port) not in facts["ports"]:
+            continue
+        holders = [c for c in facts["docker"]["containers"] if re.search(rf":{port}->", c["ports"])]
+        if any(holder["federation"] == federation for holder in holders):
+            continue
+        who = facts["ports"][str(port)] or "another program"
+        if holders:
+            who = f"the federation {holders[0]['federation']} (container {holders[0]['name']})"
+        findings.append(
+            Finding(
+                f"port {port} is in use by {who}", f"stop it, or type -e {name}={_other(port)}", machine.name
+            )
+        )
+    return findings
+
+
+def _other(port: int) -> int:
+    return port + 100 if port + 100 <= 65535 else port - 100
+
+
+def check_controller(values: Mapping[str, Any], settings: Mapping[str, Any], base: Path) -> list[Finding]:
+    """Paths given on the controller lead to what they should; relative ones start at `base`."""
+    findings = []
+    folder = settings.get("fl_data_dir")
+    if folder and not (base / Path(folder).expanduser()).is_dir():
+        findings.append(
+            Finding(
+                f"fl_data_dir={folder} is no folder on this machine",
+                "type -e fl_data_dir=DIR with the folder that holds the data set, or leave it out",
+            )
+        )
+    if settings.get("fl_data_source") == "folder" and not folder:
+        findings.append(
+            Finding("fl_data_source=folder, but there is no fl_data_dir", "type -e fl_data_dir=DIR too")
+        )
+    app = values.get("app")
+    if app and not (base / Path(app).expanduser() / "pyproject.toml").is_file():
+        findings.append(
+            Finding(
+                f"app={app} is no Flower app: there is no {app}/pyproject.toml",
+                "type -e app=DIR with the folder of a Flower app, or leave it out to run ours",
+            )
+        )
+    trace = values.get("trace")
+    if trace and not (base / Path(trace).expanduser()).is_file():
+        findings.append(Finding(f"trace={trace} is no file on this machine", "type -e trace=FILE"))
+    return findings
+
+
+def warn_foreign_app(values: Mapping[str, Any], given: Iterable[str], known: Iterable[str]) -> list[str]:
+    """A warning if variables of our own training are given for another app, which does not know them."""
+    lost = sorted(set(given) & set(known))
+    if not values.get("app") or not lost:
+        return []
+    return [f"{', '.join(lost)} do not reach the app {values['app']}: give it its own settings in run_config"]
+
+
+def render(findings: Sequence[Finding]) -> str:
+    """All findings as one numbered text, those about no machine first, then by machine."""
+    groups: dict[str, list[Finding]] = {"": []}
+    for finding in findings:
+        groups.setdefault(finding.machine, []).append(finding)
+    lines, number = [], 0
+    for machine, group in groups.items():
+        if machine:
+            lines.append(f"{machine}:")
+        for finding in group:
+            number += 1
+            lines += [f"  {number}. {finding.problem}", f"     -> {finding.remedy}"]
+    return "\n".join(lines)
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:2])

@@ -1,0 +1,300 @@
+"""Reads, in one quick call, what preflight wants to know of a machine; changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import socket
+import stat
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = r"""
+module: machine_facts
+short_description: What preflight wants to know of a machine
+description:
+  - Reads a machine's clock, platform, size, free disk, busy ports, engine, containers and cgroups. Needs
+    nothing but Python, and changes nothing.
+  - The action of the same name adds C(controller_before) and C(controller_after), the controller's clock
+    around the call, so that a clock can be judged whatever the connection takes.
+options:
+  path:
+    description: A path; the free space of its nearest existing parent is returned.
+    type: path
+    default: /var/lib/coldframe
+  ports:
+    description: TCP ports; who listens on them is returned.
+    type: list
+    elements: int
+    default: []
+author:
+  - The Coldframe authors
+"""
+
+EXAMPLES = r"""
+- name: Preflight | Look at the machine
+  machine_facts:
+    ports: [9092]
+  register: machine_facts
+  become: true
+"""
+
+RETURN = r"""
+time:
+  description: The machine's clock, in seconds since 1970.
+  type: float
+  returned: always
+arch:
+  description: Architecture as the kernel names it.
+  type: str
+  returned: always
+python:
+  description: Version of the Python that runs modules.
+  type: str
+  returned: always
+os:
+  description: C(id), C(id_like) and C(pretty_name) of /etc/os-release.
+  type: dict
+  returned: always
+cpus:
+  description: Number of cores.
+  type: int
+  returned: always
+memory_total:
+  description: MemTotal in bytes.
+  type: int
+  returned: always
+memory_available:
+  description: MemAvailable in bytes.
+  type: int
+  returned: always
+disk_path:
+  description: The nearest existing parent of I(path).
+  type: str
+  returned: always
+disk_free:
+  description: Bytes free there.
+  type: int
+  returned: always
+ports:
+  description: Of the ports asked for, those that something listens on, with what that is if it can be told.
+  type: dict
+  returned: always
+docker:
+  description:
+    - C(installed), C(version), C(api) and C(error) of the engine, C(containers) of any federation, and whether
+      it has an FL C(image).
+  type: dict
+  returned: always
+cgroup:
+  description: C(version), and whether C(cpu) quotas, C(memory) and C(pids) limits exist.
+  type: dict
+  returned: always
+hostname:
+  description: The machine's own name.
+  type: str
+  returned: always
+machine_id:
+  description: A hash of /etc/machine-id; empty where there is none.
+  type: str
+  returned: always
+address:
+  description: The IPv4 address of the default route; empty where there is none.
+  type: str
+  returned: always
+netem:
+  description: Whether the kernel can delay and lose packets.
+  type: bool
+  returned: always
+"""
+
+DOCKER_TIMEOUT = 10  # seconds; an engine that takes longer to answer is as good as none
+LISTEN = "0A"  # state of a listening socket in /proc/net/tcp
+
+
+def read(path: str) -> str:
+    """The text of a file, or nothing where there is none."""
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def os_release() -> dict[str, str]:
+    """Which system it is."""
+    fields = {}
+    for line in read("/etc/os-release").splitlines():
+        key, _, value = line.partition("=")
+        fields[key.lower()] = value.strip("\"'")
+    return {key: fields.get(key, "") for key in ("id", "id_like", "pretty_name")}
+
+
+def memory() -> dict[str, int]:
+    """Bytes of memory in all and available."""
+    kibibytes = {}
+    for line in read("/proc/meminfo").splitlines():
+        key, _, value = line.partition(":")
+        kibibytes[key] = int(value.split()[0])
+    return {
+        "memory_total": kibibytes.get("MemTotal", 0) * 1024,
+        "memory_available": kibibytes.get("MemAvailable", 0) * 1024,
+    }
+
+
+def disk(path: str) -> dict[str, Any]:
+    """The nearest existing parent of a path, and the bytes free there."""
+    folder = Path(path).absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    return {"disk_path": str(folder), "disk_free": shutil.disk_usage(folder).free}
+
+
+def listeners(ports: list[int]) -> dict[str, str]:
+    """Who listens on which of the ports: ``{"9092": "nginx (pid 7)"}``, as far as it can be told."""
+    inodes: dict[int, str] = {}
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in read(table).splitlines()[1:]:
+            fields = line.split()
+            port = int(fields[1].rsplit(":", 1)[1], 16)
+            if fields[3] == LISTEN and port in ports:
+                inodes.setdefault(port, fields[9])
+    return {str(port): owner(inode) for port, inode in inodes.items()}
+
+
+def owner(inode: str) -> str:
+    """The program that holds a socket; nothing if it cannot be told."""
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            status = link.stat()
+        except OSError:
+            continue  # gone, or not ours to look at
+        if stat.S_ISSOCK(status.st_mode) and status.st_ino == int(inode):
+            pid = link.parts[2]
+            return f"{read(f'/proc/{pid}/comm').strip()} (pid {pid})"
+    return ""
+
+
+def command(*words: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a command."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=DOCKER_TIMEOUT, check=False)
+    except subprocess.TimeoutExpired:
+        return 124, "", f"{' '.join(words[:2])} did not answer within {DOCKER_TIMEOUT} s"
+    return done.returncode, done.stdout, done.stderr
+
+
+def docker() -> dict[str, Any]:
+    """The engine, the containers of all federations on it, and whether it has an FL image."""
+    found: dict[str, Any] = {
+        "installed": False,
+        "version": "",
+        "api": "",
+        "error": "",
+        "containers": [],
+        "image": False,
+    }
+    binary = shutil.which("docker", path=os.environ.get("PATH", "") + ":/usr/bin:/usr/local/bin")
+    if binary is None:
+        return found
+    found["installed"] = True
+    code, out, error = command(binary, "version", "--format", "{{json .Server}}")
+    server = json.loads(out) if code == 0 and out.strip() else None
+    if not server:
+        found["error"] = error.strip() or "no answer"
+        return found
+    found["version"], found["api"] = server.get("Version", ""), server.get("ApiVersion", "")
+    _code, out, _error = command(
+        binary, "ps", "--all", "--filter", "label=coldframe.federation", "--format", "{{json .}}"
+    )
+    for line in out.splitlines():
+        container = json.loads(line)
+        labels = dict(label.partition("=")[::2] for label in container["Labels"].split(","))
+        found["containers"].append(
+            {
+                "name": container["Names"],
+                "ports": container["Ports"],
+                "federation": labels.get("coldframe.federation", ""),
+                "role": labels.get("coldframe.role", ""),
+            }
+        )
+    _code, out, _error = command(binary, "image", "ls", "--quiet", "--filter", "reference=coldframe/fl")
+    found["image"] = bool(out.strip())
+    return found
+
+
+def cgroup() -> dict[str, Any]:
+    """The version of cgroups, and which limits the kernel can enforce."""
+    controllers = read("/sys/fs/cgroup/cgroup.controllers").split()
+    if controllers:
+        return {"version": 2, **{name: name in controllers for name in ("cpu", "memory", "pids")}}
+    enabled = {
+        fields[0]: fields[3] == "1"
+        for fields in (line.split() for line in read("/proc/cgroups").splitlines()[1:])
+        if len(fields) == 4
+    }
+    quota = any(Path("/sys/fs/cgroup").glob("cpu*/cpu.cfs_quota_us"))
+    return {
+        "version": 1,
+        "cpu": enabled.get("cpu", False) and quota,
+        "memory": enabled.get("memory", False),
+        "pids": enabled.get("pids", False),
+    }
+
+
+def address() -> str:
+    """The IPv4 address from which packets would go out by default; none is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return ""
+        return str(probe.getsockname()[0])
+
+
+def netem() -> bool:
+    """Whether the kernel has, or can load, the queueing discipline netem."""
+    modules = f"/lib/modules/{platform.release()}"
+    return Path("/sys/module/sch_netem").is_dir() or any(
+        "sch_netem" in read(f"{modules}/modules.{name}") for name in ("builtin", "dep")
+    )
+
+
+def main() -> None:
+    """Read and return everything."""
+    module = AnsibleModule(
+        argument_spec={
+            "path": {"type": "path", "default": "/var/lib/coldframe"},
+            "ports": {"type": "list", "elements": "int", "default": []},
+        },
+        supports_check_mode=True,
+    )
+    identity = read("/etc/machine-id").strip()
+    now = time.time()
+    module.exit_json(
+        changed=False,
+        time=now,
+        arch=platform.machine(),
+        python=platform.python_version(),
+        os=os_release(),
+        cpus=os.cpu_count(),
+        ports=listeners(module.params["ports"]),
+        docker=docker(),
+        cgroup=cgroup(),
+        hostname=socket.gethostname(),
+        machine_id=hashlib.sha256(identity.encode()).hexdigest()[:16] if identity else "",
+        address=address(),
+        netem=netem(),
+        **memory(),
+        **disk(module.params["path"]),
+    )
+
+
+if __name__ == "__main__":
+    main()

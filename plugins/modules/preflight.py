@@ -1,0 +1,54 @@
+"""Documentation of the `preflight` action, which runs on the controller (plugins/action/preflight.py)."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: preflight
+short_description: Check everything that a verb needs, and print every finding at once
+description:
+  - Checks the verb's variables (from C(-e) and from the inventory), the shape of the inventory, paths on the
+    controller, and what the module C(machine_facts) has registered for each machine as C(machine_facts).
+  - Fails with all findings together, each with what to type instead. Changes nothing.
+  - How much is checked depends on the verb. C(site) checks all; C(run) not what only a deployment needs;
+    C(status) and C(teardown) go on with machines that do not answer.
+options:
+  verb:
+    description: Whose variables are known.
+    type: str
+    required: true
+    choices: [run, site, status, teardown, throttle]
+author:
+  - The Coldframe authors
+"""
+
+EXAMPLES = r"""
+- name: Preflight | Check everything
+  preflight:
+    verb: site
+  register: coldframe_preflight
+"""
+
+RETURN = r"""
+run:
+  description: Every variable of the verb, typed; defaults where none was given.
+  type: dict
+  returned: success
+run_config:
+  description: The same as the run config of the Flower app.
+  type: dict
+  returned: success
+roster:
+  description: The clients, without partition ids, which are given at the server's machine.
+  type: list
+  elements: dict
+  returned: success
+oversubscribed:
+  description: Whether some machine's clients may use more than its cores.
+  type: bool
+  returned: success
+warnings:
+  description: What may still work, but should be known.
+  type: list
+  elements: str
+  returned: success
+"""
