@@ -1,0 +1,323 @@
+"""The adapters over flwr: what they rely on is there, they refuse what flwr refuses, flwr works without."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import datetime
+import http.server
+import ipaddress
+import secrets
+import ssl
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from flwr.common.constant import TIMESTAMP_HEADER
+from flwr.proto import fleet_pb2, message_pb2, runtime_pb2
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.constant import (
+    FLEET_HTTP_PUBLIC_KEY_HEADER,
+    FLEET_HTTP_SIGNATURE_HEADER,
+    TASK_TOKEN_HEADER,
+)
+from flwr.supercore.date import now
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes, sign_message
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
+from flwr.superlink import main as superlink
+from flwr.supernode import main as supernode
+from flwr.supernode.nodestate import NodeStateFactory
+
+from coldframe import adapters, leanpath
+from coldframe.leanclient import LeanClient
+from tests.unit.flower import federation, write_app
+from tests.unit.test_executor import CLIENT, EXECUTOR
+
+PROTOBUF = {"content-type": PROTOBUF_MEDIA_TYPE}
+
+
+@pytest.mark.parametrize("process", sorted({entry.process for entry in adapters.ADAPTERS}))
+def test_what_the_adapters_rely_on_is_where_it_was(process: str) -> None:
+    assert adapters.check(process) == []
+
+
+def test_a_flwr_that_has_moved_stops_the_process_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(adapters.SEAMS, "node_auth", "flwr.superlink.routers.fleet.elsewhere:")
+    with pytest.raises(adapters.AdapterError, match=r"elsewhere(.|\n)*COLDFRAME_ADAPTERS=0"):
+        adapters.install("superlink")
+
+
+def test_everything_works_without_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLDFRAME_ADAPTERS", "0")
+    with federation(tmp_path / "federation") as started:
+        started.start_link([sys.executable, "-m", "coldframe.adapters", "superlink"])
+        executor = started.start_node([sys.executable, "-m", "coldframe.adapters", "supernode"], EXECUTOR)
+        (answer,) = started.run(write_app(tmp_path / "app", CLIENT.format(generation=1)), [{"do": "echo"}])
+    assert answer["parent"] == executor.pid, "flwr's own executor started the task"
+
+
+def node_headers(key: Any, when: datetime.datetime) -> dict[str, str]:
+    """Return what a SuperNode with this key sends along at a given time."""
+    timestamp = when.isoformat()
+    return {
+        FLEET_HTTP_PUBLIC_KEY_HEADER: base64.b64encode(public_key_to_bytes(key.public_key())).decode(),
+        FLEET_HTTP_SIGNATURE_HEADER: base64.b64encode(sign_message(key, timestamp.encode())).decode(),
+        TIMESTAMP_HEADER: timestamp,
+    }
+
+
+def refused_by_superlink() -> dict[str, tuple[str, Any, dict[str, str]]]:
+    """Return requests that a SuperLink must refuse: path, body, headers."""
+    key, other = generate_key_pairs()[0], generate_key_pairs()[0]
+    pull = fleet_pb2.PullMessagesRequest(node=Node(node_id=1)).SerializeToString()
+    thing = message_pb2.PullObjectRequest(
+        node=Node(node_id=1), run_id=1, object_id="0" * 64
+    ).SerializeToString()
+    stolen = {
+        **node_headers(key, now()),
+        **{FLEET_HTTP_PUBLIC_KEY_HEADER: node_headers(other, now())[FLEET_HTTP_PUBLIC_KEY_HEADER]},
+    }
+    old = node_headers(key, now() - datetime.timedelta(days=1))
+    apps = runtime_pb2.PullAppMessagesRequest(message_ids=["a"]).SerializeToString()
+    return {
+        "unsigned": ("/v1/fleet/pull-messages", pull, {}),
+        "unsigned object": ("/v1/fleet/pull-object", thing, {}),
+        "unknown key": ("/v1/fleet/pull-messages", pull, node_headers(key, now())),
+        "unknown key, object": ("/v1/fleet/push-object", thing, node_headers(key, now())),
+        "another's key": ("/v1/fleet/pull-messages", pull, stolen),
+        "old signature": ("/v1/fleet/confirm-message-received", thing, old),
+        "no token": ("/v1/runtime/pull-messages", apps, {}),
+        "wrong token": ("/v1/runtime/pull-object", thing, {TASK_TOKEN_HEADER: "nonsense"}),
+        "wrong type": ("/v1/fleet/pull-messages", pull, {"content-type": "text/plain"}),
+        "no protobuf": ("/v1/fleet/pull-messages", b"\xff\xff\xff", node_headers(key, now())),
+        "incompatible": (
+            "/v1/runtime/pull-messages",
+            apps,
+            {
+                "flwr-package-name": "flwr",
+                "flwr-package-version": "1.2.0",
+                "flwr-component-name": "flwr-serverapp",
+            },
+        ),
+    }
+
+
+def refused_by_supernode() -> dict[str, tuple[str, Any, dict[str, str]]]:
+    """Return requests that a SuperNode must refuse: path, body, headers."""
+    acquire = runtime_pb2.AcquireTaskRequest(supported_task_types=["flwr-clientapp"]).SerializeToString()
+    names = ("timestamp", "ts", "nonce", "body-sha256", "signature")
+    return {
+        "no secret": ("/v1/runtime/acquire-task", acquire, {}),
+        "wrong secret": (
+            "/v1/runtime/acquire-task",
+            acquire,
+            {f"flwr-superexec-{name}": "0" for name in names},
+        ),
+        "no token": ("/v1/runtime/pull-task-input", b"", {}),
+        "wrong token": ("/v1/runtime/push-task-output", b"", {TASK_TOKEN_HEADER: "nonsense"}),
+        "heartbeat": ("/v1/runtime/send-task-heartbeat", b"", {TASK_TOKEN_HEADER: ""}),
+    }
+
+
+# Anything else is refused as not authenticated.
+EXPECTED = {"wrong type": 415, "no protobuf": 400, "incompatible": 412}
+
+
+def ask(app: Any, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, str]:
+    """Return the status and text that an ASGI application answers with."""
+
+    async def post() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://flower") as client:
+            return await client.post(path, content=body, headers={**PROTOBUF, **headers})
+
+    answer = asyncio.run(post())
+    return answer.status_code, answer.text
+
+
+@pytest.mark.parametrize("name", refused_by_superlink())
+def test_the_lean_path_of_a_superlink_refuses_what_flwr_refuses(name: str) -> None:
+    path, body, headers = refused_by_superlink()[name]
+    stock, lean = superlink.create_app(), superlink.create_app()
+    lean.add_middleware(leanpath.LeanPath, calls=leanpath.superlink_calls())
+    status, text = ask(stock, path, body, headers)
+    assert status == EXPECTED.get(name, 401)
+    assert path in leanpath.superlink_calls(), "the request takes the lean path"
+    assert ask(lean, path, body, headers) == (status, text)
+
+
+@pytest.mark.parametrize("name", refused_by_supernode())
+def test_the_lean_path_of_a_supernode_refuses_what_flwr_refuses(name: str) -> None:
+    path, body, headers = refused_by_supernode()[name]
+    calls = leanpath.supernode_calls(lambda: True)
+    secret = secrets.token_bytes(32)
+    stock, lean = (supernode.create_app(NodeStateFactory(ObjectStoreFactory()), secret) for _ in range(2))
+    lean.add_middleware(leanpath.LeanPath, calls=calls)
+    status, text = ask(stock, path, body, headers)
+    assert status == EXPECTED.get(name, 401)
+    assert path in calls, "the request takes the lean path"
+    assert ask(lean, path, body, headers) == (status, text)
+
+
+def message(number: int, objects: int, reply_to: str = "") -> tuple[Any, Any]:
+    """Return a message without content and the tree of its objects."""
+    tree = message_pb2.ObjectTree(
+        object_id=f"m{number}",
+        children=[message_pb2.ObjectTree(object_id=f"m{number}-{k}") for k in range(objects)],
+    )
+    item = message_pb2.Message()
+    item.metadata.message_id = tree.object_id
+    item.metadata.reply_to_message_id = reply_to
+    return item, tree
+
+
+def test_a_message_is_delivered_when_its_last_object_has_arrived() -> None:
+    async def story() -> None:
+        mail = leanpath.Mail()
+        bell = asyncio.get_running_loop().create_future()
+        mail.waiting["node"].add(bell)
+        mail.expect(*message(1, objects=2), receiver="node")
+        mail.narrow(["m1"], {"m1", "m1-1"})
+        for name, rung in (("m1", False), ("m1-0", False), ("m1-1", True)):
+            assert bell.done() is False
+            assert bool(mail.arriving("node")) is True
+            mail.arrived(name)
+            assert bell.done() is rung
+        assert mail.arriving("node") == set()
+        assert not mail.parcels
+
+    asyncio.run(story())
+
+
+def test_a_message_whose_sender_has_stopped_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mail = leanpath.Mail()
+    mail.expect(*message(1, objects=1), receiver="node")
+    assert mail.arriving("node")
+    monkeypatch.setattr(leanpath, "STALLED_SECONDS", -1.0)
+    assert not mail.arriving("node")
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Counts connections; answers, is silent, or hangs up, as the path says."""
+
+    protocol_version = "HTTP/1.1"
+    connections: ClassVar[list[Any]] = []
+
+    def setup(self) -> None:
+        Server.connections.append(self.client_address)
+        super().setup()
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        if self.path == "/silent":
+            threading.Event().wait(2)
+        if self.path == "/rude":
+            self.close_connection = True
+            return
+        self.send_response(503 if self.path == "/busy" else 200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        self.close_connection = self.path == "/last"
+
+    def log_message(self, *_args: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[[str | None], str]]:
+    """Start servers on the loopback; with a name, over TLS with a certificate for it that signs itself."""
+    servers: list[http.server.ThreadingHTTPServer] = []
+    Server.connections = []
+
+    def start(name: str | None) -> str:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+        if name is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*make_certificate(tmp_path, name))
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"{'http' if name is None else 'https'}://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def make_certificate(directory: Path, name: str) -> tuple[Path, Path]:
+    """Write a certificate for an address, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now() - datetime.timedelta(days=1))
+        .not_valid_after(now() + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(name))]), False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .sign(key, hashes.SHA256())
+    )
+    paths = directory / f"{name}.crt", directory / f"{name}.key"
+    paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    paths[1].write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return paths
+
+
+def post(client: LeanClient, url: str, body: bytes = b"x", timeout: float = 5.0) -> httpx.Response:
+    """Send one request."""
+    return client.send(client.build_request("POST", url, content=body, timeout=timeout))
+
+
+def test_the_lean_client_keeps_its_connection_until_the_server_closes_it(
+    serve: Callable[[str | None], str],
+) -> None:
+    url, client = serve(None), LeanClient(verify=True, timeout=5.0)
+    assert [post(client, f"{url}/", b"abc").content for _ in range(3)] == [b"abc"] * 3
+    assert post(client, f"{url}/busy").status_code == 503
+    assert len(Server.connections) == 1
+    post(client, f"{url}/last")
+    assert post(client, f"{url}/").status_code == 200
+    assert len(Server.connections) == 2
+    client.close()
+
+
+def test_the_lean_client_raises_the_errors_that_flwr_retries(serve: Callable[[str | None], str]) -> None:
+    url, client = serve(None), LeanClient(verify=True, timeout=5.0)
+    with pytest.raises(httpx.ReadTimeout):
+        post(client, f"{url}/silent", timeout=0.2)
+    with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
+        post(client, f"{url}/rude")
+    with pytest.raises(httpx.ConnectError):
+        post(client, "http://127.0.0.1:9/")
+    client.close()
+
+
+def test_the_lean_client_verifies_who_it_talks_to(serve: Callable[[str | None], str], tmp_path: Path) -> None:
+    url = serve("127.0.0.1")
+    trusted = ssl.create_default_context(cafile=str(tmp_path / "127.0.0.1.crt"))
+    assert post(LeanClient(verify=trusted, timeout=5.0), f"{url}/").status_code == 200
+    with pytest.raises(httpx.ConnectError, match="certificate verify failed"):
+        post(LeanClient(verify=True, timeout=5.0), f"{url}/")
+    other = serve("127.0.0.2")
+    context = ssl.create_default_context(cafile=str(tmp_path / "127.0.0.2.crt"))
+    with pytest.raises(httpx.ConnectError, match="certificate is not valid"):
+        post(LeanClient(verify=context, timeout=5.0), f"{other}/")
