@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import ipaddress
 import json
 import os
@@ -29,12 +30,12 @@ NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 # Names of the other things in the same directory.
 RESERVED = {"images", "seeds"}
 BOOT_SECONDS = 60.0
+CAP_SYS_RESOURCE = 24
 
-# All but CAP_SYS_RESOURCE, which some machines withhold from root itself; `--privileged` would demand it.
 AS_A_MACHINE = (
     "--cgroupns=private",
+    # Not `--privileged`: where this machine's root itself lacks a capability, that fails.
     "--cap-add=ALL",
-    "--cap-drop=SYS_RESOURCE",
     "--security-opt=seccomp=unconfined",
     "--security-opt=apparmor=unconfined",
     "--security-opt=systempaths=unconfined",
@@ -154,6 +155,7 @@ class Host:
     def start(self, timeout: float = BOOT_SECONDS) -> None:
         """Turn the host on after a power cut and wait until it is ready; its cable is plugged in again."""
         docker("start", self.container)
+        self.rejoin()
         self.wait_ready(timeout)
 
     def reboot(self, timeout: float = BOOT_SECONDS) -> None:
@@ -387,6 +389,7 @@ class Hosts:
             "run",
             "--detach",
             *AS_A_MACHINE,
+            *missing_capabilities(),
             f"--name={host.container}",
             f"--hostname={host.name}",
             f"--network={self.prefix}",
@@ -440,6 +443,18 @@ def started(pid: int) -> str | None:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
         return None
+
+
+@functools.cache
+def missing_capabilities() -> tuple[str, ...]:
+    """Return how to leave out CAP_SYS_RESOURCE where root lacks it.
+
+    An engine before 23 does not know what its machine lacks; one since refuses to drop it.
+    """
+    major = int(docker("version", "--format", "{{.Server.Version}}").split(".")[0])
+    bounding = re.search(r"^CapBnd:\s*(\w+)", Path("/proc/self/status").read_text(), re.MULTILINE)
+    has = bounding is not None and bool(int(bounding[1], 16) >> CAP_SYS_RESOURCE & 1)
+    return () if has or major >= 23 else ("--cap-drop=SYS_RESOURCE",)
 
 
 def free_subnets() -> Iterator[str]:
