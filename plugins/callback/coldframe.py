@@ -13,17 +13,18 @@ type: stdout
 short_description: The default output, fit for tasks that show lines while they run
 description:
   - Prints the name of a task that shows live lines before them, also where skipped hosts are not displayed.
-  - Prints the failure of such a task, and of preflight, once and as text.
+  - Prints the failure of such a task, and of preflight, once and as text; that of machine_facts in one line.
 extends_documentation_fragment:
   - default_callback
   - result_format_callback
 """
 
+PROBE = "machine_facts"  # preflight tells what became of it
 LIVE = ("follow", "preflight")
 
 
 class CallbackModule(Default):
-    """The default callback with two exceptions."""
+    """The default callback, but for the tasks of our own plugins."""
 
     CALLBACK_VERSION = 2.0
     CALLBACK_TYPE = "stdout"
@@ -37,6 +38,11 @@ class CallbackModule(Default):
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         task, values = result.task, result.result
+        if task.action == PROBE:
+            if self._last_task_banner != task._uuid:
+                self._print_task_banner(task)
+            self._display.display(f"failed: [{self.host_label(result)}]", color=C.COLOR_ERROR)
+            return
         if task.action not in LIVE or task.loop or ignore_errors:
             super().v2_runner_on_failed(result, ignore_errors=ignore_errors)
             return
@@ -45,3 +51,11 @@ class CallbackModule(Default):
         self._display.display(
             f"fatal: [{self.host_label(result)}]: FAILED!\n{values['msg']}", color=C.COLOR_ERROR
         )
+
+    def v2_runner_on_unreachable(self, result: Any) -> None:
+        if result.task.action != PROBE:
+            super().v2_runner_on_unreachable(result)
+            return
+        if self._last_task_banner != result.task._uuid:
+            self._print_task_banner(result.task)
+        self._display.display(f"unreachable: [{self.host_label(result)}]", color=C.COLOR_UNREACHABLE)

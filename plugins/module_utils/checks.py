@@ -148,12 +148,18 @@ def check_answers(machines: Iterable[Machine]) -> list[Finding]:
     return [
         Finding(
             f"machine {m.name} did not answer" + (f" ({' '.join(m.failure.split())})" if m.failure else ""),
-            f"check that this works: {m.login}" if m.login else "run it with -vvv to see why",
+            _try(m),
             m.name,
         )
         for m in machines
         if m.facts is None
     ]
+
+
+def _try(machine: Machine) -> str:
+    if "sudo" in machine.failure and "password" in machine.failure:
+        return "type -K too, and Ansible asks for the password"
+    return f"check that this works: {machine.login}" if machine.login else "type -vvv too, to see why"
 
 
 def check_identity(machines: Iterable[Machine]) -> list[Finding]:

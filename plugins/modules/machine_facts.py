@@ -89,8 +89,8 @@ ports:
   returned: always
 docker:
   description:
-    - C(installed), C(version), C(api) and C(error) of the engine, C(containers) of any federation, and whether
-      it has an FL C(image).
+    - C(installed), C(version), C(api) and C(error) of the engine, the C(containers) of any federation, and
+      whether it has an FL C(image).
   type: dict
   returned: always
 cgroup:

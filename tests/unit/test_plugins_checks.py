@@ -1,0 +1,279 @@
+"""Tests of plugins/module_utils/checks.py: what preflight finds, from facts as a machine would give them."""
+
+import pytest
+
+from plugins.module_utils import checks
+from plugins.module_utils.checks import Machine
+from plugins.module_utils.variables import Finding
+
+GB = 1 << 30
+
+
+def facts(**changes):
+    healthy = {
+        "time": 1000.5,
+        "controller_before": 1000.0,
+        "controller_after": 1001.0,
+        "arch": "x86_64",
+        "python": "3.11.2",
+        "os": {"id": "debian", "id_like": "", "pretty_name": "Debian GNU/Linux 12"},
+        "cpus": 4,
+        "memory_total": 8 * GB,
+        "memory_available": 6 * GB,
+        "disk_path": "/var/lib",
+        "disk_free": 20 * GB,
+        "ports": {},
+        "docker": {
+            "installed": True,
+            "version": "26.1.5",
+            "api": "1.45",
+            "error": "",
+            "containers": [],
+            "image": False,
+        },
+        "cgroup": {"version": 2, "cpu": True, "memory": True, "pids": True},
+        "hostname": "one",
+        "machine_id": "aa",
+        "address": "192.0.2.1",
+        "netem": True,
+    }
+    return {**healthy, **changes}
+
+
+def docker(**changes):
+    return {**facts()["docker"], **changes}
+
+
+def machine(name="one", groups=("fl_server", "fl_clients"), settings=None, **changes):
+    own = {key: changes.pop(key) for key in list(changes) if key in Machine.__dataclass_fields__}
+    own.setdefault("facts", facts(**changes))
+    return Machine(name=name, groups=frozenset(groups), settings=settings or {}, **own)
+
+
+def client(cpu=1.0, memory=GB):
+    return {"cpu": cpu, "memory": memory}
+
+
+def only(findings):
+    assert len(findings) == 1, findings
+    return str(findings[0])
+
+
+def test_a_healthy_machine_has_no_findings():
+    one = machine()
+    assert checks.check_shape([one]) == []
+    assert checks.check_addresses([one]) == []
+    assert checks.check_answers([one]) == []
+    assert checks.check_identity([one]) == []
+    assert checks.check_architectures([one], "one") == []
+    assert checks.check_clock(one) + checks.check_platform(one) + checks.check_disk(one) == []
+    assert checks.check_memory(one, [client()] * 3) == []
+    assert checks.check_ports(one, "coldframe", {"fl_port": 9092}) == []
+    assert checks.warn_platform(one) + checks.warn_cpu(one, [client()] * 4) == []
+
+
+def test_an_inventory_without_machines_is_told_which_to_take():
+    assert "type -i inventory/local.yml" in only(checks.check_shape([]))
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([("fl_clients",)], "the group fl_server needs exactly one machine, and has none"),
+        (
+            [("fl_server", "fl_clients"), ("fl_server",)],
+            "fl_server needs exactly one machine, and has m0, m1",
+        ),
+        ([("fl_server",)], "the group fl_clients has no machine"),
+        (
+            [("fl_server", "fl_clients", "fl_monitor"), ("fl_monitor",)],
+            "the group fl_monitor can have one machine, and has m0, m1",
+        ),
+    ],
+)
+def test_the_shape_of_the_inventory(groups, message):
+    assert message in only(checks.check_shape([machine(f"m{k}", group) for k, group in enumerate(groups)]))
+
+
+def test_a_machines_name_must_do_for_containers():
+    assert "cannot be part of a container's name" in only(checks.check_shape([machine("joe@host")]))
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.0.1.1"])
+def test_a_loopback_address_does_not_lead_other_machines_to_the_server(host):
+    server, other = (
+        machine("srv", ("fl_server",), host=host),
+        machine("far", ("fl_clients",), host="192.0.2.7"),
+    )
+    message = only(checks.check_addresses([server, other]))
+    assert f"clients on far cannot reach the server as {host}" in message
+    assert "set fl_address of srv in the inventory to its own address, such as 192.0.2.1" in message
+    named = machine("srv", ("fl_server",), {"fl_address": "192.0.2.1"}, host=host)
+    assert checks.check_addresses([named, other]) == []
+
+
+def test_the_controller_as_server_needs_an_address_once_there_are_other_machines():
+    server = machine("srv", ("fl_server", "fl_clients"), local=True)
+    assert checks.check_addresses([server]) == []
+    other = machine("far", ("fl_clients",), host="192.0.2.7")
+    assert "set fl_address of srv" in only(checks.check_addresses([server, other]))
+
+
+def test_two_machines_with_one_address():
+    pair = [machine(name, ("fl_clients",), host="192.0.2.7") for name in ("a", "b")]
+    assert "machines a and b have the same address 192.0.2.7" in only(checks.check_addresses(pair))
+    pair = [machine(name, ("fl_clients",), host="127.0.0.1", port=2222) for name in ("a", "b")]
+    assert "a and b are both reached at 127.0.0.1 port 2222" in only(checks.check_addresses(pair))
+    pair = [machine(f"m{port}", ("fl_clients",), host="127.0.0.1", port=port) for port in (2200, 2222)]
+    assert checks.check_addresses(pair) == []
+
+
+def test_a_machine_that_does_not_answer_is_named_with_the_error_and_the_command_to_try():
+    silent = machine("far", facts=None, failure="Permission denied\n(publickey)", login="ssh -p 22 joe@far")
+    assert only(checks.check_answers([silent])) == (
+        "machine far did not answer (Permission denied (publickey)): check that this works: ssh -p 22 joe@far"
+    )
+
+
+def test_a_missing_sudo_password_can_be_asked_for():
+    silent = machine("here", facts=None, failure="Missing sudo password")
+    assert "type -K too, and Ansible asks for the password" in only(checks.check_answers([silent]))
+
+
+def test_one_machine_under_two_names():
+    pair = [machine("a"), machine("b")]
+    assert "a and b are one machine (the same machine-id" in only(checks.check_identity(pair))
+    assert checks.check_identity([machine("a"), machine("b", hostname="two", machine_id="bb")]) == []
+    assert checks.check_identity([machine("a", machine_id=""), machine("b", machine_id="")]) == []
+
+
+@pytest.mark.parametrize(("clock", "message"), [(1041.0, "40 s ahead of"), (960.0, "40 s behind")])
+def test_a_wrong_clock(clock, message):
+    assert f"the clock is {message} the controller's" in only(checks.check_clock(machine(time=clock)))
+
+
+def test_a_slow_connection_is_no_wrong_clock():
+    assert checks.check_clock(machine(controller_before=900.0, controller_after=1100.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arch": "riscv64"}, "the architecture riscv64 is not supported"),
+        ({"python": "3.8.10"}, "Python 3.8.10 is too old: set ansible_python_interpreter"),
+        ({"docker": docker(version="19.03", api="1.40")}, "Docker 19.03 is too old (its API is 1.40)"),
+        ({"cgroup": {"version": 1, "cpu": False, "memory": True, "pids": True}}, "no CPU quotas (cgroup v1)"),
+        (
+            {"cgroup": {"version": 2, "cpu": True, "memory": False, "pids": True}},
+            "no memory limits (cgroup v2): boot it with the cgroup controller memory",
+        ),
+    ],
+)
+def test_a_platform_that_will_not_do(changes, message):
+    assert message in only(checks.check_platform(machine(**changes)))
+
+
+def test_an_engine_that_does_not_run_is_started_unless_its_owner_does_that():
+    stopped = docker(version="", api="", error="Cannot connect")
+    missing = docker(installed=False, version="", api="")
+    own = {"docker_engine_manage": False}
+    assert checks.check_platform(machine(docker=stopped)) == []
+    assert checks.check_platform(machine(docker=missing)) == []
+    assert "does not answer (Cannot connect)" in only(
+        checks.check_platform(machine(settings=own, docker=stopped))
+    )
+    assert "it has no Docker" in only(checks.check_platform(machine(settings=own, docker=missing)))
+
+
+def test_another_system_is_warned_of_where_the_engine_is_missing():
+    fedora = {"id": "fedora", "id_like": "", "pretty_name": "Fedora Linux 42"}
+    missing = docker(installed=False, version="", api="")
+    assert (
+        "Fedora Linux 42 is neither Debian nor Ubuntu"
+        in checks.warn_platform(machine(os=fedora, docker=missing))[0]
+    )
+    assert checks.warn_platform(machine(os=fedora)) == []
+    mint = {"id": "linuxmint", "id_like": "ubuntu debian", "pretty_name": "Mint"}
+    assert checks.warn_platform(machine(os=mint, docker=missing)) == []
+
+
+def test_a_mix_of_architectures_needs_a_registry():
+    mixed = [machine("pc"), machine("pi", ("fl_clients",), arch="aarch64")]
+    finding = checks.check_architectures(mixed, "pc")[0]
+    assert (finding.machine, finding.problem) == (
+        "pi",
+        "it is arm64, and pc, which builds the image, is amd64",
+    )
+    served = [machine(m.name, m.groups, {"fl_image_registry": "r.example.org"}, facts=m.facts) for m in mixed]
+    assert checks.check_architectures(served, "pc") == []
+
+
+def test_too_little_disk_for_the_image():
+    little = machine(disk_free=2 * GB)
+    assert "2 GB are free on /var/lib, 4 GB needed: make room" in only(checks.check_disk(little))
+    assert checks.check_disk(machine(disk_free=2 * GB, docker=docker(image=True))) == []
+    assert checks.check_disk(machine(settings={"fl_min_disk": GB}, disk_free=2 * GB)) == []
+    assert "900 GB needed" in only(checks.check_disk(machine(settings={"fl_min_disk": 900 * GB})))
+
+
+def test_too_little_memory_for_the_limits():
+    message = only(checks.check_memory(machine(memory_total=3 * GB), [client()] * 3))
+    assert "3 clients may use 3 GB and the server 700 MB, and the machine has 3 GB" in message
+    assert "type -e fl_client_memory=790m, or give it fewer clients" in message
+    assert checks.check_memory(machine("c", ("fl_clients",), memory_total=3 * GB), [client()] * 3) == []
+    assert "-e fl_client_memory" not in only(checks.check_memory(machine(memory_total=GB), [client()] * 3))
+
+
+def test_more_quota_than_cores_is_a_warning_that_says_what_it_means():
+    warning = checks.warn_cpu(machine(cpus=2), [client(cpu=1.0)] * 3)[0]
+    assert "3 clients may use 3 cores, and it has 2: the run is recorded as oversubscribed" in warning
+    assert "type -e fl_client_cpu=0.66" in warning
+
+
+def test_a_port_that_another_program_holds():
+    busy = machine(ports={"9092": "nginx (pid 7)"})
+    assert only(checks.check_ports(busy, "coldframe", {"fl_port": 9092})) == (
+        "port 9092 is in use by nginx (pid 7): stop it, or type -e fl_port=9192"
+    )
+
+
+def test_a_port_that_a_federation_holds_is_fine_for_that_federation_only():
+    holder = {"name": "lab-server", "ports": "0.0.0.0:9092->9092/tcp, :::9092->9092/tcp", "federation": "lab"}
+    busy = machine(ports={"9092": "docker-proxy (pid 7)"}, docker=docker(containers=[holder]))
+    assert checks.check_ports(busy, "lab", {"fl_port": 9092}) == []
+    assert "in use by the federation lab (container lab-server)" in only(
+        checks.check_ports(busy, "coldframe", {"fl_port": 9092})
+    )
+
+
+def test_paths_on_the_controller(tmp_path):
+    (tmp_path / "app").mkdir()
+    message = only(checks.check_controller({}, {"fl_data_dir": "nowhere"}, tmp_path))
+    assert message.startswith("fl_data_dir=nowhere is no folder on this machine: type -e fl_data_dir=DIR")
+    assert "there is no app/pyproject.toml" in only(checks.check_controller({"app": "app"}, {}, tmp_path))
+    assert "trace=t is no file" in only(checks.check_controller({"trace": "t"}, {}, tmp_path))
+    assert "there is no fl_data_dir" in only(
+        checks.check_controller({}, {"fl_data_source": "folder"}, tmp_path)
+    )
+    (tmp_path / "app" / "pyproject.toml").touch()
+    assert checks.check_controller({"app": "app"}, {"fl_data_dir": str(tmp_path)}, tmp_path) == []
+
+
+def test_our_variables_given_for_another_app_are_warned_of():
+    assert "rounds do not reach the app x" in checks.warn_foreign_app({"app": "x"}, ["rounds"], ["rounds"])[0]
+    assert checks.warn_foreign_app({"app": ""}, ["rounds"], ["rounds"]) == []
+
+
+def test_findings_are_numbered_through_and_stand_by_machine():
+    text = checks.render(
+        [Finding("c", "type c", "two"), Finding("a", "type a"), Finding("d", "type d", "two")]
+    )
+    assert text.splitlines() == [
+        "  1. a",
+        "     -> type a",
+        "two:",
+        "  2. c",
+        "     -> type c",
+        "  3. d",
+        "     -> type d",
+    ]

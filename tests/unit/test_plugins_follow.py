@@ -1,0 +1,198 @@
+"""Tests of the follow action: lines come while the command runs, and the command outlives who follows it."""
+
+import base64
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from plugins.action.follow import Output, poll_script, read_poll, start_script
+
+ROOT = Path(__file__).parents[2]
+BAR = '\x1e{"done":%d,"total":4,"text":"round %d"}'
+
+
+def shown(data, **options):
+    pieces = []
+    output = Output(pieces.append, **options)
+    for chunk in data:
+        output.feed(chunk)
+    output.close()
+    return "".join(pieces), output.lines
+
+
+def test_lines_are_indented_and_labelled_and_cut_anywhere():
+    text, lines = shown([b"one\nt", b"w\xc3", b"\xbc\nthree"], label="node1")
+    assert text == "    node1: one\n    node1: tw\u00fc\n    node1: three\n"
+    assert lines == ["one", "tw\u00fc", "three"]
+
+
+def test_bars_are_dropped_where_there_is_no_terminal():
+    text, lines = shown([b"a\n" + (BAR % (1, 1)).encode() + b"\nb\n"])
+    assert text == "    a\n    b\n"
+    assert lines == ["a", "b"]
+
+
+def test_a_bar_is_drawn_below_the_lines_and_wiped_at_the_end():
+    text, lines = shown([(BAR % (1, 1)).encode() + b"\na\n"], terminal=True)
+    bar = "\r    [======                  ]  25%  round 1\x1b[K"
+    assert text == bar + "\r\x1b[K    a\n" + bar + "\r\x1b[K"
+    assert lines == ["a"]
+
+
+def test_a_bar_is_no_wider_than_the_terminal():
+    text, _lines = shown([(BAR % (1, 1)).encode() + b"\n"], terminal=True, columns=20)
+    assert len(text.split("\x1b[K")[0].strip("\r")) == 20
+
+
+def test_a_torn_bar_is_passed_over():
+    assert shown([b'\x1e{"done": 1, "tot\nx\n'], terminal=True) == ("    x\n", ["x"])
+
+
+def test_a_tools_own_progress_line_shows_its_last_state():
+    assert shown([b"10%\r50%\r100%\n"])[1] == ["100%"]
+
+
+def test_an_answer_in_json_is_kept_and_not_shown():
+    assert shown([b'done\n{"status": "ok"}\n{no json}\n']) == (
+        "    done\n    {no json}\n",
+        ["done", '{"status": "ok"}', "{no json}"],
+    )
+
+
+def sh(script):
+    return subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=False).stdout
+
+
+def test_poll_scripts_fetch_each_byte_once_and_then_the_exit_code():
+    directory = re.search(r"FOLLOW-STARTED (\S+)", sh(start_script("printf 'a\\377b'; exit 7", ".", "", "")))[
+        1
+    ]
+    state, data = "running", b""
+    while state == "running":
+        state, new = read_poll(sh(poll_script(directory, len(data))))
+        data += new
+    assert (state, data) == ("7", b"a\xffb")
+    subprocess.run(["rm", "-r", directory], check=True)
+
+
+def test_a_command_that_was_killed_is_lost_and_not_awaited():
+    directory = re.search(r"FOLLOW-STARTED (\S+)", sh(start_script("kill -9 $PPID", ".", "", "")))[1]
+    assert read_poll(sh(poll_script(directory, 0)))[0] == "lost"
+    subprocess.run(["rm", "-r", directory], check=True)
+
+
+def test_an_answer_that_is_not_whole_is_no_answer():
+    whole = f"FOLLOW-STATE 0 {base64.b64encode(b'x').decode()}."
+    assert read_poll(whole) == ("0", b"x")
+    assert read_poll(whole[:-1]) is None
+
+
+@pytest.fixture
+def playbook(tmp_path):
+    """Make a playbook of one follow task; the command line that plays it and its environment."""
+
+    def make(arguments, callback="coldframe"):
+        tasks = [
+            {"name": "Follow it", "follow": arguments, "register": "r"},
+            {"ansible.builtin.debug": {"var": "r.rc"}},
+        ]
+        play = [{"hosts": "all", "gather_facts": False, "connection": "local", "tasks": tasks}]
+        (tmp_path / "play.yml").write_text(json.dumps(play), encoding="utf-8")
+        environment = {
+            **os.environ,
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_STDOUT_CALLBACK": callback,
+            "TMPDIR": str(tmp_path),
+            "TERM": "xterm",
+        }
+        binary = str(Path(sys.executable).parent / "ansible-playbook")
+        return [binary, "-i", "one,", str(tmp_path / "play.yml")], environment
+
+    return make
+
+
+def leftovers(tmp_path):
+    return list(tmp_path.glob("coldframe-follow.*"))
+
+
+LOOP = "for i in 1 2 3 4; do echo tick $i; sleep 1; done"
+
+
+def test_lines_appear_in_a_pipe_while_the_command_runs(playbook, tmp_path):
+    command, environment = playbook({"cmd": LOOP})
+    seen = {}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            seen[line.rstrip()] = time.monotonic()
+    assert process.returncode == 0
+    assert list(seen).index("    tick 1") > next(
+        k for k, line in enumerate(seen) if "TASK [Follow it]" in line
+    )
+    assert seen["    tick 4"] - seen["    tick 1"] > 2
+    assert leftovers(tmp_path) == []
+
+
+def test_a_terminal_sees_a_bar_while_the_command_runs(playbook):
+    script = 'for i in 1 2 3 4; do printf \'\\036{"done":%d,"total":4,"text":"r"}\\n\' $i; sleep 0.6; done'
+    command, environment = playbook({"cmd": script})
+    reader, writer = pty.openpty()
+    with subprocess.Popen(command, env=environment, stdout=writer, stderr=writer, stdin=writer) as process:
+        os.close(writer)
+        text, first = b"", 0.0
+        while True:
+            try:
+                data = os.read(reader, 65536)
+            except OSError:
+                break
+            text += data
+            first = first or (time.monotonic() if b"[======  " in text else 0.0)
+        assert time.monotonic() - first > 1
+    os.close(reader)
+    assert process.returncode == 0
+    assert b"\r    [========================] 100%  r\x1b[K" in text
+
+
+def test_a_failure_is_told_once_with_the_last_lines(playbook, tmp_path):
+    command, environment = playbook({"cmd": ["sh", "-c", "seq 100; exit 3"]})
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    told = done.stdout[done.stdout.index("fatal:") :]
+    assert "the command ended with exit code 3. Its last lines:\n81\n82\n" in told
+    assert "\n80\n" not in told
+    assert "ERROR" not in done.stdout + done.stderr
+    assert leftovers(tmp_path) == []
+
+
+def test_the_command_outlives_the_controller(playbook, tmp_path):
+    target = tmp_path / "ticks"
+    command, environment = playbook({"cmd": f"for i in 1 2 3 4; do echo $i >>{target}; sleep 0.7; done"})
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+        while not target.exists():
+            time.sleep(0.1)
+        process.kill()
+    deadline = time.monotonic() + 20
+    while target.read_text().split() != ["1", "2", "3", "4"]:
+        assert time.monotonic() < deadline, target.read_text()
+        time.sleep(0.1)
+
+
+def test_check_mode_runs_nothing(playbook, tmp_path):
+    command, environment = playbook({"cmd": f"touch {tmp_path}/made"})
+    subprocess.run([*command, "--check"], env=environment, capture_output=True, check=False)
+    assert not (tmp_path / "made").exists()
+    subprocess.run(command, env=environment, capture_output=True, check=True)
+    assert (tmp_path / "made").exists()
+
+
+def test_what_is_there_is_not_made_again(playbook, tmp_path):
+    command, environment = playbook({"cmd": f"touch {tmp_path}/made", "creates": str(tmp_path)})
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "changed=0" in done.stdout
+    assert not (tmp_path / "made").exists()

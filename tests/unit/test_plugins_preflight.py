@@ -1,0 +1,167 @@
+"""Tests of preflight as a user meets it: ansible-playbook on an inventory of this machine alone."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+INVENTORY = {
+    "fl_machines": {
+        "children": {
+            "fl_server": {"hosts": {"one": {}}},
+            "fl_clients": {"hosts": {"one": {"fl_client_count": 3}}},
+        },
+        "vars": {
+            "ansible_connection": "local",
+            "ansible_python_interpreter": sys.executable,
+            "fl_federation": "unittest",
+            "fl_client_memory": "384m",
+            "fl_min_disk": "1m",
+        },
+    }
+}
+PLAY = """
+- import_playbook: {root}/playbooks/preflight.yml
+  vars:
+    coldframe_verb: {verb}
+- hosts: localhost
+  gather_facts: false
+  tasks:
+    - ansible.builtin.copy:
+        content: "{{{{ coldframe_preflight | to_json }}}}"
+        dest: {folder}/plan.json
+        mode: "0600"
+"""
+
+
+@pytest.fixture
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def preflight(tmp_path, free_port):
+    """Run preflight with arguments; its exit code, output, and (where it passed) what it returned."""
+
+    def run(*extra, verb="site", inventory=INVENTORY):
+        (tmp_path / "inventory.json").write_text(json.dumps(inventory), encoding="utf-8")
+        (tmp_path / "play.yml").write_text(
+            PLAY.format(root=ROOT, verb=verb, folder=tmp_path), encoding="utf-8"
+        )
+        values = [f"fl_port={free_port}", *extra]
+        done = subprocess.run(
+            [
+                str(Path(sys.executable).parent / "ansible-playbook"),
+                *("-i", str(tmp_path / "inventory.json"), str(tmp_path / "play.yml")),
+                *(word for value in values for word in ("-e", value)),
+            ],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+                "ANSIBLE_STDOUT_CALLBACK": "coldframe",
+                "ANSIBLE_BECOME": "false",
+                "ANSIBLE_FORCE_COLOR": "false",
+            },
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        plan = tmp_path / "plan.json"
+        return (
+            done.returncode,
+            done.stdout + done.stderr,
+            json.loads(plan.read_text()) if plan.exists() else None,
+        )
+
+    return run
+
+
+def test_a_good_inventory_passes_and_returns_typed_values(preflight):
+    code, output, plan = preflight("rounds=3", "strategy_args={}")
+    assert code == 0, output
+    assert (plan["run"]["rounds"], plan["run"]["train"], plan["run"]["strategy_args"]) == (3, True, {})
+    assert plan["run_config"]["num-server-rounds"] == 3
+    assert [client["name"] for client in plan["roster"]] == ["one-0", "one-1", "one-2"]
+    assert {client["memory"] for client in plan["roster"]} == {384 << 20}
+    assert plan["oversubscribed"] is False
+    assert plan["changed"] is False
+
+
+def test_every_bad_input_is_found_in_one_go(preflight, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        code, output, plan = preflight(
+            "rounds=abc",
+            "fl_strategy=fedfoo",
+            "roundz=3",
+            "min_train_clients=9",
+            f"fl_data_dir={tmp_path}/missing",
+            "fl_min_disk=9999t",
+            f"fl_port={port}",
+        )
+    assert code != 0
+    assert plan is None
+    for message in (
+        "rounds=abc is not a whole number ≥ 1\n     -> type -e rounds=5",
+        "fl_strategy=fedfoo is not known (one of fedavg,",
+        "roundz is no variable of site.yml\n     -> did you mean rounds? Type -e rounds=5",
+        "min_train_clients=9 is more than the 3 clients of the inventory\n     -> type -e min_train",
+        f"fl_data_dir={tmp_path}/missing is no folder on this machine",
+        "TB needed\n     -> make room",
+        f"port {port} is in use by ",
+        "Nothing was changed.",
+    ):
+        assert output.count(message) == 1, f"{message!r} in\n{output}"
+    assert "  7. " in output
+    assert "  8. " not in output
+
+
+def test_more_quota_than_cores_is_warned_of_and_recorded(preflight):
+    code, output, plan = preflight("fl_client_cpu=999", verb="run")
+    assert code == 0, output
+    assert "[WARNING]: one: its 3 clients may use 2997 cores" in output
+    assert (plan["oversubscribed"], plan["run_config"]["oversubscribed"]) == (True, True)
+
+
+def test_group_variables_of_the_inventory_count_as_much_as_extra_variables(preflight):
+    machines = INVENTORY["fl_machines"]
+    inventory = {
+        "fl_machines": {**machines, "vars": {**machines["vars"], "rounds": "many", "fl_client_cpu": "x"}}
+    }
+    code, output, _plan = preflight(inventory=inventory)
+    assert code != 0
+    assert "rounds=many is not a whole number" in output
+    assert "one:\n  2. fl_client_cpu=x is not a number" in output
+
+
+def test_a_machine_that_does_not_answer_is_a_finding_but_no_hindrance_to_teardown(preflight):
+    machines = INVENTORY["fl_machines"]
+    vanished = {
+        "fl_machines": {
+            **machines,
+            "vars": {**machines["vars"], "ansible_connection": "ssh", "ansible_host": "no.invalid"},
+        }
+    }
+    code, output, _plan = preflight(inventory=vanished)
+    assert code != 0
+    assert "machine one did not answer (" in output
+    assert "\nunreachable: [one]\n" in output
+    assert output.count("Could not resolve hostname no.invalid") == 1
+    assert "check that this works: ssh no.invalid" in output
+    _code, output, plan = preflight(verb="teardown", inventory=vanished)
+    assert plan["run"] == {"purge": False}, output
+    assert "[WARNING]: machine one did not answer" in output
+
+
+def test_two_clients_of_one_name_are_found(preflight):
+    code, output, _plan = preflight('{"fl_client_list": [{"name": "a"}, {"name": "a"}]}')
+    assert code != 0
+    assert "two clients are called a (machines one and one)\n     -> give one of them another name" in output

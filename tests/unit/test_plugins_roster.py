@@ -1,0 +1,168 @@
+"""Tests of plugins/filter/roster.py: who the clients are, their partitions, and how it is shown."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from ansible.errors import AnsibleFilterError
+
+from plugins.filter import roster
+from plugins.filter.roster import build_roster, coldframe_roster, coldframe_run_config, coldframe_status_table
+
+
+def machine(cores=4, **variables):
+    return {"machine_facts": {"cpus": cores}, **variables}
+
+
+def test_clients_are_named_after_their_machine_and_numbered_through():
+    hostvars = {"a": machine(fl_client_count=2), "b": machine()}
+    clients = coldframe_roster(["a", "b"], hostvars)
+    assert [client["name"] for client in clients] == ["a-0", "a-1", "b-0"]
+    assert [client["machine"] for client in clients] == ["a", "a", "b"]
+    assert [client["partition_id"] for client in clients] == [0, 1, 2]
+    assert {client["num_partitions"] for client in clients} == {3}
+    assert clients[2] == {
+        "name": "b-0",
+        "machine": "b",
+        "partition_id": 2,
+        "num_partitions": 3,
+        "cpu": 1.0,
+        "memory": 1 << 30,
+        "pids": 256,
+        "profile": None,
+    }
+
+
+def test_partition_ids_stay_when_the_inventory_changes_its_order_or_grows():
+    hostvars = {"a": machine(fl_client_count=2), "b": machine()}
+    before = {"a-0": 0, "b-0": 1}
+    clients = {client["name"]: client for client in coldframe_roster(["b", "a"], hostvars, before)}
+    assert {name: client["partition_id"] for name, client in clients.items()} == {
+        "b-0": 1,
+        "a-0": 0,
+        "a-1": 2,
+    }
+
+
+def test_a_partition_id_is_never_used_again():
+    clients = coldframe_roster(["new"], {"new": machine()}, {"gone": 0, "gone-too": 4})
+    assert [(client["partition_id"], client["num_partitions"]) for client in clients] == [(5, 6)]
+
+
+def test_the_last_clients_data_comes_back_to_the_others_when_they_leave():
+    clients = coldframe_roster(["a"], {"a": machine(fl_client_count=2)}, {"a-0": 0, "a-1": 1, "a-2": 2})
+    assert {client["num_partitions"] for client in clients} == {2}
+
+
+@pytest.mark.parametrize(
+    ("cores", "clients", "cpu"), [(2, 3, 0.53), (8, 1, 1.0), (2, 1, 1.0), (1, 1, 0.8), (1, 100, 0.05)]
+)
+def test_the_default_cpu_leaves_a_fifth_of_the_machine(cores, clients, cpu):
+    roster_ = coldframe_roster(["a"], {"a": machine(cores, fl_client_count=clients)})
+    assert {client["cpu"] for client in roster_} == {cpu}
+
+
+def test_cores_come_from_ansibles_facts_too():
+    hostvars = {"a": {"ansible_facts": {"processor_nproc": 1, "processor_vcpus": 8}}}
+    assert coldframe_roster(["a"], hostvars)[0]["cpu"] == 0.8
+
+
+def test_without_cores_there_is_no_guess():
+    with pytest.raises(AnsibleFilterError, match=r"cores of machine a is not known.*gather facts"):
+        coldframe_roster(["a"], {"a": {}})
+    assert coldframe_roster(["a"], {"a": {"fl_client_cpu": "0.5"}})[0]["cpu"] == 0.5
+    assert build_roster(["a"], {"a": {}})[0]["cpu"] is None
+
+
+def test_a_list_sets_each_client_and_the_machine_the_rest():
+    hostvars = {
+        "a": machine(
+            fl_client_count=9,
+            fl_client_memory="512m",
+            fl_client_pids="128",
+            fl_client_list=[{"name": "slow", "cpu": "0.25", "profile": "pi4"}, {"memory": "2g"}],
+        )
+    }
+    slow, other = coldframe_roster(["a"], hostvars)
+    assert (slow["name"], slow["cpu"], slow["memory"], slow["pids"], slow["profile"]) == (
+        "slow",
+        0.25,
+        512 << 20,
+        128,
+        "pi4",
+    )
+    assert (other["name"], other["cpu"], other["memory"], other["profile"]) == ("a-1", 1.0, 2 << 30, None)
+
+
+def test_two_clients_of_one_name_are_refused():
+    hostvars = {"a": machine(fl_client_list=[{"name": "b-0"}]), "b": machine()}
+    with pytest.raises(
+        AnsibleFilterError, match=r"two clients are called b-0 \(machines a and b\): give one"
+    ):
+        coldframe_roster(["a", "b"], hostvars)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"cpuu": 1}, "unknown key cpuu"),
+        ({"name": "no/slash"}, "is no name for a client"),
+        ({"memory": "x"}, "size"),
+    ],
+)
+def test_a_bad_entry_is_refused(entry, message):
+    with pytest.raises(AnsibleFilterError, match=message):
+        coldframe_roster(["a"], {"a": machine(fl_client_list=[entry])})
+
+
+def test_a_machine_may_have_no_clients():
+    assert coldframe_roster(["a"], {"a": machine(fl_client_count=0)}) == []
+
+
+def test_run_config_is_flat_and_named_as_the_app_names_it():
+    run = {
+        "rounds": 3,
+        "fl_strategy": "fedprox",
+        "strategy_args": {"proximal_mu": 0.1},
+        "wait": True,
+        "app": "",
+    }
+    assert coldframe_run_config(run, oversubscribed=True) == {
+        "num-server-rounds": 3,
+        "strategy": "fedprox",
+        "strategy-args": '{"proximal_mu": 0.1}',
+        "oversubscribed": True,
+    }
+
+
+def test_the_run_config_of_another_app_passes_through_untouched():
+    run = {"rounds": 3, "app": "elsewhere", "run_config": {"epochs": 2, "deep": "x"}}
+    assert coldframe_run_config(run) == {"epochs": 2, "deep": "x"}
+
+
+def test_size_filter():
+    assert roster.coldframe_size("512m") == 536870912
+    with pytest.raises(AnsibleFilterError, match="write it like 512m or 1g"):
+        roster.coldframe_size("much")
+
+
+def test_the_table_is_aligned():
+    rows = [
+        {"client": "a-0", "cpu": 0.5, "memory": 1 << 30, "partition_id": 0, "up": True},
+        {"client": "long-name-1", "cpu": None, "memory": 512 << 20, "partition_id": 11, "up": False},
+    ]
+    assert coldframe_status_table(rows).splitlines() == [
+        "client       cpu  memory  partition id  up",
+        "a-0          0.5    1 GB             0  yes",
+        "long-name-1    -  512 MB            11  no",
+    ]
+    assert coldframe_status_table(rows, indent=2).startswith("  client")
+    assert coldframe_status_table([]) == ""
+
+
+def test_every_filter_is_documented():
+    folder = Path(roster.__file__).parent
+    for name in roster.FilterModule().filters():
+        text = yaml.safe_load((folder / f"{name}.yml").read_text(encoding="utf-8"))
+        assert text["DOCUMENTATION"]["name"] == name
+        assert "_value" in text["RETURN"]

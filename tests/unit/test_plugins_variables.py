@@ -1,0 +1,299 @@
+"""Tests of plugins/module_utils/variables.py: what every variable may be, and what a wrong one is told."""
+
+import inspect
+import json
+
+import pytest
+
+from plugins.module_utils import variables
+from plugins.module_utils.variables import cast, cast_inventory, check_clients, check_names
+
+
+def messages(findings):
+    return [str(finding) for finding in findings]
+
+
+def only(findings):
+    assert len(findings) == 1, messages(findings)
+    return str(findings[0])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"rounds": "abc"}, "rounds=abc is not a whole number ≥ 1: type -e rounds=5"),
+        ({"rounds": 0}, "rounds=0 is not a whole number ≥ 1: type -e rounds=5"),
+        ({"rounds": "2.5"}, "rounds=2.5 is not a whole number ≥ 1: type -e rounds=5"),
+        ({"rounds": True}, "rounds=True is not a whole number ≥ 1: type -e rounds=5"),
+        (
+            {"fraction_train": 1.5},
+            "fraction_train=1.5 is not a number > 0 and ≤ 1: type -e fraction_train=1.0",
+        ),
+        ({"fraction_evaluate": -1}, "fraction_evaluate=-1 is not a number from 0 to 1: type -e"),
+        ({"learning_rate": "nan"}, "learning_rate=nan is not a number > 0"),
+        ({"momentum": 2}, "momentum=2 is not a number from 0 to 1"),
+        ({"dataset": "fashion-mnist"}, "did you mean fashion_mnist? Type -e dataset=fashion_mnist"),
+        ({"partitioner": "dirichelt"}, "did you mean dirichlet? Type -e partitioner=dirichlet"),
+        ({"wait": "perhaps"}, "wait=perhaps is not true or false"),
+        ({"round_timeout": "soon"}, "round_timeout=soon is not a duration in seconds > 0"),
+        ({"strategy_args": "mu=1"}, """type -e '{"strategy_args": {"proximal_mu": 0.1}}'"""),
+        ({"run_name": "../x"}, "run_name=../x does not have the form"),
+        ({"collect": "latest"}, "collect=latest does not have the form"),
+    ],
+)
+def test_a_bad_value_is_told_what_to_type(given, message):
+    values, findings = cast("run", given)
+    assert message in only(findings)
+    assert values["rounds"] == 5  # a default stands in, so that the other checks can go on
+
+
+def test_an_unknown_strategy_gets_the_nearest_and_all_names():
+    _values, findings = cast("site", {"fl_strategy": "fedfoo"})
+    message = only(findings)
+    assert message.startswith("fl_strategy=fedfoo is not known (one of fedavg, fedavgm, fedprox,")
+    assert ": did you mean fed" in message
+    _values, findings = cast("site", {"fl_strategy": "fedprxo"})
+    assert "did you mean fedprox? Type -e fl_strategy=fedprox" in only(findings)
+
+
+@pytest.mark.parametrize("name", ["fedxgb", "FedXgbBagging", "fedxgbcyclic"])
+def test_xgboost_is_refused_with_the_reason(name):
+    _values, findings = cast("run", {"fl_strategy": name})
+    assert "merges the trees of XGBoost models, and the models here are arrays" in only(findings)
+
+
+def test_values_from_the_command_line_become_typed():
+    given = {
+        "rounds": "7",
+        "fl_strategy": "FedProx",
+        "strategy_args": '{"proximal_mu": 0.1}',
+        "fraction_train": "0.5",
+        "round_timeout": "10m",
+        "wait": "no",
+        "collect": 1234,
+    }
+    values, findings = cast("run", given)
+    assert findings == []
+    assert {name: values[name] for name in given} == {
+        "rounds": 7,
+        "fl_strategy": "fedprox",
+        "strategy_args": {"proximal_mu": 0.1},
+        "fraction_train": 0.5,
+        "round_timeout": 600.0,
+        "wait": False,
+        "collect": "1234",
+    }
+
+
+def test_without_values_there_are_defaults_for_every_variable():
+    for verb, table in variables.VERBS.items():
+        values, findings = cast(verb, {})
+        assert findings == []
+        assert list(values) == list(table)
+    assert cast("site", {})[0]["train"] is True
+    assert cast("teardown", {})[0] == {"purge": False}
+    assert cast("status", {})[0] == {"output": "table"}
+
+
+def test_every_example_that_is_suggested_is_accepted():
+    for table in [*variables.VERBS.values(), variables.CLIENT, variables.INVENTORY]:
+        for variable in table.values():
+            if variable.kind == "entries":
+                assert cast_inventory({variable.name: json.loads(variable.example)})[1] == []
+            elif variable.example != "RUN_ID":
+                variables.cast_value(variable, variable.example.strip("'"))
+
+
+def test_the_strategies_arguments_are_those_of_flwr():
+    from flwr.serverapp import strategy as flower
+
+    classes = {
+        name.lower(): kind
+        for name, kind in vars(flower).items()
+        if inspect.isclass(kind) and issubclass(kind, flower.FedAvg) and not name.startswith("FedXgb")
+    }
+    assert set(variables.STRATEGY_ARGUMENTS) == set(classes)
+    common = set(inspect.signature(flower.FedAvg.__init__).parameters)
+    for name, kind in classes.items():
+        own = [
+            parameter
+            for parameter, spec in inspect.signature(kind.__init__).parameters.items()
+            if parameter not in common and spec.annotation in (int, float, "int", "float")
+        ]
+        assert sorted(variables.STRATEGY_ARGUMENTS[name]) == sorted(own), name
+
+
+def test_the_wrappers_arguments_are_those_of_flwr():
+    from flwr.serverapp import strategy as flower
+
+    for name, kind in {
+        "server-fixed": flower.DifferentialPrivacyServerSideFixedClipping,
+        "server-adaptive": flower.DifferentialPrivacyServerSideAdaptiveClipping,
+        "client-fixed": flower.DifferentialPrivacyClientSideFixedClipping,
+        "client-adaptive": flower.DifferentialPrivacyClientSideAdaptiveClipping,
+    }.items():
+        parameters = dict(inspect.signature(kind.__init__).parameters)
+        for other in ("self", "strategy", "accountant"):
+            parameters.pop(other, None)
+        assert set(variables.DP_ARGUMENTS[name]) == set(parameters), name
+        needed = {key for key, spec in parameters.items() if spec.default is inspect.Parameter.empty}
+        assert {key for key, must in variables.DP_ARGUMENTS[name].items() if must} == needed - {
+            "num_sampled_clients"
+        }
+
+
+def test_names_agree_with_the_training():
+    from fl import data, partition, strategy
+
+    assert set(variables.STRATEGY_ARGUMENTS) == set(strategy.STRATEGIES)
+    assert set(variables.DP_ARGUMENTS) == {*strategy.PRIVACY, strategy.LOCAL}
+    assert tuple(data.SPECS) == variables.DATASETS
+    assert {name: tuple(args) for name, args in partition.DEFAULTS.items()} == variables.PARTITIONER_ARGUMENTS
+
+
+def test_run_config_keys_are_those_of_the_manifest():
+    import tomllib
+    from pathlib import Path
+
+    manifest = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    config = manifest["tool"]["flwr"]["app"]["config"]
+    assert {*variables.RUN_CONFIG_KEYS.values(), "oversubscribed"} == set(config)
+    defaults, _findings = cast("run", {})
+    for name, key in variables.RUN_CONFIG_KEYS.items():
+        value = defaults[name]
+        flat = json.dumps(value) if isinstance(value, dict) else value
+        assert (flat, type(flat)) == (config[key], type(config[key])), key
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"fl_strategy": "fedprox", "strategy_args": {"proximal_nu": 0.1}},
+            """strategy fedprox has no argument proximal_nu: did you mean proximal_mu? """
+            """Type -e '{"strategy_args": {"proximal_mu": 0.1}}'""",
+        ),
+        ({"strategy_args": {"beta": 1}}, "strategy fedavg has no argument beta: it takes none, so leave"),
+        (
+            {"fl_strategy": "fedadam", "strategy_args": {"zzz": 1}},
+            "has no argument zzz: it has eta, eta_l, beta_1, beta_2, tau",
+        ),
+        ({"fl_strategy": "fedprox", "strategy_args": {"proximal_mu": "x"}}, "proximal_mu=x is not a number"),
+        (
+            {"partitioner": "shards", "partitioner_args": {"alpha": 1}},
+            "partitioner shards has no argument alpha",
+        ),
+        ({"fl_dp": "server-fixed"}, "fl_dp=server-fixed needs noise_multiplier, clipping_norm in dp_args"),
+        ({"dp_args": {"noise_multiplier": 1}}, "dp_args are given, but fl_dp is not: type -e fl_dp="),
+        ({"collect": "1", "stop": "2"}, "collect and stop are both given"),
+        ({"run_config": {"num-rounds": 3}}, "run_config has the key num-rounds, which the app does not know"),
+    ],
+)
+def test_arguments_must_fit_what_they_are_for(given, message):
+    assert message in only(cast("run", given)[1])
+
+
+def test_the_run_config_of_another_app_is_its_own_affair():
+    assert cast("run", {"app": "x", "run_config": {"whatever": 3}})[1] == []
+
+
+def test_more_clients_than_there_are_is_refused_with_number_and_remedy():
+    values, _findings = cast("run", {"min_train_clients": 9})
+    assert only(check_clients(values, 3)) == (
+        "min_train_clients=9 is more than the 3 clients of the inventory: "
+        "type -e min_train_clients=3, or add clients (fl_client_count)"
+    )
+    assert check_clients(values, 9) == []
+    values, _findings = cast("run", {})
+    assert "-e min_train_clients=1 -e min_evaluate_clients=1 -e min_available_clients=1" in only(
+        check_clients(values, 1)
+    )
+
+
+def test_bulyan_needs_more_replies_than_it_may_lose():
+    values, _findings = cast(
+        "run", {"fl_strategy": "bulyan", "strategy_args": {"num_malicious_nodes": 1}, "min_train_clients": 3}
+    )
+    assert "type -e min_train_clients=7 and add clients (3 now)" in only(check_clients(values, 3))
+
+
+def test_an_unknown_name_is_refused_with_the_nearest():
+    assert only(check_names("run", ["roundz"])) == (
+        "roundz is no variable of run.yml: did you mean rounds? Type -e rounds=5"
+    )
+    assert "it belongs to teardown.yml" in only(check_names("run", ["purge"]))
+    assert "did you mean fl_client_count? Type -e fl_client_count=3" in only(
+        check_names("site", ["fl_client_cuont"])
+    )
+    assert "leave it out (status.yml takes output)" in only(check_names("status", ["qqqqqq"]))
+
+
+def test_names_of_ansible_roles_and_inventory_are_known():
+    assert (
+        check_names("run", ["ansible_user", "fl_client_cpu", "fl_image_suite"], also={"fl_image_suite"}) == []
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"fl_federation": "Not-Good"}, "fl_federation=Not-Good does not have the form [a-z][a-z0-9_]{0,30}"),
+        ({"fl_port": 0}, "fl_port=0 is not a whole number from 1 to 65535: type -e fl_port=9092"),
+        ({"fl_client_cpu": 0.01}, "fl_client_cpu=0.01 is not a number ≥ 0.05"),
+        ({"fl_client_memory": "128m"}, "fl_client_memory=128m is not a size ≥ 384 MB"),
+        (
+            {"fl_client_memory": "lots"},
+            "fl_client_memory=lots is not a size ≥ 384 MB: type -e fl_client_memory=512m",
+        ),
+        ({"fl_client_count": -1}, "fl_client_count=-1 is not a whole number ≥ 0"),
+        ({"fl_client_list": "[]"}, "fl_client_list is not a list of clients"),
+        ({"fl_client_list": [{"cpuu": 1}]}, "fl_client_list[0] has the unknown key cpuu: write cpu"),
+        (
+            {"fl_client_list": [{"cpu": "x"}]},
+            "fl_client_list[0]: cpu=x is not a number ≥ 0.05: write cpu: 0.5",
+        ),
+        ({"docker_engine_manage": "maybe"}, "docker_engine_manage=maybe is not true or false"),
+    ],
+)
+def test_a_bad_inventory_variable_is_told_what_to_type(given, message):
+    assert message in only(cast_inventory(given)[1])
+
+
+def test_inventory_variables_become_typed_and_others_stay_away():
+    values, findings = cast_inventory(
+        {"fl_client_memory": "1g", "fl_port": "9192", "fl_data_dir": "", "x": 1}
+    )
+    assert findings == []
+    assert values == {"fl_client_memory": 1 << 30, "fl_port": 9192}
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("512m", 512 << 20), ("1g", 1 << 30), ("1.5GiB", 3 << 29), ("64kb", 65536), (4096, 4096)],
+)
+def test_sizes(text, size):
+    assert variables.parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "m", "-1g", "1x", "1 g b", 0, True, None])
+def test_what_is_no_size(text):
+    with pytest.raises(ValueError, match="is not a size"):
+        variables.parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("10s", 10), ("1m", 60), ("50ms", 0.05), ("2h", 7200), (600, 600)]
+)
+def test_durations(text, seconds):
+    assert variables.parse_duration(text) == seconds
+
+
+def test_rates():
+    assert variables.parse_rate("10mbit") == 10_000_000
+    with pytest.raises(ValueError, match="is not a rate"):
+        variables.parse_rate("10")
+
+
+def test_sizes_for_people():
+    assert variables.format_size(512 << 20) == "512 MB"
+    assert variables.format_size(3 << 29) == "1.5 GB"
