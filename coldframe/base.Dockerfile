@@ -6,10 +6,10 @@ FROM ${DEBIAN} AS build
 COPY wheels /wheels
 # Tests, headers and static libraries are a quarter of torch.
 RUN python3 -m venv /opt/venv \
- && /opt/venv/bin/python -m pip install --no-index --find-links /wheels --no-compile --disable-pip-version-check -q -r /wheels/requirements.txt \
+ && /opt/venv/bin/python -m pip install --no-index --find-links /wheels --no-compile --disable-pip-version-check --progress-bar off -r /wheels/requirements.txt \
  && cd /opt/venv/lib/python3*/site-packages \
  && rm -rf torch/include torch/test torch/share torch/lib/*.a torch/bin/protoc* torch/bin/test_* pip pip-* \
- && /opt/venv/bin/python -m compileall -q -j 0 . \
+ && /opt/venv/bin/python -m compileall -q -j 0 -x 'py31[2-9]' . \
  && rm -rf /opt/venv/bin/pip*
 
 FROM ${DEBIAN}

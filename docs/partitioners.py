@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from coldframe.plots import STYLE, draw_partitions  # noqa: E402
+from coldframe.controller.plots import STYLE, draw_partitions  # noqa: E402
 from fl.partition import histogram, partition  # noqa: E402
 
 CLIENTS = 10

@@ -1,7 +1,7 @@
 """Turns a run's journal into its results folder: summary, tables, copies, pictures, closing words.
 
-    python -m coldframe.results DIR --results results       makes results/<time>-<run>/
-    python -m coldframe.results --purge NAME --results results
+    python -m coldframe.controller.results DIR --results results       makes results/<time>-<run>/
+    python -m coldframe.controller.results --purge NAME --results results
 
 DIR holds what was fetched from the server: `journal.jsonl` and, where the run got that far,
 `model.pt`. A run of a foreign app has no journal; then the folder holds what is known without one.
@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from coldframe import plots
+from coldframe.controller import plots
 from coldframe.journal import read_journal
 
 Event = dict[str, Any]
@@ -406,7 +406,7 @@ def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, P
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     summary = (__doc__ or "").split("\n", maxsplit=1)[0]
-    parser = argparse.ArgumentParser(prog="python -m coldframe.results", description=summary)
+    parser = argparse.ArgumentParser(prog="python -m coldframe.controller.results", description=summary)
     parser.add_argument("source", type=Path, nargs="?", help="folder with journal.jsonl and model.pt")
     parser.add_argument("--results", type=Path, required=True, help="folder that holds a folder per run")
     parser.add_argument("--purge", metavar="NAME", help="remove the results of this federation instead")

@@ -11,6 +11,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugins by path, not as a package
 
 from plugins.filter.roster import coldframe_status_table  # noqa: E402
+from plugins.module_utils.variables import format_size  # noqa: E402
 
 CPU_TOLERANCE = 0.005  # cores; a quota is written in microseconds per period
 SHOWN_RUNS = 5
@@ -36,7 +37,9 @@ def holds(desired: Mapping[str, Any], verified: Mapping[str, Any]) -> bool:
     )
 
 
-def client_row(name: str, machine: str, found: Mapping[str, Any], online: Mapping[str, str]) -> dict[str, Any]:
+def client_row(
+    name: str, machine: str, found: Mapping[str, Any], online: Mapping[str, str]
+) -> dict[str, Any]:
     """One client: what was asked for (desired), what the kernel says (verified), what it uses."""
     state, verified = found.get("state") or {}, found.get("verified")
     desired = state.get("desired", {})
@@ -85,35 +88,57 @@ def coldframe_status(
                 "address": hostvars[machine].get("coldframe_address"),
                 "server": server and server["status"],
                 "clients": sum(item["role"] == "client" for item in containers),
-                "running": sum(item["role"] == "client" and item["state"] == "running" for item in containers),
+                "running": sum(
+                    item["role"] == "client" and item["state"] == "running" for item in containers
+                ),
             }
         )
     return {"machines": rows, "clients": clients, "runs": list(runs)}
 
 
+def asked_and_held(client: Mapping[str, Any], limit: str) -> str:
+    """A limit as asked for, and what the kernel says where that is something else."""
+    asked, held = client[f"{limit}_desired"], client[f"{limit}_verified"]
+    texts = [format_size(value) if limit == "memory" and value else str(value or "none") for value in (asked, held)]
+    return texts[0] if texts[0] == texts[1] else " but ".join(texts)
+
+
 def coldframe_status_text(status: Mapping[str, Any]) -> list[str]:
     """The status for people: lines of tables."""
+    clients = [
+        {
+            "client": client["client"],
+            "partition": client["partition"],
+            "state": client["online"],
+            "cpu": asked_and_held(client, "cpu"),
+            "memory": asked_and_held(client, "memory"),
+            "limits": "hold in the kernel" if client["limits_hold"] else "DO NOT HOLD",
+            "memory_used": client["memory_used"],
+            "throttled": client["throttled"],
+            "OOM_kills": client["oom_kills"],
+        }
+        for client in status["clients"]
+    ]
     runs = [
         {
             "run": run["run_id"],
             "status": run["sub_status"] or run["status"],
             "app": run["app"],
-            "submitted": run["submitted"][:19],
-            "finished": run["finished"][:19],
+            "submitted": run["submitted"][:19].replace("T", " "),
+            "finished": run["finished"][:19].replace("T", " "),
         }
         for run in status["runs"][:SHOWN_RUNS]
     ]
-    text = [
+    return [
         f"Federation {status['federation']}   gateway {status['gateway']}   "
         f"server certificate until {status['certificate_expires']}",
         "",
         *coldframe_status_table(status["machines"]).splitlines(),
         "",
-        *coldframe_status_table(status["clients"]).splitlines(),
+        *coldframe_status_table(clients).splitlines(),
         "",
         *(coldframe_status_table(runs).splitlines() or ["No run yet: type ansible-playbook run.yml"]),
     ]
-    return text
 
 
 class FilterModule:

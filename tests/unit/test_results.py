@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from coldframe import results
+from coldframe.controller import results
 
 PNG = b"\x89PNG\r\n\x1a\n"
 NAMES = ["lab-0", "lab-1", "lab-2"]

@@ -1,0 +1,27 @@
+"""Shows lines to the person at the terminal as they are: a table or closing words, which a result's YAML would fold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+display = Display()
+
+
+class ActionModule(ActionBase):
+    """Runs on the controller; changes nothing."""
+
+    _supports_check_mode = True
+    _requires_connection = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Show the lines; fail with them where the playbook says that they tell of a failure."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        _spec, args = self.validate_argument_spec(
+            {"lines": {"type": "list", "elements": "str", "required": True}, "indent": {"type": "int", "default": 0}}
+        )
+        for line in args["lines"]:
+            display.display((" " * args["indent"] + line).rstrip())
+        return {**result, "changed": False}
