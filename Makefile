@@ -3,8 +3,8 @@ SHELL := /bin/bash
 CLIENTS ?= 3
 ROUNDS ?= 5
 N ?= 3
+PREFIX ?= hosts
 ARGS ?=
-CACHE ?= $(or $(COLDFRAME_CACHE),$(HOME)/.cache/coldframe)
 PLAYBOOK = .venv/bin/ansible-playbook
 
 .PHONY: up down setup setup-dev test lint test-unit test-cluster test-static hosts hosts-down help
@@ -39,7 +39,7 @@ test-cluster: setup-dev  ## Real deployments on test hosts
 	.venv/bin/python -m pytest -q tests/cluster $(ARGS)
 
 hosts: setup-dev  ## Make N test hosts and print their inventory: make hosts N=3
-	.venv/bin/python -m tests.hosts up $(N)
+	.venv/bin/python -m tests.hosts up $(N) --prefix $(PREFIX)
 
 hosts-down: setup-dev  ## Remove them
-	.venv/bin/python -m tests.hosts down
+	.venv/bin/python -m tests.hosts down --prefix $(PREFIX)

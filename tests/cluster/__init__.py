@@ -1,0 +1,1 @@
+"""Real deployments on test hosts."""

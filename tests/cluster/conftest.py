@@ -1,0 +1,36 @@
+"""One lab for all cluster tests: two hosts, made once and removed at the end, also after a failure."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.lab import Lab
+from tests.hosts import Hosts
+from tests.hosts.hosts import load
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """Hosts `server` and `c1` with blank engines. COLDFRAME_HOSTS=<prefix> takes a standing set (make hosts), for the inner loop."""
+    directory: Path = tmp_path_factory.mktemp("lab")
+    standing = os.environ.get("COLDFRAME_HOSTS")
+    if standing:
+        lab = Lab(load(standing), directory)
+        lab.write_inventory()
+        yield lab
+        return
+    with Hosts(names=["server", "c1"]) as hosts:
+        lab = Lab(hosts, directory)
+        lab.write_inventory()
+        yield lab
+
+
+@pytest.fixture
+def federation(lab: Lab) -> Lab:
+    """The lab with a standing federation of three clients."""
+    lab.deploy()
+    return lab

@@ -1,0 +1,171 @@
+"""A lab: test hosts with an inventory, and the verbs run against it as a user would run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.hosts import Host, Hosts
+
+ROOT = Path(__file__).resolve().parents[2]
+RECAP = re.compile(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
+
+
+def sh(host: Host, command: str, check: bool = True) -> str:
+    """Run a command on a host as root; its output."""
+    result = host.run(command, check=check)
+    output: str = result.stdout
+    return output
+
+
+@dataclass
+class Play:
+    """What one ansible-playbook call printed, line by line with the seconds since its start, and how it ended."""
+
+    arguments: list[str]
+    code: int = -1
+    lines: list[tuple[float, str]] = field(default_factory=list)
+
+    @property
+    def output(self) -> str:
+        """All that it printed."""
+        return "\n".join(line for _, line in self.lines)
+
+    @property
+    def changed(self) -> dict[str, int]:
+        """Number of changes by machine."""
+        return {name: int(changed) for name, changed, _, _ in RECAP.findall(self.output)}
+
+    def seconds_of(self, text: str) -> float:
+        """When the first line with ``text`` was printed."""
+        for seconds, line in self.lines:
+            if text in line:
+                return seconds
+        raise AssertionError(f"{text!r} was never printed:\n{self.output}")
+
+
+@dataclass
+class Lab:
+    """Hosts, the directory of what the verbs write on the controller, and the way to call the verbs."""
+
+    hosts: Hosts
+    directory: Path
+    deployed: set[str] = field(default_factory=set)
+
+    @property
+    def inventory(self) -> Path:
+        """The inventory file: the first host is the server, the second holds the clients."""
+        return self.directory / "lab.yml"
+
+    @property
+    def results(self) -> Path:
+        """The folder of results folders."""
+        return self.directory / "results"
+
+    @property
+    def server(self) -> Host:
+        """The server's machine."""
+        return self.hosts[0]
+
+    @property
+    def machine(self) -> Host:
+        """The clients' machine."""
+        return self.hosts[1]
+
+    def on_server(self, command: str, check: bool = True) -> str:
+        """Run a command on the server's machine; its output."""
+        return sh(self.server, command, check)
+
+    def on_machine(self, command: str, check: bool = True) -> str:
+        """Run a command on the clients' machine; its output."""
+        return sh(self.machine, command, check)
+
+    def write_inventory(self, clients: int = 3, **more: Any) -> None:
+        """Write the inventory with that many clients on the second host and variables for all machines."""
+        inventory = yaml.safe_load(self.hosts.inventory())
+        variables = inventory["fl_machines"].setdefault("vars", {})
+        variables.update({"fl_client_count": clients, "fl_results_dir": str(self.results), **more})
+        self.inventory.write_text(yaml.safe_dump(inventory, sort_keys=False))
+
+    def environment(self) -> dict[str, str]:
+        """Keep what the verbs write on the controller apart from the user's own federations."""
+        return {**os.environ, "XDG_STATE_HOME": str(self.directory / "state"), "PYTHONUNBUFFERED": "1"}
+
+    def start(self, verb: str, *arguments: str, root: Path = ROOT, **variables: Any) -> tuple[Play, Callable[[], Play]]:
+        """Start a verb; returns the running play and a function that waits for its end."""
+        command = [str(Path(sys.executable).with_name("ansible-playbook")), verb, "-i", str(self.inventory), *arguments]
+        for name, value in variables.items():
+            command += ["-e", json.dumps({name: value}) if not isinstance(value, str) else f"{name}={value}"]
+        play = Play(command)
+        begin = time.monotonic()
+        process = subprocess.Popen(
+            command, cwd=root, env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+        def read() -> None:
+            assert process.stdout is not None
+            for line in process.stdout:
+                play.lines.append((time.monotonic() - begin, line.rstrip("\n")))
+
+        reader = threading.Thread(target=read)
+        reader.start()
+
+        def wait() -> Play:
+            play.code = process.wait()
+            reader.join()
+            return play
+
+        return play, wait
+
+    def play(self, verb: str, *arguments: str, root: Path = ROOT, **variables: Any) -> Play:
+        """Run a verb to its end, whatever that is."""
+        return self.start(verb, *arguments, root=root, **variables)[1]()
+
+    def must(self, verb: str, *arguments: str, root: Path = ROOT, **variables: Any) -> Play:
+        """Run a verb that has to succeed."""
+        play = self.play(verb, *arguments, root=root, **variables)
+        assert play.code == 0, play.output
+        return play
+
+    def deploy(self, federation: str = "coldframe", **variables: Any) -> None:
+        """Make sure that the federation stands."""
+        if federation not in self.deployed:
+            self.must("site.yml", train="false", fl_federation=federation, **variables)
+            self.deployed.add(federation)
+
+    def run(self, *arguments: str, root: Path = ROOT, **variables: Any) -> dict[str, Any]:
+        """Run run.yml with little data unless told otherwise, and return the summary of its results."""
+        self.must("run.yml", *arguments, root=root, **{"rounds": "1", "max_samples": "600", **variables})
+        return self.summary()
+
+    def summary(self) -> dict[str, Any]:
+        """The newest results folder's summary."""
+        summary: dict[str, Any] = json.loads((self.results / "latest" / "summary.json").read_text())
+        return summary
+
+    def journal(self) -> list[dict[str, Any]]:
+        """The newest results folder's journal."""
+        return [json.loads(line) for line in (self.results / "latest" / "journal.jsonl").read_text().splitlines()]
+
+    def container(self, host: Host, name: str) -> dict[str, Any]:
+        """What the engine says of a container."""
+        described: dict[str, Any] = json.loads(sh(host, f"docker inspect {name}"))[0]
+        return described
+
+    def wait_for(self, what: str, condition: Callable[[], bool], timeout: float = 90.0) -> None:
+        """Poll until the condition holds."""
+        end = time.monotonic() + timeout
+        while not condition():
+            assert time.monotonic() < end, f"{what}: not within {timeout:.0f} s"
+            time.sleep(0.5)
