@@ -156,9 +156,9 @@ def load(
     """
     import torch  # not at the top: preparing data must not need it
 
-    spec = SPECS[dataset]
     x = load_array(root, dataset, f"{part}_x")
     y = load_array(root, dataset, f"{part}_y")
+    spec = SPECS[dataset]
     if indices is not None:
         x, y = x[indices], y[indices]
     scaled = np.multiply(x, np.float32(1 / 255), dtype=np.float32)

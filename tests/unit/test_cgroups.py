@@ -1,0 +1,197 @@
+"""The reader of cgroups says the same of the same limits under v1, v2 and hybrid, and fits this kernel."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from coldframe import cgroups
+
+ID = "4f" * 32
+V1 = {
+    "cpu/cpu.cfs_quota_us": "50000\n",
+    "cpu/cpu.cfs_period_us": "100000\n",
+    "cpu/cpu.stat": "nr_periods 200\nnr_throttled 50\nthrottled_time 900000000\n",
+    "cpuacct/cpuacct.usage": "12500000000\n",
+    "cpuset/cpuset.effective_cpus": "0-2,5\n",
+    "memory/memory.limit_in_bytes": "536870912\n",
+    "memory/memory.usage_in_bytes": "400000000\n",
+    "memory/memory.max_usage_in_bytes": "450000000\n",
+    "memory/memory.stat": "inactive_file 1\ntotal_inactive_file 150000000\n",
+    "memory/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n",
+    "pids/pids.max": "256\n",
+    "pids/pids.current": "17\n",
+}
+V2 = {
+    "cgroup.controllers": "cpuset cpu memory pids\n",
+    "cpu.max": "50000 100000\n",
+    "cpu.stat": "usage_usec 12500000\nuser_usec 1\nnr_periods 200\nnr_throttled 50\nthrottled_usec 900000\n",
+    "cpuset.cpus.effective": "0-2,5\n",
+    "memory.max": "536870912\n",
+    "memory.current": "400000000\n",
+    "memory.peak": "450000000\n",
+    "memory.stat": "anon 1\ninactive_file 150000000\n",
+    "memory.events": "low 0\noom 5\noom_kill 3\n",
+    "pids.max": "256\n",
+    "pids.current": "17\n",
+}
+PRESSURE = (
+    "some avg10=1.50 avg60=0.70 avg300=0.10 total=1234\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=5\n"
+)
+
+
+def write(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def v1_tree(root: Path, group: str) -> None:
+    write(root, {name.replace("/", f"/{group}/", 1): text for name, text in V1.items()})
+
+
+def v1_lines(group: str) -> str:
+    names = ["name=systemd", "pids", "memory", "cpuset", "cpu,cpuacct"]
+    return "".join(f"{9 - i}:{name}:/{group}\n" for i, name in enumerate(names)) + f"0::/{group}\n"
+
+
+def tree(root: Path, version: str) -> cgroups.Cgroup:
+    """Make a tree with one container and return its group."""
+    if version == "v2":
+        write(root / f"docker/{ID}", V2 | {"cpu.pressure": PRESSURE})
+        write(root, {"cgroup.controllers": "cpu memory\n"})
+        return cgroups.own(root, f"0::/docker/{ID}\n")
+    v1_tree(root, f"docker/{ID}")
+    if version == "hybrid":
+        write(root / "unified", {"cgroup.controllers": "\n", f"docker/{ID}/cpu.pressure": PRESSURE})
+    return cgroups.own(root, v1_lines(f"docker/{ID}"))
+
+
+@pytest.mark.parametrize("version", ["v1", "v2", "hybrid"])
+def test_the_same_limits_read_the_same_under_every_version(tmp_path: Path, version: str) -> None:
+    group = tree(tmp_path, version)
+    assert group.version == (2 if version == "v2" else 1)
+    assert group.cpu_limit() == 0.5
+    assert group.cpu_usage_seconds() == 12.5
+    assert group.cpu_periods() == (200, 50)
+    assert group.cpuset_count() == 4
+    assert group.memory_limit() == 512 << 20
+    assert group.memory_usage() == 400_000_000
+    assert group.memory_peak() == 450_000_000
+    assert group.working_set() == 250_000_000
+    assert group.oom_kills() == 3
+    assert (group.pids_limit(), group.pids_current()) == (256, 17)
+
+
+@pytest.mark.parametrize("version", ["v2", "hybrid"])
+def test_pressure_is_read_where_the_unified_tree_has_it(tmp_path: Path, version: str) -> None:
+    pressure = tree(tmp_path, version).pressure("cpu")
+    assert pressure == {
+        "some": {"avg10": 1.5, "avg60": 0.7, "avg300": 0.1, "total": 1234.0},
+        "full": {"avg10": 0.0, "avg60": 0.0, "avg300": 0.0, "total": 5.0},
+    }
+
+
+def test_pressure_is_none_where_there_is_none(tmp_path: Path) -> None:
+    assert tree(tmp_path / "a", "v1").pressure("cpu") is None
+    assert tree(tmp_path / "b", "v2").pressure("io") is None
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_no_limit_is_none(tmp_path: Path, version: str) -> None:
+    group = tree(tmp_path, version)
+    if version == "v1":
+        unlimited = {
+            "cpu/cpu.cfs_quota_us": "-1\n",
+            "memory/memory.limit_in_bytes": "9223372036854771712\n",
+            "pids/pids.max": "max\n",
+        }
+        write(tmp_path, {n.replace("/", f"/docker/{ID}/", 1): text for n, text in unlimited.items()})
+    else:
+        unlimited = {"cpu.max": "max 100000\n", "memory.max": "max\n", "pids.max": "max\n"}
+        write(tmp_path / f"docker/{ID}", unlimited)
+    assert group.cpu_limit() is None
+    assert group.memory_limit() is None
+    assert group.pids_limit() is None
+
+
+def test_the_working_set_is_never_below_zero(tmp_path: Path) -> None:
+    group = tree(tmp_path, "v2")
+    write(tmp_path / f"docker/{ID}", {"memory.stat": "inactive_file 999999999\n"})
+    assert group.working_set() == 0
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_in_a_container_the_top_of_the_mount_is_the_own_group(tmp_path: Path, version: str) -> None:
+    """With a cgroup namespace the paths read /; without one they name folders that the mount hides."""
+    if version == "v1":
+        write(tmp_path, V1)
+        lines = [v1_lines(""), v1_lines(f"docker/{ID}"), v1_lines("../../elsewhere")]
+    else:
+        write(tmp_path, V2)
+        lines = ["0::/\n", f"0::/docker/{ID}\n", "0::/../../elsewhere\n"]
+    for text in lines:
+        group = cgroups.own(tmp_path, text)
+        assert group.cpu_limit() == 0.5
+        assert group.memory_limit() == 512 << 20
+
+
+@pytest.mark.parametrize("folder", [f"docker/{ID}", f"system.slice/docker-{ID}.scope"])
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_a_container_is_found_under_either_cgroup_driver(tmp_path: Path, version: str, folder: str) -> None:
+    if version == "v1":
+        v1_tree(tmp_path, folder)
+    else:
+        write(tmp_path / folder, V2)
+        write(tmp_path, {"cgroup.controllers": "cpu memory\n"})
+    group = cgroups.of_container(ID, tmp_path)
+    assert group is not None
+    assert group.cpu_limit() == 0.5
+    assert group.memory_usage() == 400_000_000
+
+
+def test_a_container_that_is_gone_has_no_group(tmp_path: Path) -> None:
+    tree(tmp_path, "v2")
+    assert cgroups.of_container("ab" * 32, tmp_path) is None
+
+
+def test_files_that_vanish_with_their_container_are_no_error(tmp_path: Path) -> None:
+    group = tree(tmp_path, "v2")
+    for file in (tmp_path / f"docker/{ID}").iterdir():
+        file.unlink()
+    assert group.cpu_limit() is None
+    assert group.cpu_usage_seconds() is None
+    assert group.cpu_periods() == (0, 0)
+    assert group.working_set() is None
+    assert group.oom_kills() == 0
+
+
+@pytest.mark.parametrize(("ranges", "count"), [("0", 1), ("0-3", 4), ("0-1,4,6-7\n", 5)])
+def test_cpu_lists_are_counted(ranges: str, count: int) -> None:
+    assert cgroups.count_cpus(ranges) == count
+
+
+@pytest.mark.parametrize(
+    ("limit", "cpus", "expected"),
+    [(0.25, 8, 1), (1.0, 8, 1), (1.9, 8, 1), (2.0, 8, 2), (3.5, 2, 2), (None, 3, 3)],
+)
+def test_threads_are_the_whole_cores_of_the_limit(
+    monkeypatch: pytest.MonkeyPatch, limit: float | None, cpus: int, expected: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
+    assert cgroups.threads(limit, cpus) == expected
+
+
+def test_this_kernels_own_figures_are_plausible() -> None:
+    group = cgroups.own()
+    before = group.cpu_usage_seconds()
+    assert before is not None
+    end = time.process_time() + 0.2
+    while time.process_time() < end:
+        pass
+    after = group.cpu_usage_seconds()
+    assert after is not None and after - before >= 0.15
+    usage, working = group.memory_usage(), group.working_set()
+    assert usage is None or (working is not None and 0 <= working <= usage)
+    assert 1 <= cgroups.threads(group.cpu_limit(), group.cpuset_count()) <= (os.cpu_count() or 1)

@@ -1,0 +1,526 @@
+"""Whole runs of our ServerApp and ClientApp, joined by a grid in the process, with a net that is quick."""
+
+import io
+import json
+import random
+import tomllib
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.cli.build import build_fab_from_disk
+from flwr.common.config import get_fab_config
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+from torch import Tensor, nn
+
+from coldframe import cgroups
+from coldframe import grid as coldframe_grid
+from coldframe.grid import JournalingGrid, read_roster
+from coldframe.journal import Journal, read_journal
+from fl import client_app, data, model, server_app, strategy, training
+
+REPOSITORY = Path(__file__).parents[2]
+MANIFEST = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+NODES = [905, 17, 333]  # node ids in the order of partition ids, which is not their own order
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(784, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.log_softmax(self.layers(x), dim=1)
+
+
+def build_small(_dataset: str, seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Small()
+
+
+@contextmanager
+def elsewhere() -> Iterator[None]:
+    """Act as another process, whose random states nobody here knows, and which does not touch ours."""
+    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    random.seed()
+    np.random.seed()
+    torch.random.seed()
+    yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.random.set_rng_state(states[2])
+
+
+class LocalGrid(Grid):
+    """Runs the real ClientApp for each message; `answer` may replace a reply, or swallow it (None)."""
+
+    def __init__(self, nodes: list[int], config: dict[str, Any]) -> None:
+        self.nodes, self.config = nodes, config
+        self.answer: Callable[[int, Message, Message], Message | None] = lambda _node, _message, reply: reply
+        self.activated = dict.fromkeys(nodes, "2026-01-01")
+        self.sent: list[Message] = []
+        self.inbox: dict[str, Message] = {}
+        self.last_first = False
+
+    def set_run(self, run: Run) -> None:
+        raise NotImplementedError
+
+    @property
+    def run(self) -> Run:
+        raise NotImplementedError
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        raise NotImplementedError
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        raise NotImplementedError
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        return [NodeInfo(node_id=node, last_activated_at=self.activated[node]) for node in self.nodes]
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.nodes)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = []
+        for message in messages:
+            node = message.metadata.dst_node_id
+            message.metadata.__dict__["_message_id"] = f"m{len(self.sent)}"
+            self.sent.append(message)
+            context = Context(
+                1, node, {"partition-id": NODES.index(node), "num-partitions": 99}, RecordDict(), self.config
+            )
+            with elsewhere():
+                reply = client_app.app(message, context)
+            answer = self.answer(node, message, reply)
+            if answer is not None:
+                self.inbox[message.metadata.message_id] = answer
+            ids.append(message.metadata.message_id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        ids = sorted(message_ids, reverse=self.last_first)
+        return [self.inbox.pop(i) for i in ids if i in self.inbox]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    data.prepare("synthetic", root)
+    return root
+
+
+@pytest.fixture
+def start(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[list[dict[str, Any]], LocalGrid]]:
+    """Return a function that runs a training and returns its journal and the grid."""
+    monkeypatch.setenv("COLDFRAME_DATA", str(root))
+    monkeypatch.setenv("COLDFRAME_STATE", str(tmp_path))
+    monkeypatch.setattr(model, "build", build_small)
+    monkeypatch.setattr(coldframe_grid, "FIRST_POLL", 0.01)
+    monkeypatch.setattr(coldframe_grid, "LAST_POLL", 0.02)
+    monkeypatch.setattr(server_app, "GRACE", 0.1)
+    monkeypatch.setattr(cgroups, "threads", lambda _limit, _cpus=None: 1)  # a net so small is slower with two
+    for key in ("_run_id", "_node_id", "_task_id"):  # Flower sets these in a ServerApp's process
+        monkeypatch.setattr(TaskIdentity, key, 1)
+    nodes = {str(n): {"name": f"lab-{i}", "partition_id": i, "machine": "lab"} for i, n in enumerate(NODES)}
+    (tmp_path / "nodes.json").write_text(json.dumps(nodes))
+    runs = iter(range(100))
+
+    def run(
+        answer: Callable[[int, Message, Message], Message | None] | None = None,
+        nodes: list[int] | None = None,
+        raises: str = "",
+        prepare: Callable[[LocalGrid], None] = lambda _grid: None,
+        **config: Any,
+    ) -> tuple[list[dict[str, Any]], LocalGrid]:
+        whole = MANIFEST["tool"]["flwr"]["app"]["config"] | {
+            "dataset": "synthetic",
+            "max-samples": 300,
+            "num-server-rounds": 2,
+        }
+        whole |= {key.replace("_", "-"): value for key, value in config.items()}
+        grid = LocalGrid(nodes if nodes is not None else sorted(NODES), whole)
+        if answer:
+            grid.answer = answer
+        prepare(grid)
+        number = next(runs)
+        context = Context(number, 0, {}, RecordDict(), whole)
+        if raises:
+            with elsewhere(), pytest.raises(Exception, match=raises):
+                server_app.app(grid, context)
+        else:
+            with elsewhere():
+                server_app.app(grid, context)
+        return read_journal(tmp_path / f"runs/{number}/journal.jsonl"), grid
+
+    return run
+
+
+Start = Callable[..., tuple[list[dict[str, Any]], LocalGrid]]
+
+
+def of(journal: list[dict[str, Any]], event: str, **fields: Any) -> list[dict[str, Any]]:
+    return [e for e in journal if e["event"] == event and all(e[k] == v for k, v in fields.items())]
+
+
+def test_the_journal_tells_a_whole_run(start: Start) -> None:
+    journal, _ = start(run_name="first", partitioner="dirichlet", partitioner_args='{"alpha": 0.5}')
+    (started,) = of(journal, "run_started")
+    assert (started["run_id"], started["run_name"], started["rounds"]) == ("0", "first", 2)
+    assert [client["name"] for client in started["clients"]] == ["lab-0", "lab-1", "lab-2"]
+    assert started["partitioner_args"] == {"alpha": 0.5}
+    assert set(started["versions"]) == {"flwr", "torch", "numpy", "python", "coldframe"}
+    assert np.sum(list(started["histogram"].values())) == 300
+    phases = [(e["round"], e["phase"], e["clients"]) for e in of(journal, "phase_started")]
+    everybody = ["lab-0", "lab-1", "lab-2"]
+    assert phases == [(n, phase, everybody) for n in (1, 2) for phase in ("train", "evaluate")]
+    assert len(of(journal, "reply")) == 12
+    assert of(journal, "failure") == []
+    assert [e["round"] for e in of(journal, "round")] == [0, 1, 2]
+    assert journal[-1] | {"time": 0} == {
+        "time": 0,
+        "event": "run_finished",
+        "status": "completed",
+        "error": None,
+    }
+
+
+def test_a_reply_carries_what_the_client_did_and_on_what(start: Start) -> None:
+    journal, _ = start()
+    reply = of(journal, "reply", phase="train", client="lab-1")[0]
+    assert (reply["partition_id"], reply["node_id"], reply["examples"]) == (1, "17", 100)
+    assert set(reply["metrics"]) == {"train_loss", "train_accuracy"}
+    assert set(reply["system"]) == {
+        *("cpu_limit", "memory_limit", "threads", "train_seconds", "throttled_share", "memory_peak"),
+        *("samples_per_second", "cpu_seconds"),
+    }
+    assert reply["bytes_down"] == reply["bytes_up"] > 4 * 7850
+    evaluated = of(journal, "reply", phase="evaluate", round=1)
+    assert sum(e["examples"] for e in evaluated) == 600
+    assert set(evaluated[0]["metrics"]) == {"loss", "accuracy"}
+
+
+def test_a_round_reports_both_evaluations_and_where_its_time_went(start: Start) -> None:
+    journal, _ = start()
+    first, last = of(journal, "round")[0], of(journal, "round")[-1]
+    assert first["client_accuracy"] is None
+    assert last["accuracy"] > first["accuracy"]
+    # Server and clients evaluate the same samples here, all 600, so the weighted averages must agree.
+    assert last["client_accuracy"] == pytest.approx(last["accuracy"])
+    assert last["client_loss"] == pytest.approx(last["loss"], rel=1e-5)
+    assert set(last["phases"]) == {"configure", "train", "aggregate", "evaluate", "server_evaluate"}
+    assert sum(last["phases"].values()) <= last["seconds"] + 0.01
+    assert (last["clients"], last["failures"]) == (3, 0)
+
+
+def test_the_saved_model_is_the_one_that_was_hashed(start: Start) -> None:
+    journal, _ = start()
+    (saved,) = of(journal, "model_saved")
+    path = Path(saved["path"])
+    state = torch.load(path, weights_only=True)
+    assert model.model_sha256(state) == saved["sha256"]
+    assert saved["bytes"] == path.stat().st_size
+    assert sorted(f.name for f in path.parent.iterdir()) == ["journal.jsonl", "model.pt"]
+
+
+def sha(journal: list[dict[str, Any]]) -> str:
+    return str(of(journal, "model_saved")[0]["sha256"])
+
+
+def test_one_seed_gives_one_model_whatever_the_order_of_nodes_and_replies(start: Start) -> None:
+    def last_first(grid: LocalGrid) -> None:
+        grid.last_first = True
+
+    config = {"partitioner": "dirichlet", "seed": 4}
+    first, _ = start(nodes=sorted(NODES), **config)
+    second, _ = start(nodes=sorted(NODES, reverse=True), prepare=last_first, **config)
+    other, _ = start(**(config | {"seed": 5}))
+    assert sha(first) == sha(second) != sha(other)
+
+
+def test_every_client_shuffles_differently_in_every_round_and_the_same_in_every_run(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    original = training.train
+
+    def train(*args: Any, seed: int, **kwargs: Any) -> dict[str, float]:
+        seeds.append(seed)
+        return original(*args, seed=seed, **kwargs)
+
+    monkeypatch.setattr(training, "train", train)
+    start(seed=1)
+    assert len(seeds) == len(set(seeds)) == 6
+    start(seed=1)
+    assert seeds[:6] == seeds[6:]
+    start(seed=2)
+    assert not set(seeds[:6]) & set(seeds[12:])
+
+
+def test_sampling_follows_the_seed(start: Start) -> None:
+    def sampled(**config: Any) -> list[list[str]]:
+        return [
+            e["clients"]
+            for e in of(
+                start(fraction_train=0.4, num_server_rounds=6, **config)[0], "phase_started", phase="train"
+            )
+        ]
+
+    first = sampled(seed=1)
+    assert first == sampled(seed=1)
+    assert first != sampled(seed=2)
+    assert {len(clients) for clients in first} == {2}
+
+
+ALL = [
+    *((name, "{}", "", "{}") for name in strategy.STRATEGIES if name != "bulyan"),
+    ("fedprox", '{"proximal_mu": 0.1}', "", "{}"),
+    ("fedavg", "{}", "server-fixed", '{"noise_multiplier": 0.01, "clipping_norm": 5}'),
+    ("fedavg", "{}", "server-adaptive", '{"noise_multiplier": 0.01, "initial_clipping_norm": 5}'),
+    ("fedavg", "{}", "client-fixed", '{"noise_multiplier": 0.01, "clipping_norm": 5}'),
+    ("fedavg", "{}", "client-adaptive", '{"noise_multiplier": 0.01, "initial_clipping_norm": 5}'),
+    ("fedavg", "{}", "local", '{"clipping_norm": 5, "sensitivity": 0.001, "epsilon": 10, "delta": 0.001}'),
+]
+
+
+@pytest.mark.parametrize(("name", "args", "dp", "dp_args"), [*ALL, ("bulyan", "{}", "", "{}")])
+def test_every_strategy_and_every_privacy_trains_the_model_twice_the_same(
+    start: Start, name: str, args: str, dp: str, dp_args: str
+) -> None:
+    config = {"strategy": name, "strategy_args": args, "dp": dp, "dp_args": dp_args, "min_train_clients": 3}
+    journal, grid = start(**config)
+    assert journal[-1]["status"] == "completed"
+    assert of(journal, "failure") == of(journal, "not_aggregated") == []
+    first, *_, last = of(journal, "round")
+    assert last["loss"] < first["loss"]
+    # A strategy that computes in float64 must not double what travels.
+    assert {a.dtype for m in grid.sent for r in m.content.array_records.values() for a in r.values()} == {
+        "float32"
+    }
+    assert sha(journal) == sha(start(**config)[0])
+
+
+@pytest.mark.parametrize("name", [name for name in strategy.STRATEGIES if name != "bulyan"])
+def test_one_packed_array_trains_the_same_model_as_one_array_per_layer(
+    start: Start, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    packed, _ = start(strategy=name, min_train_clients=3)
+
+    def pack(state: dict[str, Tensor]) -> dict[str, np.ndarray]:
+        return {key: tensor.detach().numpy().copy() for key, tensor in state.items()}
+
+    def unpack(arrays: dict[str, np.ndarray], net: nn.Module) -> None:
+        net.load_state_dict({key: torch.tensor(array.astype(np.float32)) for key, array in arrays.items()})
+
+    monkeypatch.setattr(model, "pack", pack)
+    monkeypatch.setattr(model, "unpack", unpack)
+    layers, grid = start(strategy=name, min_train_clients=3)
+    assert len(grid.sent[0].content.array_records["arrays"]) == 2
+    one, many = (
+        torch.load(of(journal, "model_saved")[0]["path"], weights_only=True) for journal in (packed, layers)
+    )
+    for key, tensor in one.items():
+        assert torch.allclose(tensor, many[key], atol=1e-6), key
+
+
+def crash(node: int) -> Callable[[int, Message, Message], Message | None]:
+    """Return an answer that makes one node fail the way the SuperLink tells of a dead one."""
+
+    def answer(to: int, message: Message, reply: Message) -> Message | None:
+        return Message(Error(code=5, reason="Node Unavailable"), reply_to=message) if to == node else reply
+
+    return answer
+
+
+def test_the_round_goes_on_with_the_others_and_says_who_failed(start: Start) -> None:
+    journal, _ = start(answer=crash(17))
+    assert journal[-1]["status"] == "completed"
+    failures = of(journal, "failure", round=1)
+    assert [(f["client"], f["partition_id"], f["phase"], f["code"]) for f in failures] == [
+        ("lab-1", 1, "train", 5),
+        ("lab-1", 1, "evaluate", 5),
+    ]
+    last = of(journal, "round")[-1]
+    assert (last["clients"], last["failures"]) == (2, 2)
+
+
+def test_a_client_that_raises_is_a_failure_with_its_reason(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(node: int, message: Message, reply: Message) -> Message | None:
+        if node != 333:
+            return reply
+        return Message(Error(code=2, reason="ValueError: no samples"), reply_to=message)
+
+    journal, _ = start(answer=answer, num_server_rounds=1)
+    assert {(f["client"], f["reason"]) for f in of(journal, "failure")} == {
+        ("lab-2", "ValueError: no samples")
+    }
+
+
+def test_a_reply_that_never_comes_is_a_failure_when_the_time_is_up(start: Start) -> None:
+    journal, _ = start(
+        answer=lambda node, _message, reply: None if node == 905 else reply,
+        round_timeout=0.3,
+        num_server_rounds=1,
+    )
+    assert journal[-1]["status"] == "completed"
+    assert [(f["client"], f["reason"]) for f in of(journal, "failure", phase="train")] == [
+        ("lab-0", "no reply within 0 s")
+    ]
+
+
+def test_a_client_that_restarts_in_the_middle_is_not_waited_for(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coldframe_grid, "RESTART_CHECK", 0.05)
+
+    def prepare(grid: LocalGrid) -> None:
+        def answer(node: int, _message: Message, reply: Message) -> Message | None:
+            if node != 17:
+                return reply
+            grid.activated[17] += "+"  # it was away and is back: the SuperLink has noted a new activation
+            return None
+
+        grid.answer = answer
+
+    journal, _ = start(prepare=prepare, num_server_rounds=1, round_timeout=60.0)
+    failures = of(journal, "failure")
+    assert [(f["client"], f["reason"]) for f in failures] == [
+        ("lab-1", "the client restarted while it was to train"),
+        ("lab-1", "the client restarted while it was to evaluate"),
+    ]
+    assert of(journal, "round")[-1]["seconds"] < 30
+
+
+def test_a_run_in_which_no_round_trained_has_failed(start: Start) -> None:
+    def answer(_node: int, message: Message, _reply: Message) -> Message | None:
+        return Message(Error(code=2, reason="no"), reply_to=message)
+
+    journal, _ = start(answer=answer, raises="no round of 2 trained the model")
+    assert journal[-1]["status"] == "failed"
+    assert "no round of 2 trained the model" in journal[-1]["error"]
+    assert [(e["clients"], e["failures"]) for e in of(journal, "round")] == [(0, 0), (0, 6), (0, 6)]
+    assert [e["round"] for e in of(journal, "not_aggregated")] == [1, 2]
+    before, after = of(journal, "round")[0], of(journal, "round")[-1]
+    assert before["loss"] == after["loss"]
+
+
+def test_privacy_that_demands_all_replies_leaves_the_model_and_says_so(start: Start) -> None:
+    journal, _ = start(
+        answer=crash(17),
+        dp="server-fixed",
+        dp_args='{"noise_multiplier": 0.01, "clipping_norm": 5}',
+        raises="no round",
+    )
+    assert [(e["messages"], e["replies"]) for e in of(journal, "not_aggregated")] == [(3, 2), (3, 2)]
+
+
+def test_missing_clients_are_named_when_the_wait_is_over(start: Start) -> None:
+    journal, _ = start(
+        nodes=[17], wait_timeout=0.2, raises=r"1 clients are connected .* Missing: lab-0, lab-2\."
+    )
+    assert of(journal, "run_started")
+    assert journal[-1]["status"] == "failed"
+
+
+def test_waiting_is_written_down(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock:
+        now = 0.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+        def sleep(self, seconds: float) -> None:
+            self.now += seconds
+
+    clock = Clock()
+    monkeypatch.setattr(coldframe_grid.time, "sleep", clock.sleep)
+    monkeypatch.setattr(coldframe_grid.time, "monotonic", clock.monotonic)
+    journal, _ = start(nodes=[17, 905], wait_timeout=12.0, min_available_clients=3, raises="lab-2")
+    assert [e["missing"] for e in of(journal, "waiting")] == [["lab-2"], ["lab-2"]]
+
+
+def test_too_few_clients_in_the_middle_of_a_run_end_it_with_an_error(start: Start) -> None:
+    def prepare(grid: LocalGrid) -> None:
+        def answer(_node: int, message: Message, reply: Message) -> Message | None:
+            if message.metadata.message_type == "evaluate":
+                grid.nodes = [17]
+            return reply
+
+        grid.answer = answer
+
+    journal, _ = start(prepare=prepare, wait_timeout=0.2, raises="lab-0, lab-2")
+    assert [e["round"] for e in of(journal, "round")] == [0, 1]
+    assert of(journal, "model_saved")  # what round 1 made is not lost
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"strategy": "fedfoo"}, "unknown strategy 'fedfoo'"),
+        ({"partitioner": "random"}, "unknown partitioner"),
+        ({"dataset": "imagenet"}, "unknown dataset 'imagenet'"),
+        ({"dataset": "mnist"}, "python -m fl.data prepare mnist"),
+        ({"strategy_args": "proximal_mu=1"}, "strategy-args is no JSON"),
+        ({"partitioner_args": "[1]"}, "partitioner-args must be a JSON object"),
+    ],
+)
+def test_a_wrong_setting_fails_the_run_before_anybody_trains(
+    start: Start, config: dict[str, str], message: str
+) -> None:
+    journal, grid = start(raises=message, **config)
+    assert journal[-1]["status"] == "failed" and message in journal[-1]["error"]
+    assert grid.sent == []
+
+
+def test_clients_are_told_how_many_partitions_there_are(start: Start) -> None:
+    """Their own node_config says 99 here, as of a federation that has changed since they started."""
+    _, grid = start(num_server_rounds=1)
+    assert {m.content.config_records["config"]["num-partitions"] for m in grid.sent} == {3}
+
+
+def test_without_a_roster_clients_are_known_by_the_partition_they_report(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nodes.json").unlink()
+    journal, grid = start(num_server_rounds=1)
+    assert all("num-partitions" not in m.content.config_records["config"] for m in grid.sent)
+    assert of(journal, "phase_started", phase="train")[0]["clients"] == ["node-17", "node-333", "node-905"]
+    assert of(journal, "phase_started", phase="evaluate")[0]["clients"] == [
+        "client-0",
+        "client-1",
+        "client-2",
+    ]
+
+
+def test_nodes_are_listed_by_partition_and_strangers_last(tmp_path: Path) -> None:
+    (tmp_path / "nodes.json").write_text(
+        json.dumps({"905": {"name": "a", "partition_id": 0}, "17": {"name": "b", "partition_id": 1}})
+    )
+    grid = JournalingGrid(
+        LocalGrid([4, 17, 3, 905], {}), Journal(tmp_path / "j.jsonl"), read_roster(tmp_path / "nodes.json")
+    )
+    assert grid.get_node_ids() == [905, 17, 3, 4]
+
+
+def test_the_flower_app_carries_the_training_alone() -> None:
+    fab = build_fab_from_disk(REPOSITORY)
+    assert get_fab_config(fab)["project"]["name"] == "coldframe"
+    names = zipfile.ZipFile(io.BytesIO(fab)).namelist()
+    assert {name.split("/")[0] for name in names} == {"fl", "pyproject.toml", "LICENSE", ".info"}
+    assert "fl/client_app.py" in names
