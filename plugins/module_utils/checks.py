@@ -310,7 +310,7 @@ def check_memory(machine: Machine, clients: Sequence[Mapping[str, Any]]) -> list
     limits = sum(client["memory"] for client in clients)
     if limits + server <= total:
         return []
-    need = f"{len(clients)} clients may use {format_size(limits)}"
+    need = f"its {'client' if len(clients) == 1 else f'{len(clients)} clients'} may use {format_size(limits)}"
     need += f" and the server {format_size(server)}" if server else ""
     fair = max(total - server, 0) // max(len(clients), 1) >> 20
     remedy = f"type {typed('fl_client_memory', f'{fair}m')}, or " if fair >= 384 and clients else ""

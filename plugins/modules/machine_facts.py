@@ -252,7 +252,7 @@ def address() -> str:
     """The IPv4 address from which packets would go out by default; none is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(("192.0.2.1", 9))
+            probe.connect(("203.0.113.1", 9))
         except OSError:
             return ""
         return str(probe.getsockname()[0])

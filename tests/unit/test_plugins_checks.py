@@ -218,7 +218,7 @@ def test_too_little_disk_for_the_image():
 
 def test_too_little_memory_for_the_limits():
     message = only(checks.check_memory(machine(memory_total=3 * GB), [client()] * 3))
-    assert "3 clients may use 3 GB and the server 700 MB, and the machine has 3 GB" in message
+    assert "its 3 clients may use 3 GB and the server 700 MB, and the machine has 3 GB" in message
     assert "type -e fl_client_memory=790m, or give it fewer clients" in message
     assert checks.check_memory(machine("c", ("fl_clients",), memory_total=3 * GB), [client()] * 3) == []
     assert "-e fl_client_memory" not in only(checks.check_memory(machine(memory_total=GB), [client()] * 3))
