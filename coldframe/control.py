@@ -1,6 +1,8 @@
-"""Speak to the SuperLink's Control API from inside the server container: register nodes, submit, follow and stop runs.
+"""Speak to the SuperLink's Control API from inside the server container: register nodes, submit, follow
+and stop runs.
 
-One process per verb instead of one `flwr` call per node: a call of that command takes seconds, most of them imports.
+One process per verb instead of one `flwr` call per node: a call of that command takes seconds, most of
+them imports.
 The last line on stdout is JSON.
 """
 
@@ -57,7 +59,8 @@ def register(client: ControlHttpClient, clients: list[dict[str, Any]]) -> dict[s
     Parameters
     ----------
     clients : list of dict
-        ``name``, ``machine``, ``partition_id``, ``public_key`` (OpenSSH line) of every client of the federation.
+        ``name``, ``machine``, ``partition_id``, ``public_key`` (OpenSSH line) of every client of the
+        federation.
     """
     wanted: dict[bytes, dict[str, Any]] = {}
     for item in clients:
@@ -87,7 +90,11 @@ def register(client: ControlHttpClient, clients: list[dict[str, Any]]) -> dict[s
         part = path.with_suffix(".part")
         part.write_text(text)
         part.rename(path)
-    return {"changed": bool(added or removed or changed), "added": added, "removed": [str(n) for n in removed]}
+    return {
+        "changed": bool(added or removed or changed),
+        "added": added,
+        "removed": [str(n) for n in removed],
+    }
 
 
 def submit(client: ControlHttpClient, fab_file: Path, run_config: dict[str, Any]) -> dict[str, Any]:
@@ -191,9 +198,8 @@ class Follower:
             self.replies += 1
             lines = [self.bar(f"round {event['round']}: {event['phase']} {self.replies}/{self.expected}")]
             if kind == "failure":
-                lines.insert(
-                    0, f"round {event['round']}: {event['client']} failed to {event['phase']}: {event['reason']}"
-                )
+                what = f"{event['client']} failed to {event['phase']}: {event['reason']}"
+                lines.insert(0, f"round {event['round']}: {what}")
             return lines
         if kind == "round":
             self.round = event["round"]
@@ -214,7 +220,9 @@ def follow(client: ControlHttpClient, run_id: str, poll: float = 0.5) -> dict[st
             print(line, flush=True)
         run = next((run for run in list_runs(client) if run["run_id"] == run_id), None)
         if run is None:
-            raise SystemExit(f"run {run_id} is not known here: type ansible-playbook status.yml to see the runs")
+            raise SystemExit(
+                f"run {run_id} is not known here: type ansible-playbook status.yml to see the runs"
+            )
         if run["status"] == "finished":
             for line in follower.lines():
                 print(line, flush=True)

@@ -1,8 +1,11 @@
-"""Make the private keys of a machine's clients and of the server, on the machine where they stay; only public parts are printed.
+"""Make the private keys of a machine's clients and of the server, on the machine where they stay; only
+public parts are printed.
 
 Called in the FL image, so that a machine needs nothing but its engine:
-    python3 -m coldframe.keys nodes DIR NAME...            -> {"changed": bool, "public_keys": {name: "ecdsa-sha2-nistp384 ..."}}
-    python3 -m coldframe.keys server DIR COMMON_NAME SAN...  -> {"changed": bool, "csr": "-----BEGIN ..."}   (SAN: IP:1.2.3.4 or DNS:name)
+    python3 -m coldframe.keys nodes DIR NAME...            -> {"changed": bool, "public_keys": {name:
+    "ecdsa-sha2-nistp384 ..."}}
+    python3 -m coldframe.keys server DIR COMMON_NAME SAN...  -> {"changed": bool, "csr": "-----BEGIN ..."}
+A SAN is IP:1.2.3.4 or DNS:name.
 """
 
 from __future__ import annotations
@@ -29,15 +32,14 @@ def write_private(path: Path, key: ec.EllipticCurvePrivateKey, form: serializati
 
 
 def node_keys(directory: Path, names: list[str]) -> dict[str, object]:
-    """Make the keys that are missing (P-384, as Flower's node authentication wants them) and return all public ones."""
+    """Make the keys that are missing (P-384, as Flower's node authentication wants them) and return all
+    public ones."""
     changed = False
     public: dict[str, str] = {}
     for name in names:
         path = directory / name
         if not path.exists():
-            write_private(
-                path, ec.generate_private_key(ec.SECP384R1()), serialization.PrivateFormat.OpenSSH
-            )
+            write_private(path, ec.generate_private_key(ec.SECP384R1()), serialization.PrivateFormat.OpenSSH)
             changed = True
         key = serialization.load_ssh_private_key(path.read_bytes(), password=None)
         public[name] = (
@@ -49,7 +51,8 @@ def node_keys(directory: Path, names: list[str]) -> dict[str, object]:
 
 
 def server_request(directory: Path, common_name: str, names: list[str]) -> dict[str, object]:
-    """Make the server's key if it is missing and return a signing request for ``names`` (``IP:...`` or ``DNS:...``)."""
+    """Make the server's key if it is missing and return a signing request for ``names`` (``IP:...`` or
+    ``DNS:...``)."""
     path = directory / "server.key"
     changed = not path.exists()
     if changed:

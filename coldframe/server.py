@@ -1,6 +1,8 @@
-"""The server container: nginx as gateway, Flower's SuperLink on loopback, and the SuperExec that runs ServerApps.
+"""The server container: nginx as gateway, Flower's SuperLink on loopback, and the SuperExec that runs
+ServerApps.
 
-All share one network namespace by being one container, so no bridge address leads to the SuperLink, whose Control and
+All share one network namespace by being one container, so no bridge address leads to the SuperLink, whose
+Control and
 Runtime APIs have no authentication in open-source Flower.
 """
 

@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 RESTART_DELAY = 1.0  # s between a child's death and its next start
-MAX_RESTARTS = 5  # in RESTART_WINDOW; more means that restarting does not help: the container's policy takes over
+MAX_RESTARTS = (
+    5  # in RESTART_WINDOW; more means that restarting does not help: the container's policy takes over
+)
 RESTART_WINDOW = 60.0  # s
 GRACE = 8.0  # s between SIGTERM and SIGKILL; below Docker's own 10 s
 
@@ -71,7 +73,8 @@ def supervise(
     children : list of Child
         Started in this order.
     tick : callable
-        Called every ``interval`` seconds, for instance to watch a file and stop a child, which is then restarted.
+        Called every ``interval`` seconds, for instance to watch a file and stop a child, which is then
+        restarted.
     interval : float
         Seconds between two looks at the children.
     """

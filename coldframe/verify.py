@@ -1,8 +1,10 @@
-"""Read from the kernel what limits a machine's clients have and what they use, beside what their state files ask for: JSON.
+"""Read from the kernel what limits a machine's clients have and what they use, beside what their state
+files ask for: JSON.
 
     python3 -m coldframe.verify CGROUP_ROOT CLIENTS_DIRECTORY NAME=CONTAINER_ID...
 
-Runs in a container of the FL image with the machine's /sys/fs/cgroup and the state files mounted, so that a machine needs no
+Runs in a container of the FL image with the machine's /sys/fs/cgroup and the state files mounted, so that
+a machine needs no
 Python of ours.
 """
 
@@ -22,8 +24,10 @@ def read(container_id: str, root: Path) -> dict[str, Any] | None:
     Returns
     -------
     dict
-        ``cpu`` (cores), ``memory`` (bytes), ``pids``: limits, None where there is none; ``memory_usage`` (bytes),
-        ``cpu_seconds``, ``throttled_share`` (share of scheduler periods in which the quota ran out, since the start),
+        ``cpu`` (cores), ``memory`` (bytes), ``pids``: limits, None where there is none; ``memory_usage``
+        (bytes),
+        ``cpu_seconds``, ``throttled_share`` (share of scheduler periods in which the quota ran out, since
+        the start),
         ``oom_kills``.
     """
     group = cgroups.of_container(container_id, root)
@@ -42,10 +46,12 @@ def read(container_id: str, root: Path) -> dict[str, Any] | None:
 
 
 def main(arguments: list[str]) -> int:
-    """Print a JSON object by client name: ``desired`` (None without a state file), ``verified`` (None if it does not run)."""
+    """Print a JSON object by client name: ``desired`` (None without a state file), ``verified`` (None if
+    it does not run)."""
     root, directory = Path(arguments[0]), Path(arguments[1])
     clients: dict[str, dict[str, Any]] = {
-        path.stem: {"state": json.loads(path.read_text()), "verified": None} for path in directory.glob("*.json")
+        path.stem: {"state": json.loads(path.read_text()), "verified": None}
+        for path in directory.glob("*.json")
     }
     for pair in arguments[2:]:
         name, _, container_id = pair.partition("=")

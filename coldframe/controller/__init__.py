@@ -1,1 +1,2 @@
-"""What the controller does with a run beside Ansible: packs the app, makes the results folder and its pictures."""
+"""What the controller does with a run beside Ansible: packs the app, makes the results folder and its
+pictures."""

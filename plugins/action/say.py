@@ -1,4 +1,5 @@
-"""Shows lines to the person at the terminal as they are: a table or closing words, which a result's YAML would fold."""
+"""Shows lines to the person at the terminal as they are: a table or closing words, which a result's YAML
+would fold."""
 
 from __future__ import annotations
 
@@ -20,7 +21,10 @@ class ActionModule(ActionBase):
         """Show the lines; fail with them where the playbook says that they tell of a failure."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         _spec, args = self.validate_argument_spec(
-            {"lines": {"type": "list", "elements": "str", "required": True}, "indent": {"type": "int", "default": 0}}
+            {
+                "lines": {"type": "list", "elements": "str", "required": True},
+                "indent": {"type": "int", "default": 0},
+            }
         )
         for line in args["lines"]:
             display.display((" " * args["indent"] + line).rstrip())

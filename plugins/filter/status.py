@@ -1,4 +1,5 @@
-"""Filters of status.yml and of the registration: they join what machines and server said, client by client."""
+"""Filters of status.yml and of the registration: they join what machines and server said, client by
+client."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugins by path, not as a package
 
-from plugins.filter.roster import coldframe_status_table  # noqa: E402
-from plugins.module_utils.variables import format_size  # noqa: E402
+from plugins.filter.roster import coldframe_status_table
+from plugins.module_utils.variables import format_size
 
 CPU_TOLERANCE = 0.005  # cores; a quota is written in microseconds per period
 SHOWN_RUNS = 5
@@ -20,7 +21,8 @@ SHOWN_RUNS = 5
 def coldframe_with_keys(
     roster: Iterable[Mapping[str, Any]], hostvars: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """The roster as the server registers it: name, machine, partition_id, and the public key that the machine made."""
+    """The roster as the server registers it: name, machine, partition_id, and the public key that the
+    machine made."""
     return [
         {
             **{key: client[key] for key in ("name", "machine", "partition_id")},
@@ -99,7 +101,9 @@ def coldframe_status(
 def asked_and_held(client: Mapping[str, Any], limit: str) -> str:
     """A limit as asked for, and what the kernel says where that is something else."""
     asked, held = client[f"{limit}_desired"], client[f"{limit}_verified"]
-    texts = [format_size(value) if limit == "memory" and value else str(value or "none") for value in (asked, held)]
+    texts = [
+        format_size(value) if limit == "memory" and value else str(value or "none") for value in (asked, held)
+    ]
     return texts[0] if texts[0] == texts[1] else " but ".join(texts)
 
 

@@ -15,7 +15,8 @@ from tests.hosts.hosts import load
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """Hosts `server` and `c1` with blank engines. COLDFRAME_HOSTS=<prefix> takes a standing set (make hosts), for the inner loop."""
+    """Hosts `server` and `c1` with blank engines. COLDFRAME_HOSTS=<prefix> takes a standing set (make
+    hosts), for the inner loop."""
     directory: Path = tmp_path_factory.mktemp("lab")
     standing = os.environ.get("COLDFRAME_HOSTS")
     if standing:

@@ -31,7 +31,8 @@ def sh(host: Host, command: str, check: bool = True) -> str:
 
 @dataclass
 class Play:
-    """What one ansible-playbook call printed, line by line with the seconds since its start, and how it ended."""
+    """What one ansible-playbook call printed, line by line with the seconds since its start, and how it
+    ended."""
 
     arguments: list[str]
     code: int = -1
@@ -102,15 +103,28 @@ class Lab:
         """Keep what the verbs write on the controller apart from the user's own federations."""
         return {**os.environ, "XDG_STATE_HOME": str(self.directory / "state"), "PYTHONUNBUFFERED": "1"}
 
-    def start(self, verb: str, *arguments: str, root: Path = ROOT, **variables: Any) -> tuple[Play, Callable[[], Play]]:
+    def start(
+        self, verb: str, *arguments: str, root: Path = ROOT, **variables: Any
+    ) -> tuple[Play, Callable[[], Play]]:
         """Start a verb; returns the running play and a function that waits for its end."""
-        command = [str(Path(sys.executable).with_name("ansible-playbook")), verb, "-i", str(self.inventory), *arguments]
+        command = [
+            str(Path(sys.executable).with_name("ansible-playbook")),
+            verb,
+            "-i",
+            str(self.inventory),
+            *arguments,
+        ]
         for name, value in variables.items():
             command += ["-e", json.dumps({name: value}) if not isinstance(value, str) else f"{name}={value}"]
         play = Play(command)
         begin = time.monotonic()
         process = subprocess.Popen(
-            command, cwd=root, env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            cwd=root,
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
 
         def read() -> None:
@@ -156,7 +170,9 @@ class Lab:
 
     def journal(self) -> list[dict[str, Any]]:
         """The newest results folder's journal."""
-        return [json.loads(line) for line in (self.results / "latest" / "journal.jsonl").read_text().splitlines()]
+        return [
+            json.loads(line) for line in (self.results / "latest" / "journal.jsonl").read_text().splitlines()
+        ]
 
     def container(self, host: Host, name: str) -> dict[str, Any]:
         """What the engine says of a container."""

@@ -21,11 +21,23 @@ from tests.cluster.lab import ROOT, Lab, sh
 
 CLIENTS = ["c1-0", "c1-1", "c1-2"]
 SUMMARY_KEYS = {
-    *("run_id", "status", "rounds", "clients", "strategy", "dataset", "partitioner", "seed", "accuracy", "loss"),
+    *(
+        "run_id",
+        "status",
+        "rounds",
+        "clients",
+        "strategy",
+        "dataset",
+        "partitioner",
+        "seed",
+        "accuracy",
+        "loss",
+    ),
     *("wall_seconds", "round_seconds", "model_sha256", "oversubscribed", "started", "finished", "versions"),
 }
 
-# --- blank hosts ---------------------------------------------------------------------------------------------------
+# --- blank hosts
+# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -38,7 +50,9 @@ SUMMARY_KEYS = {
         ({"fl_data_dir": "/nowhere/mnist"}, "/nowhere/mnist"),
     ],
 )
-def test_bad_input_is_refused_before_anything_changes(lab: Lab, variables: dict[str, str], message: str) -> None:
+def test_bad_input_is_refused_before_anything_changes(
+    lab: Lab, variables: dict[str, str], message: str
+) -> None:
     """One clear message, exit code not 0, and no trace on the machines."""
     play = lab.play("site.yml", **variables)
     assert play.code != 0
@@ -76,7 +90,8 @@ def test_port_in_use_is_refused_before_anything_changes(lab: Lab) -> None:
     assert set(play.changed.values()) == {0}
 
 
-# --- the main job --------------------------------------------------------------------------------------------------
+# --- the main job
+# --------------------------------------------------------------------------------------------------
 
 
 def test_site_trains_full_mnist(lab: Lab) -> None:
@@ -92,7 +107,9 @@ def test_site_trains_full_mnist(lab: Lab) -> None:
     assert summary["dataset"] == "mnist"
     assert not summary["oversubscribed"]
     # A line per round as it happens, not at the end.
-    assert play.seconds_of("round 5/5") - play.seconds_of("round 1/5") > 0.5 * sum(summary["round_seconds"][1:])
+    assert play.seconds_of("round 5/5") - play.seconds_of("round 1/5") > 0.5 * sum(
+        summary["round_seconds"][1:]
+    )
     replies = [event for event in lab.journal() if event["event"] == "reply" and event["phase"] == "train"]
     assert sum(event["examples"] for event in replies) == 5 * 60_000
     assert {event["client"] for event in replies} == set(CLIENTS)
@@ -104,7 +121,14 @@ def test_results_folder_holds_the_run(federation: Lab) -> None:
         federation.run()
     latest = federation.results / "latest"
     names = {path.name for path in latest.iterdir()}
-    assert names >= {"summary.json", "rounds.csv", "clients.csv", "journal.jsonl", "config.yml", "inventory.json"}
+    assert names >= {
+        "summary.json",
+        "rounds.csv",
+        "clients.csv",
+        "journal.jsonl",
+        "config.yml",
+        "inventory.json",
+    }
     assert names >= {"versions.json", "model.pt", "rounds.png", "partitions.png", "clients.png"}
     summary = federation.summary()
     assert len((latest / "rounds.csv").read_text().splitlines()) >= summary["rounds"] + 1
@@ -113,7 +137,9 @@ def test_results_folder_holds_the_run(federation: Lab) -> None:
 
 def test_second_deployment_changes_nothing(federation: Lab) -> None:
     """changed=0 on every host, and no container is restarted."""
-    before = {name: federation.container(federation.machine, f"coldframe-{name}")["State"] for name in CLIENTS}
+    before = {
+        name: federation.container(federation.machine, f"coldframe-{name}")["State"] for name in CLIENTS
+    }
     play = federation.must("site.yml", train="false")
     assert set(play.changed.values()) == {0}, play.output
     for name in CLIENTS:
@@ -140,14 +166,17 @@ def test_clients_are_hardened_and_limited_as_the_inventory_says(federation: Lab)
         assert "NoNewPrivs:\t1" in status
         assert "Uid:\t10001" in status
         quota = federation.on_machine(f"docker exec coldframe-{name} cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us")
-        memory = federation.on_machine(f"docker exec coldframe-{name} cat /sys/fs/cgroup/memory/memory.limit_in_bytes")
-        assert int(quota) == host_config["CpuQuota"] == 53_000  # 0.8 × 2 cores ÷ 3 clients
+        memory = federation.on_machine(
+            f"docker exec coldframe-{name} cat /sys/fs/cgroup/memory/memory.limit_in_bytes"
+        )
+        assert int(quota) == host_config["CpuQuota"] == 53_000  # 0.8 of 2 cores for 3 clients
         assert int(memory) == host_config["Memory"] == 1 << 30
         with pytest.raises(Exception, match="Read-only file system"):
             federation.on_machine(f"docker exec coldframe-{name} touch /opt/x")
 
 
-# --- the only door -------------------------------------------------------------------------------------------------
+# --- the only door
+# -------------------------------------------------------------------------------------------------
 
 HIDDEN = [
     "/v1/control/list-runs",
@@ -182,7 +211,8 @@ def test_health_is_the_one_page_for_everybody(federation: Lab) -> None:
 
 
 def test_superlink_is_out_of_reach_of_a_neighbour_container(federation: Lab) -> None:
-    """From a container in the server's own network: neither the SuperLink's port nor a path behind the gateway."""
+    """From a container in the server's own network: neither the SuperLink's port nor a path behind the
+    gateway."""
     described = federation.container(federation.server, "coldframe-server")
     address = described["NetworkSettings"]["Networks"]["coldframe"]["IPAddress"]
     image = described["Config"]["Image"]
@@ -205,7 +235,9 @@ def test_superlink_is_out_of_reach_of_a_neighbour_container(federation: Lab) -> 
             found[path] = connection.getresponse().status
         print(json.dumps(found))
     """)
-    answer = federation.on_server(f"docker run --rm --network coldframe {image} python3 -c '{script.replace(chr(39), chr(34))}'")
+    answer = federation.on_server(
+        f"docker run --rm --network coldframe {image} python3 -c '{script.replace(chr(39), chr(34))}'"
+    )
     found = json.loads(answer)
     assert found.pop("9092") == "open"
     assert {found.pop(port) for port in ("9091", "8000", "9093")} == {"ConnectionRefusedError"}
@@ -231,7 +263,9 @@ def test_unregistered_key_is_turned_away(federation: Lab) -> None:
     """A client with a key of its own making, on a machine that has the authority's certificate."""
     image = federation.container(federation.machine, "coldframe-c1-0")["Config"]["Image"]
     federation.on_machine("install -d -o 10001 /tmp/stranger")
-    run = f"docker run --rm --volume /tmp/stranger:/keys {image} python3 -m coldframe.keys nodes /keys stranger"
+    run = (
+        f"docker run --rm --volume /tmp/stranger:/keys {image} python3 -m coldframe.keys nodes /keys stranger"
+    )
     federation.on_machine(run)
     output = federation.on_machine(
         f"timeout 20 docker run --rm --volume /tmp/stranger/stranger:/key:ro"
@@ -242,12 +276,15 @@ def test_unregistered_key_is_turned_away(federation: Lab) -> None:
     )
     assert "Unauthenticated" in output or "401" in output or "403" in output, output
     nodes = json.loads(
-        federation.on_server("docker exec coldframe-server python3 -m coldframe.control nodes").splitlines()[-1]
+        federation.on_server("docker exec coldframe-server python3 -m coldframe.control nodes").splitlines()[
+            -1
+        ]
     )
     assert sorted(node["name"] for node in nodes if node["status"] == "online") == CLIENTS
 
 
-# --- runs ----------------------------------------------------------------------------------------------------------
+# --- runs -------------------------------------------------------------------------------------------
+# ---------------
 
 
 def test_one_seed_gives_one_model(federation: Lab) -> None:
@@ -362,7 +399,8 @@ FOREIGN_APP = {
         @app.train()
         def train(msg: Message, context: Context) -> Message:
             arrays = [a + msg.content["config"]["step"] for a in msg.content["arrays"].to_numpy_ndarrays()]
-            content = RecordDict({"arrays": ArrayRecord(arrays), "metrics": MetricRecord({"num-examples": 1})})
+            metrics = MetricRecord({"num-examples": 1})
+            content = RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics})
             return Message(content=content, reply_to=msg)
 
         @app.evaluate()
@@ -401,11 +439,14 @@ def test_foreign_app_trains(federation: Lab, tmp_path: Path) -> None:
         path = tmp_path / "counting" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(textwrap.dedent(text).lstrip())
-    federation.must("run.yml", app=str(tmp_path / "counting"), run_config={"num-server-rounds": 2, "step": 0.5})
+    federation.must(
+        "run.yml", app=str(tmp_path / "counting"), run_config={"num-server-rounds": 2, "step": 0.5}
+    )
     assert federation.summary()["status"] == "completed"
 
 
-# --- faults --------------------------------------------------------------------------------------------------------
+# --- faults -----------------------------------------------------------------------------------------
+# ---------------
 
 
 def test_killed_client_is_named_and_comes_back(federation: Lab) -> None:
@@ -437,7 +478,9 @@ def test_killed_server_comes_back_with_its_state(federation: Lab) -> None:
 
     def healthy() -> bool:
         state = federation.container(federation.server, "coldframe-server")["State"]
-        return state["StartedAt"] != described["State"]["StartedAt"] and state["Health"]["Status"] == "healthy"
+        return (
+            state["StartedAt"] != described["State"]["StartedAt"] and state["Health"]["Status"] == "healthy"
+        )
 
     federation.wait_for("the server's return", healthy)
     assert federation.run(min_available_clients="3", min_train_clients="3")["status"] == "completed"
@@ -448,7 +491,8 @@ def test_killed_server_comes_back_with_its_state(federation: Lab) -> None:
     assert broken["sub_status"] == "failed"
 
 
-# --- the end -------------------------------------------------------------------------------------------------------
+# --- the end ----------------------------------------------------------------------------------------
+# ---------------
 
 
 def test_teardown_purges_only_this_federation(federation: Lab) -> None:
@@ -462,7 +506,9 @@ def test_teardown_purges_only_this_federation(federation: Lab) -> None:
     play = federation.must("teardown.yml", purge="true", fl_federation="second")
     assert max(play.changed.values()) > 0
     for host in (federation.server, federation.machine):
-        assert "second" not in sh(host, "docker ps --all --format '{{.Names}}'; docker network ls; ls /var/lib/coldframe")
+        assert "second" not in sh(
+            host, "docker ps --all --format '{{.Names}}'; docker network ls; ls /var/lib/coldframe"
+        )
     assert federation.container(federation.machine, "coldframe-c1-0")["State"]["StartedAt"] == before
     assert federation.run()["status"] == "completed"
     again = federation.must("teardown.yml", purge="true", fl_federation="second")
@@ -485,9 +531,10 @@ def test_purge_leaves_nothing(federation: Lab) -> None:
     federation.must("teardown.yml", purge="true")
     federation.deployed.clear()
     for host in (federation.server, federation.machine):
-        left = sh(host, 
+        left = sh(
+            host,
             "docker ps --all --quiet; docker network ls --quiet --filter label=coldframe.federation;"
-            " docker image ls --quiet 'coldframe/*'; ls -A /var/lib/coldframe 2>/dev/null"
+            " docker image ls --quiet 'coldframe/*'; ls -A /var/lib/coldframe 2>/dev/null",
         )
         assert left.split() == []
     assert not list(federation.results.glob("2*"))

@@ -1,4 +1,5 @@
-"""The Makefile's targets, in a fresh clone, on test hosts: never on the engine of the machine that runs the tests."""
+"""The Makefile's targets, in a fresh clone, on test hosts: never on the engine of the machine that runs
+the tests."""
 
 from __future__ import annotations
 
@@ -13,7 +14,12 @@ from tests.cluster.lab import ROOT, Lab
 def make(checkout: Path, environment: dict[str, str], *arguments: str) -> str:
     """Run make there and return what it printed."""
     result = subprocess.run(
-        ["make", *arguments], cwd=checkout, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ["make", *arguments],
+        cwd=checkout,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     assert result.returncode == 0, result.stdout
     return result.stdout
@@ -54,5 +60,7 @@ def test_make_hosts_prints_an_inventory(tmp_path: Path) -> None:
     finally:
         make(ROOT, environment, "hosts-down", f"PREFIX={prefix}")
     docker = "/usr/bin/docker" if Path("/usr/bin/docker").exists() else "docker"
-    left = subprocess.run([docker, "ps", "-a", "--format", "{{.Names}}"], capture_output=True, text=True, check=True)
+    left = subprocess.run(
+        [docker, "ps", "-a", "--format", "{{.Names}}"], capture_output=True, text=True, check=True
+    )
     assert prefix not in left.stdout
