@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from coldframe.server import write_secret
+from coldframe.server import ADAPTED, is_warm, write_secret
 from coldframe.supervise import Child, say, supervise
 
 RUNTIME = "127.0.0.1:9094"  # the SuperNode's API for the executor: the container's own loopback
@@ -26,13 +26,14 @@ def node_config(state: dict[str, object]) -> str:
 
 def children(superlink: str, config: str, secret: Path, warm: bool) -> list[Child]:
     """Return the processes of a client that trains for the federation behind ``superlink`` (host:port)."""
+    supernode = [*ADAPTED, "supernode"] if warm else ["flower-supernode"]
     executor = [sys.executable, "-m", "coldframe.executor"] if warm else ["flower-superexec"]
     host, port = RUNTIME.split(":")
     return [
         Child(
             "supernode",
             [
-                *("flower-supernode", "--superlink", superlink, "--root-certificates", str(CA)),
+                *(*supernode, "--superlink", superlink, "--root-certificates", str(CA)),
                 *("--auth-supernode-private-key", str(KEY), "--node-config", config),
                 *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
                 *("--host", host, "--port", port),
@@ -77,9 +78,8 @@ def main() -> int:
     """Run the client until SIGTERM."""
     path = CLIENTS / f"{os.environ['COLDFRAME_CLIENT']}.json"
     config = node_config(json.loads(path.read_text()))
-    warm = os.environ.get("COLDFRAME_EXECUTOR", "warm") == "warm"
     secret = write_secret(Path("/tmp/superexec.secret"))
-    processes = children(os.environ["COLDFRAME_SUPERLINK"], config, secret, warm)
+    processes = children(os.environ["COLDFRAME_SUPERLINK"], config, secret, is_warm())
     say(f"client {os.environ['COLDFRAME_CLIENT']} starts: {config}")
     return supervise(processes, StateWatch(path, processes[0]))
 

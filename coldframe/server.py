@@ -20,14 +20,25 @@ PKI = Path("/run/coldframe/pki")
 NGINX_CONFIG = Path("/run/coldframe/gateway/nginx.conf")
 
 
-def children(state: Path, secret: Path) -> list[Child]:
+# flwr's own commands with Coldframe's adapters, in place of flower-superlink and the like.
+ADAPTED = [sys.executable, "-m", "coldframe.adapters"]
+
+
+def is_warm() -> bool:
+    """Return whether the warm runtime is wanted, or Flower's own, stock one."""
+    return os.environ.get("COLDFRAME_RUNTIME", "warm") == "warm"
+
+
+def children(state: Path, secret: Path, warm: bool) -> list[Child]:
     """Return the processes of the server; ``state`` is the directory that outlives the container."""
     host, port = SUPERLINK.split(":")
+    superlink = [*ADAPTED, "superlink"] if warm else ["flower-superlink"]
+    superexec = [*ADAPTED, "serverapp-superexec"] if warm else ["flower-superexec"]
     return [
         Child(
             "superlink",
             [
-                *("flower-superlink", "--host", host, "--port", port),
+                *(*superlink, "--host", host, "--port", port),
                 *("--ssl-certfile", f"{PKI}/server.crt", "--ssl-keyfile", f"{PKI}/server.key"),
                 *("--ssl-ca-certfile", f"{PKI}/ca.crt", "--enable-supernode-auth"),
                 *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
@@ -38,7 +49,7 @@ def children(state: Path, secret: Path) -> list[Child]:
         Child(
             "superexec",
             [
-                *("flower-superexec", "--runtime-api-address", SUPERLINK),
+                *(*superexec, "--runtime-api-address", SUPERLINK),
                 *("--root-certificates", f"{PKI}/ca.crt", "--superexec-auth-secret-file", str(secret)),
             ],
             # The poll finds the ServerApp of a new run; a short one costs nothing where no limit holds.
@@ -60,7 +71,7 @@ def main() -> int:
     state = Path(os.environ.get("COLDFRAME_STATE", "/state"))
     (state / "runs").mkdir(parents=True, exist_ok=True)
     say("server starts")
-    return supervise(children(state, write_secret(Path("/tmp/superexec.secret"))))
+    return supervise(children(state, write_secret(Path("/tmp/superexec.secret")), is_warm()))
 
 
 if __name__ == "__main__":

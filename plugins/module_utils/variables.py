@@ -319,7 +319,7 @@ INVENTORY = _table(
     Variable("fl_address", "text", "192.0.2.10", pattern=r"[A-Za-z0-9][A-Za-z0-9.:-]*"),
     Variable("fl_port", "whole", "9092", low=1, high=65535),
     Variable("fl_metrics_port", "whole", "9093", low=1, high=65535),
-    Variable("fl_executor", "choice", "warm", choices=("warm", "stock")),
+    Variable("fl_runtime", "choice", "warm", choices=("warm", "stock")),
     Variable("fl_image_builder", "text", "MACHINE"),
     Variable("fl_image_registry", "text", "registry.example.org/coldframe"),
     Variable("fl_image_base_mode", "choice", "auto", choices=("auto", "registry", "debian")),
