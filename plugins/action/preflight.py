@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ansible import constants as C
 from ansible import context
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
 from ansible.utils.vars import load_extra_vars
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugins by path, not as a package
@@ -28,6 +30,8 @@ from plugins.module_utils.variables import (
     check_clients,
     check_names,
 )
+
+display = Display()
 
 ROOT = Path(__file__).resolve().parents[2]
 GROUPS = ("fl_server", "fl_clients", "fl_monitor")
@@ -143,9 +147,12 @@ class ActionModule(ActionBase):
                 oversubscribed = oversubscribed or bool(over)
                 warnings += over
 
+        # Ansible's own warnings stay with the result, unseen where hosts that are "ok" are not displayed.
+        for warning in warnings:
+            display.display(f"[WARNING]: {warning}", color=C.COLOR_WARN)
         if findings:
             message = f"{checks.render(findings)}\n\nNothing was changed."
-            return {**result, "failed": True, "changed": False, "msg": message, "warnings": warnings}
+            return {**result, "failed": True, "changed": False, "msg": message}
         run_config = coldframe_run_config(values, oversubscribed) if verb in ("site", "run") else {}
         return {
             **result,
@@ -154,7 +161,7 @@ class ActionModule(ActionBase):
             "run_config": run_config,
             "roster": [{k: v for k, v in client.items() if k not in PROVISIONAL} for client in roster],
             "oversubscribed": oversubscribed,
-            "warnings": warnings,
+            "warned": warnings,
         }
 
 

@@ -46,8 +46,6 @@ class CallbackModule(Default):
         if task.action not in LIVE or task.loop or ignore_errors:
             super().v2_runner_on_failed(result, ignore_errors=ignore_errors)
             return
-        for warning in values.get("warnings", ()):
-            self._display.warning(str(warning))
         self._display.display(
             f"fatal: [{self.host_label(result)}]: FAILED!\n{values['msg']}", color=C.COLOR_ERROR
         )

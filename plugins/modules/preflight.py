@@ -46,8 +46,8 @@ oversubscribed:
   description: Whether some machine's clients may use more than its cores.
   type: bool
   returned: success
-warnings:
-  description: What may still work, but should be known.
+warned:
+  description: The warnings that were shown: what may work, but should be known.
   type: list
   elements: str
   returned: success

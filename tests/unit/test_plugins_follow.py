@@ -98,7 +98,7 @@ def test_an_answer_that_is_not_whole_is_no_answer():
 def playbook(tmp_path):
     """Make a playbook of one follow task; the command line that plays it and its environment."""
 
-    def make(arguments, callback="coldframe"):
+    def make(arguments):
         tasks = [
             {"name": "Follow it", "follow": arguments, "register": "r"},
             {"ansible.builtin.debug": {"var": "r.rc"}},
@@ -108,7 +108,8 @@ def playbook(tmp_path):
         environment = {
             **os.environ,
             "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            "ANSIBLE_STDOUT_CALLBACK": callback,
+            "ANSIBLE_CALLBACK_PLUGINS": str(ROOT / "plugins" / "callback"),
+            "ANSIBLE_STDOUT_CALLBACK": "coldframe",
             "TMPDIR": str(tmp_path),
             "TERM": "xterm",
         }

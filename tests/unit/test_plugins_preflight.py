@@ -65,6 +65,7 @@ def preflight(tmp_path, free_port):
             env={
                 **os.environ,
                 "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+                "ANSIBLE_CALLBACK_PLUGINS": str(ROOT / "plugins" / "callback"),
                 "ANSIBLE_STDOUT_CALLBACK": "coldframe",
                 "ANSIBLE_BECOME": "false",
                 "ANSIBLE_FORCE_COLOR": "false",
