@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import flwr
-from flwr.app import Message
+from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode
 
 
 class AdapterError(RuntimeError):
@@ -74,6 +75,7 @@ SEAMS = {
     "node_store_message": f"{_NODE_STATE}.store_message",
     "node_store_object": f"{_NODE_STATE}.store_object",
     "start_client": "flwr.supernode.start_client_internal:start_client_internal",
+    "insert_message": "flwr.supernode.start_client_internal:_insert_message",
     "pull_and_store": "flwr.supernode.start_client_internal:_pull_and_store_message",
     "node_create_app": "flwr.supernode.main:create_app",
     "link_create_app": "flwr.superlink.main:create_app",
@@ -279,6 +281,7 @@ def hand_over_complete_replies() -> None:
 
 @adapter(
     "supernode",
+    insert_message="a0c6f4605e99",
     start_client="9e89a6eb68fb",
     pull_and_store="eaf5d0e36dc3",
     node_create_app="28b04dd1c246",
@@ -338,6 +341,12 @@ def serve_tasks_on_the_lean_path() -> None:
                 path.ring_from_thread("tasks")
             if run_id is not None:
                 return run_id
+            if message is not None:
+                # Received without all of its objects: flwr drops it, and the ServerApp waits in vain.
+                error = Error(ErrorCode.MESSAGE_UNAVAILABLE, "The SuperNode could not fetch all of it.")
+                reply = Message(error, reply_to=message)
+                start_client_internal._insert_message(reply, kwargs["state"], kwargs["object_store"])
+                return message.metadata.run_id
             time.sleep(max(0.0, UNHELD_SECONDS - (time.monotonic() - start)))
 
     main.create_app = create_lean_app
