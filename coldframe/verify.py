@@ -1,11 +1,9 @@
-"""Read from the kernel what limits a machine's clients have and what they use, beside what their state
-files ask for: JSON.
+"""Reads from the kernel what limits a machine's clients have and what they use: JSON.
 
     python3 -m coldframe.verify CGROUP_ROOT CLIENTS_DIRECTORY NAME=CONTAINER_ID...
 
 Runs in a container of the FL image with the machine's /sys/fs/cgroup and the state files mounted, so that
-a machine needs no
-Python of ours.
+a machine needs no Python of ours.
 """
 
 from __future__ import annotations

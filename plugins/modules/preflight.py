@@ -47,7 +47,7 @@ oversubscribed:
   type: bool
   returned: success
 warned:
-  description: The warnings that were shown: what may work, but should be known.
+  description: The warnings that were shown, of what may work but should be known.
   type: list
   elements: str
   returned: success

@@ -451,7 +451,9 @@ def test_foreign_app_trains(federation: Lab, tmp_path: Path) -> None:
 def test_killed_client_is_named_and_comes_back(federation: Lab) -> None:
     """Hurts c1-1: SIGKILL of its main process in the middle of a round."""
     pid = federation.container(federation.machine, "coldframe-c1-1")["State"]["Pid"]
-    play, wait = federation.start("run.yml", rounds="2", dataset="synthetic", local_epochs="20", round_timeout="120")
+    play, wait = federation.start(
+        "run.yml", rounds="2", dataset="synthetic", local_epochs="20", round_timeout="120"
+    )
     federation.wait_for("the first round", lambda: "round 0/2" in play.output, 120)
     time.sleep(2)
     federation.on_machine(f"kill -9 {pid}")
