@@ -452,7 +452,7 @@ def test_killed_client_is_named_and_comes_back(federation: Lab) -> None:
     """Hurts c1-1: SIGKILL of its main process in the middle of a round."""
     pid = federation.container(federation.machine, "coldframe-c1-1")["State"]["Pid"]
     play, wait = federation.start(
-        "run.yml", rounds="2", dataset="synthetic", local_epochs="20", round_timeout="120"
+        "run.yml", rounds="2", dataset="synthetic", local_epochs="6", round_timeout="120"
     )
     federation.wait_for("the first round", lambda: "round 0/2" in play.output, 120)
     time.sleep(2)
@@ -471,7 +471,7 @@ def test_killed_client_is_named_and_comes_back(federation: Lab) -> None:
 def test_killed_server_comes_back_with_its_state(federation: Lab) -> None:
     """Hurts the server: SIGKILL of its main process in the middle of a run."""
     described = federation.container(federation.server, "coldframe-server")
-    play, wait = federation.start("run.yml", rounds="3", dataset="synthetic", local_epochs="20")
+    play, wait = federation.start("run.yml", rounds="3", dataset="synthetic", local_epochs="6")
     federation.wait_for("the first round", lambda: "round 0/3" in play.output, 120)
     federation.on_server(f"kill -9 {described['State']['Pid']}")
     assert wait().code != 0
