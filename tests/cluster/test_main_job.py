@@ -474,7 +474,9 @@ def test_killed_server_comes_back_with_its_state(federation: Lab) -> None:
     federation.wait_for("the first round", lambda: "round 0/3" in play.output, 120)
     federation.on_server(f"kill -9 {described['State']['Pid']}")
     assert wait().code != 0
-    assert "server" in play.output
+    assert "the server restarted in the middle of the run" in play.output
+    summary = federation.summary()
+    assert summary["status"] == "failed"
 
     def healthy() -> bool:
         state = federation.container(federation.server, "coldframe-server")["State"]
@@ -486,9 +488,8 @@ def test_killed_server_comes_back_with_its_state(federation: Lab) -> None:
     assert federation.run(min_available_clients="3", min_train_clients="3")["status"] == "completed"
     output = federation.must("status.yml", output="json").output
     report = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
-    run_id = play.output.split("run ")[1].split(":")[0]
-    broken = next(run for run in report["runs"] if run["run_id"] == run_id)
-    assert broken["sub_status"] == "failed"
+    broken = next(run for run in report["runs"] if run["run_id"] == summary["run_id"])
+    assert (broken["status"], broken["sub_status"]) == ("finished", "stopped")
 
 
 # --- the end ----------------------------------------------------------------------------------------

@@ -1,0 +1,53 @@
+"""What a person reads while a run goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from coldframe.control import BAR, Follower, round_line
+
+
+def append(path: Path, **event: object) -> None:
+    """Add an event to a journal."""
+    with path.open("a") as file:
+        file.write(json.dumps({"time": 0.0, **event}) + "\n")
+
+
+def test_a_round_is_one_line() -> None:
+    """Round, accuracy, loss, seconds, clients, and failures where there are any."""
+    event = {"round": 3, "accuracy": 0.97561, "loss": 0.08123, "seconds": 21.44, "clients": 3, "failures": 0}
+    assert round_line(event, 5) == "round 3/5  accuracy 0.9756  loss 0.0812  21.4 s  3 clients"
+    assert round_line({**event, "clients": 1, "failures": 2}, 5).endswith("1 client  2 failed")
+    assert round_line({"round": 0, "accuracy": None, "loss": None}, 5) == "round 0/5  before training"
+
+
+def test_follower_shows_each_event_once_as_it_comes(tmp_path: Path) -> None:
+    """A torn last line waits for its rest."""
+    path = tmp_path / "journal.jsonl"
+    follower = Follower(path)
+    assert follower.lines() == []
+    append(
+        path,
+        event="run_started",
+        run_id="7",
+        rounds=2,
+        strategy="fedavg",
+        dataset="mnist",
+        partitioner="iid",
+        clients=[{}, {}],
+    )
+    assert follower.lines() == ["run 7: fedavg on mnist (iid), 2 clients, 2 rounds"]
+    assert follower.lines() == []
+    append(path, event="phase_started", round=1, phase="train", clients=["a-0", "a-1"])
+    append(path, event="failure", round=1, phase="train", client="a-1", reason="no reply within 9 s")
+    lines = follower.lines()
+    assert "round 1: a-1 failed to train: no reply within 9 s" in lines
+    bars = [json.loads(line.removeprefix(BAR)) for line in lines if line.startswith(BAR)]
+    assert bars[-1] == {"done": 0, "total": 2, "text": "round 1: train 1/2"}
+    with path.open("a") as file:
+        file.write('{"time": 0.0, "event": "round", "round": 1, "accur')
+    assert follower.lines() == []
+    with path.open("a") as file:
+        file.write('acy": 0.5, "loss": 1.0, "seconds": 2.0, "clients": 1, "failures": 1}\n')
+    assert follower.lines()[0] == "round 1/2  accuracy 0.5000  loss 1.0000  2.0 s  1 client  1 failed"

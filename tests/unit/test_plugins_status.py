@@ -1,0 +1,61 @@
+"""status.yml joins what the machines, the kernel and the server say."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from plugins.filter.status import coldframe_status, coldframe_status_text, coldframe_with_keys
+
+LIMITS = {"cpu": 0.5, "memory": 1 << 30, "pids": 256}
+USE = {"memory_usage": 300 << 20, "cpu_seconds": 3.0, "throttled_share": 0.25, "oom_kills": 0}
+
+
+def status(verified: dict[str, Any] | None) -> dict[str, Any]:
+    """The status of one machine with one client."""
+    kernel = {"c1-0": {"state": {"partition_id": 0, "desired": LIMITS}, "verified": verified}}
+    containers = [{"role": "client", "state": "running" if verified else "exited", "status": "Up"}]
+    hostvars = {
+        "c1": {"coldframe_containers": containers, "coldframe_kernel": {"stdout_lines": [json.dumps(kernel)]}}
+    }
+    found = coldframe_status(["c1"], hostvars, [{"name": "c1-0", "status": "online"}], [])
+    return {**found, "federation": "lab", "gateway": "https://192.0.2.1:9092", "certificate_expires": "never"}
+
+
+def test_limits_that_the_kernel_holds_are_said_to_hold() -> None:
+    """And the table says so."""
+    report = status({**LIMITS, **USE})
+    assert report["clients"][0]["limits_hold"]
+    assert "hold in the kernel" in "\n".join(coldframe_status_text(report))
+    assert report["machines"][0]["running"] == 1
+
+
+def test_limits_that_the_kernel_does_not_hold_stand_out() -> None:
+    """Both values are shown."""
+    report = status({**LIMITS, **USE, "cpu": None})
+    assert not report["clients"][0]["limits_hold"]
+    text = "\n".join(coldframe_status_text(report))
+    assert "DO NOT HOLD" in text
+    assert "0.5 but none" in text
+
+
+def test_client_that_does_not_run_holds_nothing() -> None:
+    """It is listed all the same."""
+    report = status(None)
+    assert not report["clients"][0]["limits_hold"]
+    assert report["machines"][0] == {
+        "machine": "c1",
+        "address": None,
+        "server": None,
+        "clients": 1,
+        "running": 0,
+    }
+
+
+def test_registration_joins_roster_and_public_keys() -> None:
+    """Only what the server needs."""
+    roster = [{"name": "c1-0", "machine": "c1", "partition_id": 0, "cpu": 0.5}]
+    hostvars = {"c1": {"fl_pki_public_keys": {"c1-0": "ecdsa-sha2-nistp384 AAAA"}}}
+    assert coldframe_with_keys(roster, hostvars) == [
+        {"name": "c1-0", "machine": "c1", "partition_id": 0, "public_key": "ecdsa-sha2-nistp384 AAAA"}
+    ]
