@@ -135,8 +135,8 @@ def refusals(
     if memory is not None and not force and memory < used * MARGIN:
         least = -(-int(used * MARGIN) >> 20) + 1
         found.append(
-            f"memory={memory >> 20}m is below the {used >> 20} MB in use and a tenth more, which the kernel would "
-            f"kill: type -e memory={least}m, or -e force=true to do it all the same"
+            f"memory={memory >> 20}m is below the {used >> 20} MB in use and a tenth more, and "
+            f"would kill the client: type -e memory={least}m, or -e force=true to do it all the same"
         )
     running = use.get("pids") or 0
     if pids is not None and not force and pids < running:
@@ -146,9 +146,10 @@ def refusals(
         )
     missing = [key for key in NETEM if wanted.get(key)]
     if missing and not netem:
+        one = len(missing) == 1
         found.append(
-            f"{' and '.join(missing)} need the kernel's netem, which this machine lacks: "
-            f"load it (modprobe sch_netem) or leave {'it' if len(missing) == 1 else 'them'} out"
+            f"{' and '.join(missing)} {'needs' if one else 'need'} the kernel's netem, which this machine "
+            f"lacks: load it (modprobe sch_netem) or leave {'it' if one else 'them'} out"
         )
     return found
 
