@@ -128,8 +128,8 @@ def check_limits(
     if memory is not None and memory < MEMORY_FLOOR and not force:
         findings.append(
             Finding(
-                f"memory={memory >> 20}m{why} is below the {format_size(MEMORY_FLOOR)} that a training client "
-                "needs, and the kernel would kill it",
+                f"memory={memory >> 20}m{why} is below the {format_size(MEMORY_FLOOR)} that training needs, "
+                "and the kernel would kill the client",
                 f"type {typed('memory', '384m')}, or -e force=true to do it all the same",
             )
         )

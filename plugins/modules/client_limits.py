@@ -122,7 +122,7 @@ def build(params: dict[str, Any], check: bool) -> dict[str, Any]:
 
 
 def refusal(refused: dict[str, list[str]]) -> str:
-    """Why the agent changed nothing, as one message: the same reason is said once for all clients that have it."""
+    """Why the agent changed nothing, as one message: a reason that several clients have is said once."""
     reasons: dict[str, list[str]] = {}
     for client, texts in refused.items():
         for text in texts:
