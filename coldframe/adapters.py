@@ -1,8 +1,9 @@
 """All of Coldframe's changes to flwr 1.41, each a few lines with its reason, and how they are applied.
 
-`python -m coldframe.adapters superlink|supernode ARGS` is flwr's own `flower-superlink` or `flower-supernode`
-with the adapters of that process applied. `COLDFRAME_ADAPTERS=0` leaves all of them out: everything still
-works, as slowly as stock.
+`python -m coldframe.adapters superlink|supernode|serverapp-superexec ARGS` is flwr's own `flower-superlink`,
+`flower-supernode` or, beside a SuperLink, `flower-superexec` with the adapters of that process applied; the
+executor beside a SuperNode is `coldframe.executor`. `COLDFRAME_ADAPTERS=0` leaves all adapters out:
+everything still works, as slowly as stock.
 
 An adapter names what it relies on, with a digest of that source. A flwr in which any of it reads differently
 stops the process with a message instead of changing something that is no longer there. No adapter touches
@@ -16,15 +17,17 @@ import hashlib
 import importlib
 import inspect
 import os
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import flwr
-from flwr.app import Message
+from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode
 
 
 class AdapterError(RuntimeError):
@@ -58,6 +61,8 @@ HOLD_SECONDS = 5.0
 # How often a server that does not hold a question is asked it.
 UNHELD_SECONDS = 0.5
 
+_SQL_STATE = "flwr.supercore.corestate.sql_corestate:SqlCoreState"
+_MEMORY_STATE = "flwr.supercore.corestate.in_memory_corestate:InMemoryCoreState"
 _NODE_STATE = "flwr.supernode.nodestate.in_memory_nodestate:InMemoryNodeState"
 # Short names for the places in flwr that adapters rely on.
 SEAMS = {
@@ -70,6 +75,7 @@ SEAMS = {
     "node_store_message": f"{_NODE_STATE}.store_message",
     "node_store_object": f"{_NODE_STATE}.store_object",
     "start_client": "flwr.supernode.start_client_internal:start_client_internal",
+    "insert_message": "flwr.supernode.start_client_internal:_insert_message",
     "pull_and_store": "flwr.supernode.start_client_internal:_pull_and_store_message",
     "node_create_app": "flwr.supernode.main:create_app",
     "link_create_app": "flwr.superlink.main:create_app",
@@ -85,6 +91,21 @@ SEAMS = {
     "protobuf_client": "flwr.supercore.protobuf.client:ProtobufClient",
     "pull_objects": "flwr.supercore.inflatable.inflatable_utils:pull_objects",
     "pull_and_inflate": "flwr.supercore.inflatable.inflatable_utils:pull_and_inflate_object_from_tree",
+    "subprocess_launch": "flwr.supercore.superexec.executor.subprocess_executor:SubprocessExecutor.launch",
+    "send_and_receive": "flwr.superlink.grid.http_grid:HttpGrid.send_and_receive",
+    "cleanup_tokens": f"{_SQL_STATE}._cleanup_expired_task_tokens",
+    "task_by_token": f"{_SQL_STATE}.get_task_by_token",
+    "sql_session": "flwr.supercore.sql_mixin:SqlMixin.session",
+    "link_factories": "flwr.superlink.config_loader:get_objectstore_linkstate_factories",
+    "store_traffic": "flwr.server.superlink.linkstate.sql_linkstate:SqlLinkState.store_traffic",
+    "get_run_info": "flwr.server.superlink.linkstate.sql_linkstate:SqlLinkState.get_run_info",
+    "sql_state_init": f"{_SQL_STATE}.__init__",
+    "memory_start_session": f"{_MEMORY_STATE}.start_session",
+    "memory_preregister": f"{_MEMORY_STATE}.preregister_object_tree",
+    "memory_store_object": f"{_MEMORY_STATE}.store_object",
+    "memory_get_object": f"{_MEMORY_STATE}.get_object",
+    "memory_cleanup_session": f"{_MEMORY_STATE}._cleanup_push_session",
+    "memory_delete_sessions": f"{_MEMORY_STATE}.delete_sessions_in_run",
     "push_task_output": "flwr.supernode.runtime.run_clientapp:push_task_output",
 }
 
@@ -260,6 +281,7 @@ def hand_over_complete_replies() -> None:
 
 @adapter(
     "supernode",
+    insert_message="a0c6f4605e99",
     start_client="9e89a6eb68fb",
     pull_and_store="eaf5d0e36dc3",
     node_create_app="28b04dd1c246",
@@ -299,14 +321,18 @@ def serve_tasks_on_the_lean_path() -> None:
         return app
 
     def pull_and_store_message(*, receive: Callable[[], Any], **kwargs: Any) -> int | None:
+        message: Message | None = None
+
         def receive_and_close() -> Any:
+            nonlocal message
             received = receive()
             if received is not None:
+                message = received[0]
                 idle.clear()
             return received
 
         while True:
-            start = time.monotonic()
+            start, message = time.monotonic(), None
             try:
                 run_id = pull_and_store(receive=receive_and_close, **kwargs)
             finally:
@@ -315,6 +341,12 @@ def serve_tasks_on_the_lean_path() -> None:
                 path.ring_from_thread("tasks")
             if run_id is not None:
                 return run_id
+            if message is not None:
+                # Received without all of its objects: flwr drops it, and the ServerApp waits in vain.
+                error = Error(ErrorCode.MESSAGE_UNAVAILABLE, "The SuperNode could not fetch all of it.")
+                reply = Message(error, reply_to=message)
+                start_client_internal._insert_message(reply, kwargs["state"], kwargs["object_store"])
+                return message.metadata.run_id
             time.sleep(max(0.0, UNHELD_SECONDS - (time.monotonic() - start)))
 
     main.create_app = create_lean_app
@@ -324,6 +356,7 @@ def serve_tasks_on_the_lean_path() -> None:
 @adapter(
     "superlink",
     link_create_app="ee966b630c8b",
+    sql_session="2aa8a8351f33",
     link_middleware="acdbc2dce152",
     fleet_router="98ce9e07f1cb",
     node_auth="8646e6bfd8e5",
@@ -349,6 +382,96 @@ def serve_rounds_on_the_lean_path() -> None:
         return app
 
     main.create_app = create_lean_app
+
+
+@adapter(
+    "superlink",
+    cleanup_tokens="34301eae2ee4",
+    task_by_token="cf6795c48519",
+    store_traffic="cc82e5eaf2bb",
+    get_run_info="b6686f297300",
+)
+def write_less_to_the_database() -> None:
+    """With a database, each object writes to it twice: to expire tasks without heartbeats and for its size.
+
+    Do both once a second, and count before somebody reads. Whether a token is still valid does not depend on
+    the expiry: `get_task_by_token` compares the time by itself.
+    """
+    from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
+
+    cleanup, store_traffic = SqlLinkState._cleanup_expired_task_tokens, SqlLinkState.store_traffic
+    get_run_info = SqlLinkState.get_run_info
+    lock = threading.Lock()
+    due = {"expire": 0.0, "count": 0.0}
+    counted: dict[int, list[int]] = {}
+
+    def cleanup_expired_task_tokens(state: SqlLinkState) -> None:
+        if time.monotonic() >= due["expire"]:
+            due["expire"] = time.monotonic() + 1.0
+            cleanup(state)
+
+    def write_counts(state: SqlLinkState) -> None:
+        with lock:
+            counts = dict(counted)
+            counted.clear()
+            due["count"] = time.monotonic() + 1.0
+        for run_id, (sent, received) in counts.items():
+            store_traffic(state, run_id, bytes_sent=sent, bytes_recv=received)
+
+    def count_traffic(state: SqlLinkState, run_id: int, *, bytes_sent: int, bytes_recv: int) -> None:
+        with lock:
+            count = counted.setdefault(run_id, [0, 0])
+            count[0] += bytes_sent
+            count[1] += bytes_recv
+        if time.monotonic() >= due["count"]:
+            write_counts(state)
+
+    def get_run_info_with_counts(state: SqlLinkState, *args: Any, **kwargs: Any) -> Any:
+        write_counts(state)
+        return get_run_info(state, *args, **kwargs)
+
+    SqlLinkState._cleanup_expired_task_tokens = cleanup_expired_task_tokens
+    SqlLinkState.store_traffic = count_traffic
+    SqlLinkState.get_run_info = get_run_info_with_counts
+
+
+@adapter(
+    "superlink",
+    link_factories="9f697d33f493",
+    sql_state_init="ee58a642aa78",
+    memory_start_session="232e93255876",
+    memory_preregister="6b9ea0838259",
+    memory_store_object="2f952e079f4d",
+    memory_get_object="d68857ff2fba",
+    memory_cleanup_session="38de64b03262",
+    memory_delete_sessions="ecc399e24628",
+)
+def keep_objects_in_memory() -> None:
+    """A message of 20 objects is 400 statements of SQL: keep objects in memory, as flwr without a database.
+
+    Runs, nodes, tasks and messages stay in the database. Objects on their way when a SuperLink dies are lost;
+    the clients concerned are failures of that round, and the next round works.
+    """
+    from flwr.supercore.corestate.in_memory_corestate import InMemoryCoreState
+    from flwr.supercore.corestate.sql_corestate import SqlCoreState
+    from flwr.supercore.object_store import ObjectStoreFactory
+    from flwr.superlink import config_loader
+
+    init = SqlCoreState.__init__
+
+    def init_with_sessions(state: Any, *args: Any, **kwargs: Any) -> None:
+        init(state, *args, **kwargs)
+        state._object_push_sessions = {}
+        state._object_push_session_by_root = {}
+        state._lock_object_push_sessions = threading.RLock()
+
+    SqlCoreState.__init__ = init_with_sessions
+    for name in (
+        *("start_session", "preregister_object_tree", "store_object", "get_object"),
+        *("_cleanup_push_session", "delete_sessions_in_run"),
+    ):
+        setattr(SqlCoreState, name, getattr(InMemoryCoreState, name))
+    config_loader.ObjectStoreFactory = lambda _database: ObjectStoreFactory()
 
 
 @adapter(
@@ -387,6 +510,49 @@ def make_lean_requests() -> None:
         function.__kwdefaults__["initial_backoff"] = 0.05
 
 
+@adapter("serverapp-superexec", subprocess_launch="83abf3dbe022")
+def start_serverapps_with_adapters() -> None:
+    """A ServerApp is a process of its own, started by the name of its command: name ours."""
+    from flwr.supercore.superexec.executor import subprocess_executor
+
+    class Subprocess:
+        DEVNULL = subprocess.DEVNULL
+
+        @staticmethod
+        def Popen(arguments: list[str], **kwargs: Any) -> Any:
+            if arguments[0] == "flwr-serverapp":
+                arguments = [sys.executable, "-m", "coldframe.adapters", "serverapp", *arguments[1:]]
+            return subprocess.Popen(arguments, **kwargs)
+
+    subprocess_executor.subprocess = Subprocess
+
+
+@adapter("serverapp", send_and_receive="699c9f048f3c")
+def look_for_replies_as_they_come() -> None:
+    """flwr's grid sleeps 3 s between two looks for replies, which our SuperLink holds until there are any."""
+    from flwr.superlink.grid.http_grid import HttpGrid
+
+    def send_and_receive(
+        grid: HttpGrid, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        waiting = set(grid.push_messages(messages))
+        del messages
+        deadline = float("inf") if timeout is None else time.time() + timeout
+        replies: list[Message] = []
+        while time.time() < deadline:
+            start = time.monotonic()
+            arrived = list(grid.pull_messages(waiting))
+            replies.extend(arrived)
+            waiting.difference_update(reply.metadata.reply_to_message_id for reply in arrived)
+            if not waiting:
+                break
+            if not arrived:
+                time.sleep(max(0.0, UNHELD_SECONDS - (time.monotonic() - start)))
+        return replies
+
+    HttpGrid.send_and_receive = send_and_receive
+
+
 def _is_traced() -> bool:
     return os.environ.get("FLWR_TRACING_ENABLED") == "1"
 
@@ -396,6 +562,8 @@ def main() -> None:
     commands = {
         "superlink": "flwr.superlink.cli.flower_superlink:flower_superlink",
         "supernode": "flwr.supernode.cli.flower_supernode:flower_supernode",
+        "serverapp-superexec": "flwr.supercore.cli.flower_superexec:flower_superexec",
+        "serverapp": "flwr.superlink.cli.flwr_serverapp:flwr_serverapp",
     }
     process = sys.argv.pop(1) if len(sys.argv) > 1 else ""
     if process not in commands:

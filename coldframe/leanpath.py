@@ -16,8 +16,9 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Hashable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -27,13 +28,12 @@ from flwr.supercore.dependencies.runtime import get_runtime_handlers, get_runtim
 from flwr.supercore.dependencies.superexec import authenticate_superexec_request
 from flwr.supercore.dependencies.task import authenticate_task
 from flwr.supercore.dependencies.version import VersionDependency
-from flwr.supercore.error import http_error_translator
+from flwr.supercore.error import FlowerError, http_error_translator
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.supercore.protobuf.translation import ProtobufTranslationMiddleware
 from flwr.supercore.servicer.runtime import runtime_handlers as core_handlers
 from google.protobuf.message import Message
-from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 # How long a request for something that is not there yet is held. Whoever asks has a time limit of 30 s.
@@ -43,6 +43,7 @@ SERVERAPP_HOLD_SECONDS = 2.0
 # A message whose sender has stopped pushing its objects is handed out as it is, as flwr does.
 STALLED_SECONDS = 60.0
 
+T = TypeVar("T")
 Handle = Callable[[], Message]
 Authorize = Callable[[Request], Handle]
 
@@ -140,6 +141,8 @@ class LeanPath:
         self.app = app
         self.calls = calls
         self.mail = Mail()
+        # One at a time: the interpreter runs one at a time anyway, and SQLite would make writers wait.
+        self.worker = ThreadPoolExecutor(1, thread_name_prefix="lean-path")
         self.loop: asyncio.AbstractEventLoop | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -156,14 +159,19 @@ class LeanPath:
                 await request.body(), call.request_type
             )
             if call.run is None:
-                result = await run_in_threadpool(lambda: call.authorize(request)())
+                result = await self.work(lambda: call.authorize(request)())
             else:
-                handle = await run_in_threadpool(call.authorize, request)
+                handle = await self.work(lambda: call.authorize(request))
                 result = await call.run(self, request, handle)
             return Response(result.SerializeToString(), media_type=PROTOBUF_MEDIA_TYPE)
 
         response = await http_error_translator(Request(scope, receive), answer)
         await response(scope, receive, send)
+
+    async def work(self, function: Callable[[], T]) -> T:
+        """Run a function in the worker thread, away from the event loop."""
+        assert self.loop is not None
+        return await self.loop.run_in_executor(self.worker, function)
 
     def ring_from_thread(self, receiver: Hashable) -> None:
         """Wake the requests that are held for a receiver, from outside the event loop."""
@@ -200,6 +208,27 @@ class LeanPath:
                 del self.mail.waiting[receiver]
 
 
+def in_one_transaction(state: Any, handle: Handle) -> Handle:
+    """Have a handler that uses a database write once, not once for each of its half a dozen steps.
+
+    flwr's sessions are made to be nested: the outermost owns the transaction. An error that flwr raises on
+    purpose leaves what was written before it, as it does without us; any other takes it back.
+    """
+    if not hasattr(state, "session"):
+        return handle
+
+    def call() -> Message:
+        refused: FlowerError | None = None
+        with state.session():
+            try:
+                return handle()
+            except FlowerError as error:
+                refused = error
+        raise refused
+
+    return call
+
+
 async def push_messages(path: LeanPath, request: Request, handle: Handle) -> Message:
     """Store messages; whoever waits for one is told when its last object is there."""
     message = request.state.protobuf_request
@@ -212,7 +241,7 @@ async def push_messages(path: LeanPath, request: Request, handle: Handle) -> Mes
         path.mail.expect(item, tree, receiver)
         known.append(metadata.message_id)
     try:
-        response: Any = await run_in_threadpool(handle)
+        response: Any = await path.work(handle)
     except BaseException:
         path.mail.forget(known)
         raise
@@ -222,7 +251,7 @@ async def push_messages(path: LeanPath, request: Request, handle: Handle) -> Mes
 
 async def push_object(path: LeanPath, request: Request, handle: Handle) -> Message:
     """Store an object."""
-    response: Any = await run_in_threadpool(handle)
+    response: Any = await path.work(handle)
     if response.stored:
         path.mail.arrived(request.state.protobuf_request.object_id)
     return response
@@ -231,7 +260,7 @@ async def push_object(path: LeanPath, request: Request, handle: Handle) -> Messa
 async def claim(path: LeanPath, request: Request, handle: Handle) -> Message:
     """Fetch what belongs to a message: the node has it."""
     path.mail.unclaimed.pop(request.state.protobuf_request.node.node_id, None)
-    return await run_in_threadpool(handle)
+    return await path.work(handle)
 
 
 async def pull_as_node(path: LeanPath, request: Request, handle: Handle) -> Message:
@@ -244,7 +273,7 @@ async def pull_as_node(path: LeanPath, request: Request, handle: Handle) -> Mess
     async def attempt() -> Message:
         if path.mail.arriving(receiver):
             return fleet_pb2.PullMessagesResponse()
-        return await run_in_threadpool(handle)
+        return await path.work(handle)
 
     response = await path.hold(
         request, receiver, HOLD_SECONDS, attempt, lambda found: bool(found.messages_list)
@@ -259,7 +288,7 @@ async def pull_as_serverapp(path: LeanPath, request: Request, handle: Handle) ->
     message = request.state.protobuf_request
     wanted = list(message.message_ids)
     if not wanted:
-        return await run_in_threadpool(handle)
+        return await path.work(handle)
     receiver = ("run", request.state.task.run_id)
 
     async def attempt() -> Message:
@@ -268,7 +297,7 @@ async def pull_as_serverapp(path: LeanPath, request: Request, handle: Handle) ->
         message.message_ids.extend(item for item in wanted if item not in arriving)
         if not message.message_ids:
             return runtime_pb2.PullAppMessagesResponse()
-        return await run_in_threadpool(handle)
+        return await path.work(handle)
 
     return await path.hold(
         request, receiver, SERVERAPP_HOLD_SECONDS, attempt, lambda found: bool(found.messages_list)
@@ -288,7 +317,7 @@ def runtime_calls(component: str) -> dict[str, Call]:
             task = authenticate_task(request, request.headers.get(TASK_TOKEN_HEADER), state)
             request.state.task = task
             handler = getattr(handlers, name, None) or getattr(core_handlers, name)
-            return lambda: handler(request.state.protobuf_request, state, task)
+            return in_one_transaction(state, lambda: handler(request.state.protobuf_request, state, task))
 
         return authorize
 
@@ -328,7 +357,9 @@ def superlink_calls() -> dict[str, Call]:
             check_version(request)
             state = get_linkstate(request)
             extra = {"store": state.object_store} if store else {}
-            return lambda: handler(request=request.state.protobuf_request, state=state, **extra)
+            return in_one_transaction(
+                state, lambda: handler(request=request.state.protobuf_request, state=state, **extra)
+            )
 
         return authorize
 
@@ -372,7 +403,7 @@ def supernode_calls(open_for_tasks: Callable[[], bool]) -> dict[str, Call]:
 
     async def acquire_task(path: LeanPath, request: Request, handle: Handle) -> Message:
         async def attempt() -> Message:
-            return await run_in_threadpool(handle) if open_for_tasks() else runtime_pb2.AcquireTaskResponse()
+            return await path.work(handle) if open_for_tasks() else runtime_pb2.AcquireTaskResponse()
 
         seconds = HOLD_SECONDS if request.state.protobuf_request.supported_task_types else 0.0
         return await path.hold(request, "tasks", seconds, attempt, lambda found: bool(found.token))

@@ -34,7 +34,7 @@ from flwr.supercore.exit.exit_handler import registered_exit_handlers
 from flwr.supercore.tls import validate_and_resolve_root_certificates
 from flwr.supernode.runtime.run_clientapp import run_clientapp
 
-from coldframe import adapters
+from coldframe import adapters, cgroups
 
 PACKET = 1 << 16
 # One thread while importing: OpenMP and BLAS libraries start their pools as they are loaded.
@@ -166,10 +166,11 @@ def _become_task(zygote: int, environment: dict[str, str | None]) -> None:
 
 
 def allowed_threads() -> int:
-    """Return how many threads a task should use: what the user set, else the cores it may use."""
+    """Return how many threads suit a task now: what the user has set, else what the CPU limit allows."""
     if chosen := os.environ.get("OMP_NUM_THREADS"):
         return max(1, int(chosen.partition(",")[0]))
-    return len(os.sched_getaffinity(0))
+    group = cgroups.own()
+    return cgroups.threads(group.cpu_limit(), group.cpuset_count())
 
 
 def reseed() -> None:
@@ -246,6 +247,10 @@ def _kill_group(pid: int) -> None:
 
 def _children() -> list[int]:
     """Return the processes whose parent is this one."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return []  # the usual case, without a walk through /proc
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:

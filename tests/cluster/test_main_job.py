@@ -300,12 +300,11 @@ def test_changed_training_code_takes_effect_without_an_image(federation: Lab, tm
     shutil.copytree(ROOT, checkout, ignore=ignore, symlinks=True)
     before = federation.on_machine("docker image ls --quiet coldframe/fl")
     code = checkout / "fl" / "client_app.py"
-    marker = "import os\nos.environ['COLDFRAME_MARKER'] = 'changed'\n"
     text = code.read_text()
-    needle = "from __future__ import annotations\n"
+    needle = "import hashlib\n"
     assert needle in text
-    code.write_text(text.replace(needle, f"{needle}{marker}raise RuntimeError('the changed code runs')\n", 1))
-    play = federation.play("run.yml", root=checkout, rounds="1", max_samples="600")
+    code.write_text(text.replace(needle, f"{needle}raise RuntimeError('the changed code runs')\n", 1))
+    play = federation.play("run.yml", root=checkout, rounds="1", dataset="synthetic")
     assert play.code != 0
     assert "the changed code runs" in play.output + json.dumps(federation.journal())
     assert federation.on_machine("docker image ls --quiet coldframe/fl") == before
@@ -324,13 +323,13 @@ def test_dirichlet_fedprox_run(federation: Lab) -> None:
     assert (summary["strategy"], summary["partitioner"]) == ("fedprox", "dirichlet")
     started = next(event for event in federation.journal() if event["event"] == "run_started")
     counts = list(started["histogram"].values())
-    assert sum(map(sum, counts)) == 600
+    assert sum(map(sum, counts)) == 2000
     assert len({tuple(row) for row in counts}) == 3
 
 
 def test_collect_fetches_an_earlier_run(federation: Lab) -> None:
     """wait=false returns at once; collect fetches the run when it has ended."""
-    play = federation.must("run.yml", rounds="1", max_samples="600", wait="false", run_name="later")
+    play = federation.must("run.yml", rounds="1", dataset="synthetic", wait="false", run_name="later")
     run_id = play.output.split("collect=")[1].split()[0]
 
     def ended() -> bool:
@@ -452,7 +451,7 @@ def test_foreign_app_trains(federation: Lab, tmp_path: Path) -> None:
 def test_killed_client_is_named_and_comes_back(federation: Lab) -> None:
     """Hurts c1-1: SIGKILL of its main process in the middle of a round."""
     pid = federation.container(federation.machine, "coldframe-c1-1")["State"]["Pid"]
-    play, wait = federation.start("run.yml", rounds="2", max_samples="12000", round_timeout="90")
+    play, wait = federation.start("run.yml", rounds="2", dataset="synthetic", local_epochs="20", round_timeout="120")
     federation.wait_for("the first round", lambda: "round 0/2" in play.output, 120)
     time.sleep(2)
     federation.on_machine(f"kill -9 {pid}")
@@ -470,7 +469,7 @@ def test_killed_client_is_named_and_comes_back(federation: Lab) -> None:
 def test_killed_server_comes_back_with_its_state(federation: Lab) -> None:
     """Hurts the server: SIGKILL of its main process in the middle of a run."""
     described = federation.container(federation.server, "coldframe-server")
-    play, wait = federation.start("run.yml", rounds="3", max_samples="12000")
+    play, wait = federation.start("run.yml", rounds="3", dataset="synthetic", local_epochs="20")
     federation.wait_for("the first round", lambda: "round 0/3" in play.output, 120)
     federation.on_server(f"kill -9 {described['State']['Pid']}")
     assert wait().code != 0
@@ -500,7 +499,7 @@ def test_teardown_purges_only_this_federation(federation: Lab) -> None:
     """A second federation on the same engines comes and goes; the first does not notice."""
     before = federation.container(federation.machine, "coldframe-c1-0")["State"]["StartedAt"]
     second = {"fl_federation": "second", "fl_port": "9192", "fl_client_count": "2", "fl_client_cpu": "0.1"}
-    federation.must("site.yml", rounds="1", max_samples="200", **second)
+    federation.must("site.yml", rounds="1", dataset="synthetic", **second)
     assert federation.summary()["status"] == "completed"
     assert "second-c1-1" in federation.on_machine("docker ps --format '{{.Names}}'")
 

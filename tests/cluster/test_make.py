@@ -35,7 +35,7 @@ def test_make_up_and_down_in_a_fresh_clone(lab: Lab, tmp_path: Path) -> None:
     """make up CLIENTS=2 ROUNDS=1, once more, and make down; ARGS sends it to the lab."""
     checkout = clone(tmp_path / "coldframe")
     lab.write_inventory()
-    arguments = f"ARGS=-i {lab.inventory} -e max_samples=600"
+    arguments = f"ARGS=-i {lab.inventory} -e dataset=synthetic"
     output = make(checkout, lab.environment(), "up", "CLIENTS=2", "ROUNDS=1", arguments)
     assert "round 1/1" in output
     assert "accuracy" in output

@@ -1,4 +1,4 @@
-"""Starts real Flower processes on the loopback for tests: a SuperLink, SuperNodes with executors, and runs."""
+"""Starts real Flower processes on the loopback for tests: a SuperLink, SuperNodes, executors, and runs."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from flwr.common.constant import ErrorCode
@@ -146,6 +147,18 @@ def test_tasks_that_seed_nothing_draw_different_numbers(started: Federation, app
 def test_a_task_can_work_in_parallel(started: Federation, app: Path) -> None:
     (answer,) = started.run(app, [{"do": "parallel", "ttl": 30.0}])
     assert answer.get("threads", 0) >= 2, answer
+
+
+@pytest.mark.parametrize(("limit", "chosen", "threads"), [(0.5, None, 1), (None, "3", 3), (0.5, "2,1", 2)])
+def test_a_task_gets_the_threads_that_its_limit_allows(
+    monkeypatch: pytest.MonkeyPatch, limit: float | None, chosen: str | None, threads: int
+) -> None:
+    group = SimpleNamespace(cpu_limit=lambda: limit, cpuset_count=lambda: None)
+    monkeypatch.setattr(zygote.cgroups, "own", lambda: group)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    assert zygote.allowed_threads() == threads
 
 
 def test_a_zygote_that_has_worked_in_parallel_refuses_to_fork(

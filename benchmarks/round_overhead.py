@@ -1,0 +1,601 @@
+"""What a round costs when the clients do nothing: flwr's deployment engine, Coldframe's, and the legacy one.
+
+All on this machine, in one run, the engines in turns: `python benchmarks/round_overhead.py [--quick] [--json
+FILE] [--plot FILE] [--clients N ...]`. A client adds a constant to the model of 1.2 million parameters and
+returns it: an echo would flatter, its arrays are not sent twice. Train phase and aggregation only.
+
+- `stock`: SuperLink, SuperNodes, SuperExecs and tasks as flwr starts them; the app imports torch.
+- `stock_without_torch`: the same with an app that does not.
+- `ours`: the same app and processes with Coldframe's adapters and warm executor.
+- `ours_packed`: ours, with the model in one array, as Coldframe's own app sends it.
+- `legacy`: `start_server` and `start_client`, deprecated, without TLS: what an open connection can do.
+
+Stock and ours have the same TLS, node authentication, SuperExec secrets and database file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import ipaddress
+import itertools
+import json
+import os
+import platform
+import secrets
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import flwr
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from flwr.cli.build import build_fab_from_disk
+from flwr.common.serde import fab_to_proto, user_config_to_proto
+from flwr.proto.control_pb2 import RegisterNodeRequest, StartRunRequest
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.fab import Fab
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+
+ROOT = Path(__file__).resolve().parents[1]
+ENGINES = ("stock", "stock_without_torch", "ours", "ours_packed", "legacy")
+# Of each run the first rounds are not counted: they install the app and fill caches.
+WARMUP = {"stock": 1, "ours": 2, "legacy": 2}
+ROUNDS = {"stock": 3, "ours": 10, "legacy": 20}
+
+MANIFEST = """
+[project]
+name = "overhead"
+version = "1.0.0"
+license = { file = "LICENSE" }
+dependencies = []
+[tool.flwr.app]
+publisher = "coldframe"
+fab-include = ["/overhead/*.py", "/LICENSE"]
+[tool.flwr.app.components]
+serverapp = "overhead.server:app"
+clientapp = "overhead.client:app"
+[tool.flwr.app.config]
+rounds = 3
+warmup = 1
+clients = 3
+packed = false
+out = ""
+"""
+
+MODEL = """
+import pathlib, time
+import numpy as np
+
+def pause(out):
+    # The caches are warm: let the benchmark read its counters before the rounds that count.
+    path = pathlib.Path(out)
+    path.with_suffix(".warm").touch()
+    while not path.with_suffix(".go").exists():
+        time.sleep(0.02)
+
+SHAPES = [(32, 1, 3, 3), (32,), (64, 32, 3, 3), (64,), (128, 9216), (128,), (10, 128), (10,)]
+
+def initial(packed):
+    if packed:
+        return [np.zeros(sum(int(np.prod(shape)) for shape in SHAPES), np.float32)]
+    return [np.zeros(shape, np.float32) for shape in SHAPES]
+"""
+
+SERVER = """
+import json, time
+from flwr.app import ArrayRecord
+from flwr.serverapp import ServerApp
+from flwr.serverapp.strategy import FedAvg
+from overhead.model import initial, pause
+
+app = ServerApp()
+
+class Timed(FedAvg):
+    times = []
+    out = None
+    warmup = 0
+    def configure_train(self, *args, **kwargs):
+        if len(self.times) == self.warmup:
+            pause(self.out)
+        self.times.append(time.time())
+        return super().configure_train(*args, **kwargs)
+
+@app.main()
+def main(grid, context):
+    config = context.run_config
+    clients = config["clients"]
+    while len(list(grid.get_node_ids())) < clients:
+        time.sleep(0.2)
+    Timed.out, Timed.warmup = config["out"], config["warmup"]
+    strategy = Timed(fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients)
+    result = strategy.start(grid, ArrayRecord(initial(config["packed"])), num_rounds=config["rounds"])
+    Timed.times.append(time.time())
+    first = float(result.arrays.to_numpy_ndarrays()[0].flat[0])
+    with open(config["out"], "w") as file:
+        json.dump({"times": Timed.times, "first": first}, file)
+"""
+
+CLIENT = """
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+app = ClientApp()
+
+@app.train()
+def train(message, context):
+    arrays = [array + 1.0 for array in message.content["arrays"].to_numpy_ndarrays()]
+    content = RecordDict({"arrays": ArrayRecord(arrays), "metrics": MetricRecord({"num-examples": 1})})
+    return Message(content, reply_to=message)
+"""
+
+LEGACY_SERVER = """
+import json, sys, time
+from flwr.common import ndarrays_to_parameters
+from flwr.server import ServerConfig, start_server
+from flwr.server.strategy import FedAvg
+sys.path.insert(0, sys.argv[1])
+from overhead.model import initial, pause
+_, _, port, clients, warmup, rounds, out = sys.argv
+times = []
+
+class Timed(FedAvg):
+    def configure_fit(self, *args, **kwargs):
+        if len(times) == int(warmup):
+            pause(out)
+        times.append(time.time())
+        return super().configure_fit(*args, **kwargs)
+
+n = int(clients)
+start_server(
+    server_address=f"127.0.0.1:{port}",
+    config=ServerConfig(num_rounds=int(rounds)),
+    strategy=Timed(
+        fraction_evaluate=0.0, min_fit_clients=n, min_available_clients=n,
+        initial_parameters=ndarrays_to_parameters(initial(False)),
+    ),
+)
+times.append(time.time())
+with open(out, "w") as file:
+    json.dump({"times": times, "first": float(rounds)}, file)
+"""
+
+LEGACY_CLIENT = """
+import sys
+from flwr.client import NumPyClient, start_client
+
+class Client(NumPyClient):
+    def fit(self, parameters, config):
+        return [array + 1.0 for array in parameters], 1, {}
+
+start_client(server_address=f"127.0.0.1:{sys.argv[1]}", client=Client().to_client(), insecure=True)
+"""
+
+
+@dataclass
+class Engine:
+    """The processes of one engine; `stop` ends them by their ids."""
+
+    home: Path
+    name: str
+    clients: int
+    port: int = 0
+    link: subprocess.Popen[bytes] | None = None
+    nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    executors: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    others: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def spawn(self, log: str, command: list[str], torch: bool = True) -> subprocess.Popen[bytes]:
+        """Start a process with its output in `<home>/<log>.log`."""
+        environment = {
+            **os.environ,
+            "FLWR_HOME": str(self.home),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "GRPC_VERBOSITY": "ERROR",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "COLDFRAME_PRELOAD": "torch,numpy" if torch else "numpy",
+        }
+        with (self.home / f"{log}.log").open("wb") as file:
+            return subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def stop(self) -> None:
+        """End all processes."""
+        processes = [*self.executors, *self.nodes, *self.others, *([self.link] if self.link else [])]
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 10
+        for process in processes:
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def start_deployment(engine: Engine) -> None:
+    """Start SuperLink, ServerApp executor, SuperNodes and their executors, and register the nodes."""
+    home, ours = engine.home, engine.name.startswith("ours")
+    adapted = [sys.executable, "-m", "coldframe.adapters"]
+    write_certificates(home)
+    secret = home / "secret"
+    secret.write_bytes(secrets.token_bytes(32))
+    auth = ["--superexec-auth-secret-file", str(secret)]
+    engine.port = free_port()
+    address = f"127.0.0.1:{engine.port}"
+    trust = ["--root-certificates", f"{home}/ca.crt"]
+    engine.link = engine.spawn(
+        "superlink",
+        [
+            *([*adapted, "superlink"] if ours else ["flower-superlink"]),
+            *("--port", str(engine.port), "--enable-supernode-auth", "--isolation", "process", *auth),
+            *("--ssl-certfile", f"{home}/server.crt", "--ssl-keyfile", f"{home}/server.key"),
+            *("--ssl-ca-certfile", f"{home}/ca.crt", "--database", f"{home}/superlink.db"),
+            "--disable-runtime-dependency-installation",
+        ],
+    )
+    wait_for_port(engine.port, engine.home)
+    superexec = [*adapted, "serverapp-superexec"] if ours else ["flower-superexec"]
+    engine.others.append(
+        engine.spawn("server-superexec", [*superexec, "--runtime-api-address", address, *trust, *auth])
+    )
+    for number in range(engine.clients):
+        key = ec.generate_private_key(ec.SECP384R1())
+        write_key(home / f"node-{number}", key, serialization.PrivateFormat.OpenSSH)
+        with control(engine) as client:
+            public = public_key_to_bytes(key.public_key())
+            client.RegisterNode(RegisterNodeRequest(public_key=public, name=f"node-{number}"))
+        port = free_port()
+        engine.nodes.append(
+            engine.spawn(
+                f"supernode-{number}",
+                [
+                    *([*adapted, "supernode"] if ours else ["flower-supernode"]),
+                    *(
+                        "--superlink",
+                        address,
+                        *trust,
+                        "--auth-supernode-private-key",
+                        f"{home}/node-{number}",
+                    ),
+                    *("--port", str(port), "--isolation", "process", *auth),
+                ],
+            )
+        )
+        wait_for_port(port, engine.home)
+        executor = [sys.executable, "-m", "coldframe.executor"] if ours else ["flower-superexec"]
+        engine.executors.append(
+            engine.spawn(
+                f"executor-{number}",
+                [*executor, "--insecure", "--runtime-api-address", f"127.0.0.1:{port}", *auth],
+            )
+        )
+
+
+def run_app(engine: Engine, warmup: int, rounds: int, torch: bool, packed: bool) -> Path:
+    """Submit the app and return where its result will be."""
+    app = write_app(engine.home / "app", torch)
+    out = engine.home / "result.json"
+    content = build_fab_from_disk(app)
+    config = {
+        "rounds": warmup + rounds,
+        "warmup": warmup,
+        "clients": engine.clients,
+        "packed": packed,
+        "out": str(out),
+    }
+    with control(engine) as client:
+        client.StartRun(
+            StartRunRequest(
+                fab=fab_to_proto(Fab(hashlib.sha256(content).hexdigest(), content, {})),
+                override_config=user_config_to_proto(config),
+            )
+        )
+    return out
+
+
+def start_legacy(engine: Engine, warmup: int, rounds: int) -> Path:
+    """Start a legacy server and its clients and return where the result will be."""
+    engine.port = free_port()
+    app, out = write_app(engine.home / "app", torch=False), engine.home / "result.json"
+    arguments = [str(app), str(engine.port), str(engine.clients), str(warmup), str(warmup + rounds), str(out)]
+    engine.link = engine.spawn("server", [sys.executable, "-c", LEGACY_SERVER, *arguments])
+    wait_for_port(engine.port, engine.home)
+    for number in range(engine.clients):
+        command = [sys.executable, "-c", LEGACY_CLIENT, str(engine.port)]
+        engine.executors.append(engine.spawn(f"client-{number}", command))
+    return out
+
+
+def measure(name: str, clients: int, quick: bool) -> dict[str, float]:
+    """Run one engine with so many clients once and return its figures."""
+    kind = name.partition("_")[0]
+    warmup, rounds = WARMUP[kind], ROUNDS[kind]
+    if quick:
+        rounds = {"stock": 2, "ours": 6, "legacy": 10}[kind]
+    with tempfile.TemporaryDirectory(prefix="overhead-") as directory:
+        engine = Engine(Path(directory), name, clients)
+        try:
+            if kind == "legacy":
+                out = start_legacy(engine, warmup, rounds)
+            else:
+                start_deployment(engine)
+                out = run_app(engine, warmup, rounds, name != "stock_without_torch", name == "ours_packed")
+            return follow(engine, out, warmup, rounds)
+        finally:
+            engine.stop()
+
+
+def follow(engine: Engine, out: Path, warmup: int, rounds: int) -> dict[str, float]:
+    """Wait for a run's end, taking CPU and memory meanwhile."""
+    warm, go = out.with_suffix(".warm"), out.with_suffix(".go")
+    deadline = time.monotonic() + 120 + (warmup + rounds) * engine.clients * 12
+
+    def wait_for(path: Path, pause: float, meanwhile: Callable[[], None]) -> None:
+        while not path.exists():
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"{engine.name} with {engine.clients} clients did not finish: {engine.home}"
+                )
+            meanwhile()
+            time.sleep(pause)
+
+    def cpu_of_all() -> list[float]:
+        return [cpu_seconds(engine.executors), cpu_seconds(engine.nodes), cpu_seconds([engine.link])]
+
+    wait_for(warm, 0.05, lambda: None)
+    time.sleep(1.0)
+    before = cpu_of_all()
+    go.touch()
+    pss: list[int] = []
+    wait_for(out, 0.5, lambda: pss.append(pss_bytes(engine.nodes[:1] + engine.executors[:1])))
+    time.sleep(1.0)
+    spent = [end - start for start, end in zip(before, cpu_of_all(), strict=True)]
+    result = json.loads(out.read_text())
+    expected = float(warmup + rounds)
+    assert abs(result["first"] - expected) < 0.01, (
+        f"the model is {result['first']}, not {expected}: replies were lost"
+    )
+    times = result["times"][warmup:]
+    tasks = engine.clients * rounds
+    return {
+        "seconds_per_round": statistics.median(b - a for a, b in itertools.pairwise(times)),
+        "cpu_seconds_per_task": spent[0] / tasks,
+        "supernode_cpu_seconds_per_task": spent[1] / tasks,
+        "superlink_cpu_seconds_per_task": spent[2] / tasks,
+        "superlink_requests_per_task": count_requests(engine.home / "superlink.log") / tasks,
+        "client_pss_idle_mb": pss_bytes(engine.nodes[:1] + engine.executors[:1]) / 1e6,
+        "client_pss_peak_mb": max(pss) / 1e6,
+    }
+
+
+def cpu_seconds(processes: list[Any]) -> float:
+    """Return the CPU time of processes and all their descendants, the ended ones included."""
+    ticks = 0
+    for pid in descendants([process.pid for process in processes if process is not None]):
+        ticks += sum(map(int, stat_fields(pid)[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def pss_bytes(processes: list[Any]) -> int:
+    """Return the proportional memory of processes and their descendants."""
+    total = 0
+    for pid in descendants([process.pid for process in processes]):
+        try:
+            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        total += int(text.partition("\nPss:")[2].split()[0] or 0) * 1024 if "\nPss:" in text else 0
+    return total
+
+
+def descendants(pids: list[int]) -> list[int]:
+    """Return processes with all their descendants."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        fields = stat_fields(int(path.name))
+        if fields:
+            children.setdefault(int(fields[1]), []).append(int(path.name))
+    found = []
+    while pids:
+        found.append(pids.pop())
+        pids.extend(children.get(found[-1], ()))
+    return found
+
+
+def stat_fields(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat after the name; nothing for a process that has gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def count_requests(log: Path) -> int:
+    """Count what a SuperLink's access log has of rounds."""
+    if not log.exists():
+        return 0
+    with log.open(errors="replace") as lines:
+        return sum('"POST /v1/fleet/' in line or '"POST /v1/runtime/' in line for line in lines)
+
+
+def control(engine: Engine) -> ControlHttpClient:
+    """Return a client of the engine's Control API."""
+    return ControlHttpClient.from_server_address(
+        server_address=f"127.0.0.1:{engine.port}",
+        insecure=False,
+        root_certificates=(engine.home / "ca.crt").read_bytes(),
+        interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+    )
+
+
+def write_app(directory: Path, torch: bool) -> Path:
+    """Write the app that does nothing."""
+    package = directory / "overhead"
+    package.mkdir(parents=True)
+    (directory / "pyproject.toml").write_text(MANIFEST)
+    (directory / "LICENSE").write_text("Apache-2.0\n")
+    (package / "__init__.py").write_text("")
+    (package / "model.py").write_text(MODEL)
+    (package / "server.py").write_text(SERVER)
+    (package / "client.py").write_text(("import torch\n" if torch else "") + CLIENT)
+    return directory
+
+
+def write_certificates(home: Path) -> None:
+    """Write a CA and a server certificate for the loopback."""
+    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "benchmark CA")])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    start = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=1)
+
+    def certificate(subject: x509.Name, public: Any, ca: bool) -> bytes:
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(ca_name)
+            .public_key(public)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(start)
+            .not_valid_after(start + datetime.timedelta(days=2))
+            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), True)
+        )
+        if not ca:
+            address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+            builder = builder.add_extension(x509.SubjectAlternativeName([address]), False)
+        return builder.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+    (home / "ca.crt").write_bytes(certificate(ca_name, ca_key.public_key(), True))
+    (home / "server.crt").write_bytes(certificate(name, key.public_key(), False))
+    write_key(home / "server.key", key, serialization.PrivateFormat.PKCS8)
+
+
+def write_key(path: Path, key: Any, form: serialization.PrivateFormat) -> None:
+    """Write a private key that only its owner reads."""
+    path.touch(mode=0o600)
+    path.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for_port(port: int, logs: Path) -> None:
+    """Wait until something accepts connections on a port of the loopback."""
+    deadline = time.monotonic() + 60
+    while True:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"nothing listens on port {port}; see the logs in {logs}")
+        time.sleep(0.05)
+
+
+def benchmark(counts: list[int], repeats: int, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    """Measure all engines in turns and return figures and ratios to stock."""
+    samples: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for repeat in range(repeats):
+        for clients in counts:
+            for name in ENGINES:
+                figures = measure(name, clients, quick)
+                samples.setdefault(name, {}).setdefault(str(clients), []).append(figures)
+                say(
+                    f"{repeat + 1}/{repeats}  {clients:3} clients  {name:20} "
+                    f"{figures['seconds_per_round']:7.2f} s/round  "
+                    f"{figures['cpu_seconds_per_task']:6.3f} CPU-s/task"
+                )
+    figures_of = {
+        name: {
+            clients: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+            for clients, runs in by_clients.items()
+        }
+        for name, by_clients in samples.items()
+    }
+    ratios = {
+        f"{clients}_clients_stock_to_{name}": figures_of["stock"][clients]["seconds_per_round"]
+        / figures_of[name][clients]["seconds_per_round"]
+        for name in ENGINES[1:]
+        for clients in figures_of[name]
+    }
+    return {"figures": figures_of, "ratios": ratios}
+
+
+def draw(figures: dict[str, Any], path: Path) -> None:
+    """Draw seconds per round over the number of clients."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    for name, by_clients in figures.items():
+        xs = sorted(map(int, by_clients))
+        ys = [by_clients[str(x)]["seconds_per_round"] for x in xs]
+        axes.plot(xs, ys, marker="o", markersize=4, label=name.replace("_", " "))
+    axes.set(xscale="log", yscale="log", xlabel="clients", ylabel="seconds per round")
+    axes.set_title("A round in which clients do nothing", loc="left")
+    ticks = sorted({int(clients) for by_clients in figures.values() for clients in by_clients})
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=200)
+
+
+def machine() -> dict[str, Any]:
+    """Say what was measured on, and how busy it was before."""
+    return {
+        "cores": os.cpu_count(),
+        "load_before": os.getloadavg()[0],
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "flwr": flwr.__version__,
+    }
+
+
+def main() -> None:
+    """Run the benchmark from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="3 clients, one repeat, few rounds")
+    parser.add_argument("--clients", type=int, nargs="+", help="numbers of clients (default: 3 10 30)")
+    parser.add_argument("--repeats", type=int, help="how often each is measured (default: 3)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="where to draw them")
+    arguments = parser.parse_args()
+    # Ended from outside, it still ends what it has started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
+    counts = arguments.clients or ([3] if arguments.quick else [3, 10, 30])
+    repeats = arguments.repeats or (1 if arguments.quick else 3)
+    where = machine()
+    result = benchmark(counts, repeats, arguments.quick, lambda line: print(line, flush=True))
+    result["machine"] = where
+    for name, ratio in result["ratios"].items():
+        print(f"{name}: {ratio:.1f}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1))
+    if arguments.plot:
+        draw(result["figures"], arguments.plot)
+
+
+if __name__ == "__main__":
+    main()
