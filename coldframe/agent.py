@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class Agent(Keeper):
             "trace": self.trace,
             "status": self.status,
             "prove": self.prove,
+            "events": self.events,
         }
         action = actions.get(str(request.get("do")))
         if action is None:
@@ -194,6 +196,16 @@ class Agent(Keeper):
             }
             trace = {"name": self.trace_name, "start": self.replay.start} if self.replay else None
             return {"clients": clients, "trace": trace, "cores": cores()}
+
+    def events(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Return what has happened since the time ``since`` (as ISO 8601 has it)."""
+        since = datetime.fromisoformat(request["since"]).timestamp()
+        path = self.root / "events.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return {
+            "clients": {},
+            "events": [event for event in map(json.loads, lines) if event["time"] >= since],
+        }
 
     def prove(self, request: dict[str, Any]) -> dict[str, Any]:
         """Measure over ``seconds`` what ``clients`` use, from the kernel's counters."""

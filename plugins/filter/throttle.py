@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
@@ -131,6 +132,20 @@ def coldframe_proof_text(machines: Iterable[str], hostvars: Mapping[str, Any]) -
     return coldframe_status_table([row for _, row in sorted(rows, key=lambda item: item[0])]).splitlines()
 
 
+def coldframe_events(results: Iterable[Mapping[str, Any]]) -> str:
+    """The events of all machines as lines of JSON, in the order of time, each with its machine.
+
+    Parameters
+    ----------
+    results : iterable of dict
+        Answers of client_limits in a loop over the machines.
+    """
+    events = [
+        {**event, "machine": result["item"]} for result in results for event in result.get("events") or []
+    ]
+    return "".join(json.dumps(event) + "\n" for event in sorted(events, key=lambda event: event["time"]))
+
+
 class FilterModule:
     """The filters' names in playbooks."""
 
@@ -139,4 +154,5 @@ class FilterModule:
         return {
             "coldframe_throttle_text": coldframe_throttle_text,
             "coldframe_proof_text": coldframe_proof_text,
+            "coldframe_events": coldframe_events,
         }

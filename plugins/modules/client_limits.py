@@ -23,9 +23,10 @@ options:
   action:
     description:
       - C(set) gives I(limits), C(undo) returns I(clients) to their baseline, C(trace) replays I(trace),
-        C(prove) measures for I(seconds) what I(clients) use, C(status) tells of all clients.
+        C(prove) measures for I(seconds) what I(clients) use, C(status) tells of all clients, C(events) what
+        has happened I(since).
     type: str
-    choices: [set, undo, trace, prove, status]
+    choices: [set, undo, trace, prove, status, events]
     default: status
   limits:
     description: >-
@@ -54,6 +55,9 @@ options:
       C(name), C(rows) by client, C(start) (unix time), C(length) (seconds), C(speed) and C(loop).
     type: dict
     default: {}
+  since:
+    description: A time as ISO 8601 has it.
+    type: str
   force:
     description: Go below what a client uses now, which may kill it.
     type: bool
@@ -83,9 +87,16 @@ clients:
     C(revert_at).
   type: dict
   returned: success
+events:
+  description: >-
+    Changes of limits and kills for want of memory, in the order of time: C(time), C(client), C(cause), and
+    for changes C(requested), C(verified), C(holds), C(seconds).
+  type: list
+  elements: dict
+  returned: for C(events)
 """
 
-ACTIONS = ("set", "undo", "trace", "prove", "status")
+ACTIONS = ("set", "undo", "trace", "prove", "status", "events")
 REMEDY = "type ansible-playbook site.yml -e train=false"
 PATIENCE = 60.0  # seconds beyond those that the request itself takes
 
@@ -118,6 +129,8 @@ def build(params: dict[str, Any], check: bool) -> dict[str, Any]:
         request |= {**params["trace"], "force": params["force"]}
     if action == "prove":
         request["seconds"] = params["seconds"]
+    if action == "events":
+        request["since"] = params["since"]
     return request
 
 
@@ -159,6 +172,7 @@ def main() -> None:
             "duration": {"type": "float"},
             "seconds": {"type": "float"},
             "trace": {"type": "dict", "default": {}},
+            "since": {"type": "str"},
             "force": {"type": "bool", "default": False},
         },
         required_if=[
@@ -166,6 +180,7 @@ def main() -> None:
             ("action", "undo", ("stamp", "clients")),
             ("action", "trace", ("stamp", "trace")),
             ("action", "prove", ("seconds", "clients")),
+            ("action", "events", ("since",)),
         ],
         supports_check_mode=True,
     )

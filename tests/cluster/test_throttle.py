@@ -1,0 +1,280 @@
+"""Limits change while clients train, the kernel holds them, they bite, and everything takes them back.
+
+A federation of its own on both hosts, two clients each: the sum of their quotas stays below the cores, so
+that limits and not contention decide. The tests share it, and each leaves the baseline behind.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.cluster.lab import Lab, Play, sh
+from tests.hosts import Host
+
+FEDERATION = "pacing"
+CLIENTS = {"server-0": 0, "server-1": 0, "c1-0": 1, "c1-1": 1}  # by the number of their host
+CPU = 0.4
+BUSY = "python3 -c 'while True: pass'"
+# A connection that sends as fast as it can, either way; nothing but what Debian's python3 has.
+SINK = "import socket; s=socket.create_server(('', {port})); c=s.accept()[0]\nwhile c.recv(65536): pass"
+SOURCE = "import socket; s=socket.create_connection(('{host}', {port})); b=bytes(65536)\nwhile True:
+s.sendall(b)" FEED = "import socket; s=socket.create_server(('', {port})); c=s.accept()[0];
+b=bytes(65536)\nwhile True: c.sendall(b)" DRAIN = "import socket; s=socket.create_connection(('{host}',
+{port}))\nwhile s.recv(65536): pass"
+
+
+class Pacing:
+    """The federation of these tests."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+
+    def host(self, client: str) -> Host:
+        """The host of a client."""
+        return self.lab.hosts[CLIENTS[client]]
+
+    def run_in(self, client: str, command: str, detach: bool = False) -> str:
+        """Run a command in a client's container."""
+        return sh(self.host(client), f"docker exec {'-d ' if detach else ''}{FEDERATION}-{client} {command}")
+
+    def kernel(self, client: str) -> tuple[float, int, int]:
+        """Cores, bytes and pids that the kernel grants a client, past every tool of ours."""
+        paths = ("cpu/cpu.cfs_quota_us", "memory/memory.limit_in_bytes", "pids/pids.max")
+        text = self.run_in(client, " ".join(["cat", *(f"/sys/fs/cgroup/{path}" for path in paths)]))
+        quota, memory, pids = map(int, text.split())
+        return quota / 100_000, memory, pids
+
+    def cores(self) -> set[float]:
+        """The cores that the kernel grants, of all clients."""
+        return {self.kernel(client)[0] for client in CLIENTS}
+
+    def qdiscs(self, client: str) -> str:
+        """What tc says of the inner end of a client's link."""
+        pid = self.identity(client)[1]
+        return sh(self.host(client), f"nsenter -t {pid} -n tc qdisc show dev eth0")
+
+    def identity(self, client: str) -> tuple[str, int, str]:
+        """What changes if a container is recreated or restarted."""
+        described = self.lab.container(self.host(client), f"{FEDERATION}-{client}")
+        return described["Id"], described["State"]["Pid"], described["State"]["StartedAt"]
+
+    def throttle(self, *arguments: str, **variables: str) -> Play:
+        """Run throttle.yml, which has to succeed."""
+        return self.lab.must("throttle.yml", *arguments, **variables)
+
+    def table(self, play: Play, client: str) -> list[str]:
+        """The cells of a client's row in the last table that a play has shown."""
+        rows = [re.split(r"\s{2,}", line.strip()) for _, line in play.lines if line.startswith(client + " ")]
+        assert rows, play.output
+        return rows[-1]
+
+    def events(self, client: str) -> list[dict[str, Any]]:
+        """The events of a client."""
+        text = sh(self.host(client), f"cat /var/lib/coldframe/{FEDERATION}/events.jsonl")
+        return [event for event in map(json.loads, text.splitlines()) if event["client"] == client]
+
+
+@pytest.fixture(scope="module")
+def pacing(lab: Lab) -> Iterator[Pacing]:
+    if "coldframe" in lab.deployed:
+        lab.must("teardown.yml")  # an idle federation takes CPU too
+        lab.deployed.discard("coldframe")
+    variables = {"fl_client_cpu": CPU, "fl_federation": FEDERATION, "fl_port": 9192}
+    lab.write_inventory(2, **variables)
+    inventory = yaml.safe_load(lab.inventory.read_text())
+    inventory["fl_machines"]["children"]["fl_clients"]["hosts"]["server"] = None
+    lab.inventory.write_text(yaml.safe_dump(inventory, sort_keys=False))
+    lab.must("site.yml", train="false", dataset="synthetic")
+    lab.must("throttle.yml", undo="true")
+    yield Pacing(lab)
+    lab.must("teardown.yml")
+    lab.write_inventory()
+
+
+@pytest.fixture(autouse=True)
+def baseline(pacing: Pacing) -> Iterator[None]:
+    yield
+    pacing.throttle(undo="true")
+    assert pacing.cores() == {CPU}
+
+
+def test_limits_change_while_clients_train(pacing: Pacing) -> None:
+    """0.4 → 0.1 → undo in one run: the same processes, the kernel agrees, and the model is the same."""
+    lab = pacing.lab
+    variables = {"seed": "5", "dataset": "synthetic", "local_epochs": "2", "min_train_clients": "4"}
+    unthrottled = lab.run(**{**variables, "rounds": "5"})
+    before = {client: pacing.identity(client) for client in CLIENTS}
+    play, wait = lab.start("run.yml", rounds="5", **variables)
+    lab.wait_for("the first round", lambda: "round 1/5" in play.output, 120)
+    pacing.throttle(cpu="0.1")
+    assert pacing.cores() == {0.1}
+    done = max(int(number) for number in re.findall(r"round (\d)/5", play.output))
+    lab.wait_for("a whole round under the limit", lambda: f"round {done + 2}/5" in play.output, 180)
+    pacing.throttle(undo="true")
+    assert pacing.cores() == {CPU}
+    assert wait().code == 0, play.output
+    assert {client: pacing.identity(client) for client in CLIENTS} == before
+    summary = lab.summary()
+    assert summary["status"] == "completed"
+    assert not summary["failures"]
+    assert summary["model_sha256"] == unthrottled["model_sha256"]
+    slow = [e for e in lab.journal() if e["event"] == "reply" and e["system"].get("cpu_limit") == 0.1]
+    assert {event["round"] for event in slow} >= {done + 2}
+    events = [json.loads(line) for line in (lab.results / "latest" / "events.jsonl").read_text().splitlines()]
+    assert {event["client"] for event in events} == set(CLIENTS)
+    assert [event["cause"] for event in events if event["client"] == "c1-0"] == ["throttle", "undo"]
+    assert all(event["holds"] for event in events)
+
+
+def test_saturating_process_gets_what_is_asked_for(pacing: Pacing) -> None:
+    """Within 3 % over 10 s, by the kernel's own counters."""
+    for client in CLIENTS:
+        pacing.run_in(client, f"timeout 60 {BUSY}", detach=True)
+    play = pacing.throttle(cpu="0.1", prove="10s")
+    for client in CLIENTS:
+        cells = pacing.table(play, client)
+        assert float(cells[2]) == pytest.approx(0.1, rel=0.03), cells
+        assert "proven" in cells
+
+
+def test_bandwidth_is_what_is_asked_for(pacing: Pacing) -> None:
+    """10 mbit each way, within 6 %, measured at the interface while both directions are full."""
+    server, client = pacing.lab.server, "c1-0"
+    for port, script in ((7001, SINK), (7002, FEED)):
+        sh(server, f"systemd-run --unit=traffic-{port} python3 -c \"{script.format(port=port)}\"")
+    try:
+        for port, script in ((7001, SOURCE), (7002, DRAIN)):
+            pacing.lab.wait_for("the other end", lambda port=port: str(port) in sh(server, "ss -ltn"))
+            inner = script.format(port=port, host=server.address)
+            pacing.run_in(client, f'timeout 60 python3 -c "{inner}"', detach=True)
+        play = pacing.throttle(down="10mbit", up="10mbit", prove="10s", clients=client)
+    finally:
+        sh(server, "systemctl stop traffic-7001 traffic-7002", check=False)
+    cells = pacing.table(play, client)
+    measured = [float(cell.removesuffix(" mbit")) for cell in cells if cell.endswith(" mbit")]
+    assert measured[::2] == [10.0, 10.0]
+    assert measured[1::2] == pytest.approx([10.0, 10.0], rel=0.06)
+
+
+def test_memory_limit_kills_and_the_failure_says_so(pacing: Pacing) -> None:
+    """The victim is named, with OOM, and the run goes on without it."""
+    lab = pacing.lab
+    play = lab.play("throttle.yml", memory="150m", clients="c1-0")
+    assert play.code != 0
+    assert "memory=150m" in play.output
+    assert "force=true" in play.output
+    assert pacing.kernel("c1-0")[1] == 1 << 30
+    play, wait = lab.start("run.yml", rounds="2", dataset="synthetic", local_epochs="4",
+    min_train_clients="3") lab.wait_for("the first round", lambda: "round 0/2" in play.output, 120)
+    used = int(pacing.run_in("c1-0", "cat /sys/fs/cgroup/memory/memory.usage_in_bytes"))
+    pacing.run_in("c1-0", "true")
+    limit = f"{(used >> 20) + 8}m"
+    lab.play("throttle.yml", memory=limit, clients="c1-0", force="true")
+    wait()
+    kills = [event for event in pacing.events("c1-0") if event["cause"] == "oom"]
+    assert kills, (limit, pacing.events("c1-0"))
+    failures = [item for item in lab.summary()["failures"] if item["client"] == "c1-0"]
+    assert any("OOM" in item["reason"] for item in failures), lab.summary()["failures"]
+
+
+def test_limit_for_a_time_ends_without_a_controller(pacing: Pacing) -> None:
+    """Nobody is there to take it back: the play that set it ended long before."""
+    pacing.throttle(cpu="0.1", down="10mbit", duration="10s")
+    begin = time.monotonic()
+    assert pacing.cores() == {0.1}
+    pacing.lab.wait_for("the end of it", lambda: pacing.cores() == {CPU}, 20)
+    assert time.monotonic() - begin > 5
+    assert "tbf" not in pacing.qdiscs("c1-0")
+    assert pacing.events("c1-0")[-1]["cause"] == "expiry"
+
+
+@pytest.mark.parametrize("what", ["container", "engine", "machine"])
+def test_limits_are_back_after_a_restart(pacing: Pacing, what: str) -> None:
+    """Hurts c1: what holds its clients is started anew."""
+    lab = pacing.lab
+    pacing.throttle(cpu="0.2", up="10mbit", clients="c1-*")
+    before = pacing.identity("c1-0")
+    if what == "container":
+        lab.on_machine(f"docker restart -t 2 {FEDERATION}-c1-0")
+    elif what == "engine":
+        lab.on_machine("systemctl restart docker")
+    else:
+        lab.machine.reboot()
+
+    def back() -> bool:
+        found = lab.on_machine(f"docker inspect -f '{{{{.State.Running}}}}' {FEDERATION}-c1-0", check=False)
+        return "true" in found and pacing.identity("c1-0")[1] > 0 and "rate 10Mbit" in pacing.qdiscs("c1-0")
+
+    lab.wait_for("the limits", back, 60)
+    assert pacing.identity("c1-0") != before
+    assert pacing.kernel("c1-0")[0] == 0.2
+    status = next(line for line in lab.must("status.yml", output="json").output.splitlines() if
+    line.startswith("{")) clients = {client["client"]: client for client in json.loads(status)["clients"]}
+    assert clients["c1-0"]["limits_hold"]
+    assert clients["c1-0"]["up_verified"] == 10_000_000
+
+
+def test_two_throttles_at_once_end_in_one_of_the_two_states(pacing: Pacing) -> None:
+    """On all machines the same."""
+    for _ in range(2):
+        waits = [pacing.lab.start("throttle.yml", cpu=cpu, pids=pids)[1] for cpu, pids in (("0.1", "300"),
+        ("0.2", "310"))] assert [wait().code for wait in waits] == [0, 0]
+        states = {pacing.kernel(client)[::2] for client in CLIENTS}
+        assert states in ({(0.1, 300)}, {(0.2, 310)})
+
+
+def test_deployment_again_resets_no_throttle(pacing: Pacing) -> None:
+    """changed=0, the same processes, the same limits; and new limits of the inventory reach the others."""
+    pacing.throttle(cpu="0.1", clients="c1-0")
+    before = {client: pacing.identity(client) for client in CLIENTS}
+    play = pacing.lab.must("site.yml", train="false", dataset="synthetic")
+    assert set(play.changed.values()) == {0}, play.output
+    assert pacing.kernel("c1-0")[0] == 0.1
+    pacing.lab.must("site.yml", train="false", dataset="synthetic", fl_client_cpu="0.35")
+    assert [pacing.kernel(client)[0] for client in ("c1-0", "c1-1")] == [0.1, 0.35]
+    pacing.lab.must("site.yml", train="false", dataset="synthetic")
+    assert pacing.kernel("c1-1")[0] == CPU
+    assert {client: pacing.identity(client) for client in CLIENTS} == before
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"profile": "raspbery-pi-4"}, "raspberry-pi-4"),
+        ({"cpu": "0"}, "cpu=0"),
+        ({"cpu": "64.5"}, "cores"),
+        ({"memory": "10m"}, "memory=10m"),
+        ({"bandwidth": "fast"}, "-e down=10mbit"),
+        ({"down": "fast"}, "down=fast"),
+        ({"cpu": "0.2", "clients": "nobody-*"}, "matches none"),
+        ({"cpu": "0.2", "loss": "1%"}, "netem"),
+    ],
+)
+def test_bad_input_is_one_message_and_changes_nothing(
+    pacing: Pacing, variables: dict[str, str], words: str
+) -> None:
+    play = pacing.lab.play("throttle.yml", **variables)
+    assert play.code != 0
+    assert words in play.output
+    assert play.output.count("Nothing was changed.") == 1
+    assert set(play.changed.values()) == {0}
+
+
+def test_undo_is_idempotent_and_check_changes_nothing(pacing: Pacing) -> None:
+    """--check --diff shows; the second undo has nothing to do; --limit spares the other machine."""
+    play = pacing.throttle("--check", "--diff", cpu="0.1")
+    assert "+c1-0: cpu=0.1" in play.output
+    assert pacing.cores() == {CPU}
+    pacing.throttle("--limit", "c1", cpu="0.1")
+    assert [pacing.kernel(client)[0] for client in ("c1-0", "server-0")] == [0.1, CPU]
+    assert pacing.throttle(undo="true").changed["c1"] == 1
+    again = pacing.throttle(undo="true")
+    assert set(again.changed.values()) == {0}
+    assert "has its baseline already" in again.output
