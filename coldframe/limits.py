@@ -87,7 +87,10 @@ def next_expiry(asked: Asked) -> float | None:
 def desired(baseline: Mapping[str, Any], asked: Asked, overlay: Mapping[str, Any] | None = None) -> Limits:
     """Return the limits that shall hold: the baseline, over it what was asked for, over that a trace's."""
     wanted = {**baseline, **{key: entry["value"] for key, entry in asked.items()}, **(overlay or {})}
-    return {key: wanted.get(key) for key in KEYS[:-1]} | {"online": wanted.get("online", True)}
+    # A rate, delay or loss of zero is none: how a profile's delay is left out where the kernel has no netem.
+    shaping = {key: wanted.get(key) or None for key in SHAPING}
+    group = {key: wanted.get(key) for key in CONTROL_GROUP}
+    return {**group, **shaping, "online": wanted.get("online", True)}
 
 
 def differences(wanted: Mapping[str, Any], verified: Mapping[str, Any]) -> Limits:

@@ -155,7 +155,7 @@ class ActionModule(ActionBase):
             profiles, reference = (
                 hostvars[server.name][name] for name in ("coldframe_profiles", "coldframe_reference_speed")
             )
-            requests, found, warned = throttle.plan(values, roster, answered, profiles, reference)
+            requests, found, warned = throttle.plan(values, roster, answered, profiles, reference, Path.cwd())
             findings += found
             warnings += warned
 

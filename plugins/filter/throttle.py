@@ -132,6 +132,22 @@ def coldframe_proof_text(machines: Iterable[str], hostvars: Mapping[str, Any]) -
     return coldframe_status_table([row for _, row in sorted(rows, key=lambda item: item[0])]).splitlines()
 
 
+def coldframe_speeds(machines: Iterable[Mapping[str, Any]], reference: float) -> list[dict[str, Any]]:
+    """A row per machine: its speed as calibrate.yml has measured it."""
+    speeds = [
+        (vars_["inventory_hostname"], json.loads(vars_["coldframe_calibration"]["stdout_lines"][-1]))
+        for vars_ in machines
+    ]
+    return [
+        {
+            "machine": name,
+            "steps_per_second": round(found["steps_per_second"], 2),
+            "reference_cores": round(found["steps_per_second"] / reference, 2),
+        }
+        for name, found in speeds
+    ]
+
+
 def coldframe_events(results: Iterable[Mapping[str, Any]]) -> str:
     """The events of all machines as lines of JSON, in the order of time, each with its machine.
 
@@ -155,4 +171,5 @@ class FilterModule:
             "coldframe_throttle_text": coldframe_throttle_text,
             "coldframe_proof_text": coldframe_proof_text,
             "coldframe_events": coldframe_events,
+            "coldframe_speeds": coldframe_speeds,
         }

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import random
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from plugins.module_utils.checks import Machine
+from plugins.module_utils.traces import Trace, read_trace
 from plugins.module_utils.variables import VERBS, Finding, cast_value, format_size, nearest, typed
 
 LIMITS = ("cpu", "memory", "pids", "down", "up", "delay", "jitter", "loss")
+START_DELAY = 5.0  # seconds
 MEMORY_FLOOR = 384 << 20  # bytes: the peak of a whole training client, and a tenth more
 
 
@@ -142,7 +147,7 @@ def plan(
     machines: Iterable[Machine],
     profiles: Mapping[str, Any],
     reference: float,
-    trace: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    base: Path,
 ) -> tuple[dict[str, dict[str, Any]], list[Finding], list[str]]:
     """What to ask of each machine's agent.
 
@@ -152,14 +157,14 @@ def plan(
         The typed variables of throttle.yml.
     reference : float
         Training steps per second of a reference core, which the profiles' cpu counts.
-    trace : mapping, optional
-        Rows by client.
+    base : Path
+        The directory that a trace's path begins from.
 
     Returns
     -------
     requests : dict
         By machine: ``action`` (set, undo, trace, or empty where nothing changes), ``clients``, and ``limits``
-        or ``rows`` by client.
+        or a ``trace``.
     findings, warnings : lists
     """
     findings = check_words(values)
@@ -171,20 +176,36 @@ def plan(
         except ValueError as error:
             problem, _, remedy = str(error).partition(": ")
             findings.append(Finding(problem, remedy))
+    trace: Trace | None = None
+    if values["trace"] and chosen:
+        try:
+            trace = read_trace(base / values["trace"], [client["name"] for client in chosen])
+        except ValueError as error:
+            problem, _, remedy = str(error).rpartition(": ")
+            findings.append(Finding(problem, remedy))
     if findings:
         return {}, findings, []
+    # All agents begin at the same full second, soon enough to wait for and late enough to reach them all.
+    start = math.ceil(time.time() + START_DELAY)
     requests: dict[str, dict[str, Any]] = {}
     warnings: list[str] = []
     for machine in machines:
         names = [client["name"] for client in chosen if client["machine"] == machine.name]
-        rows = {name: list(trace[name]) for name in names if name in trace} if trace is not None else {}
-        if not names or (trace is not None and not rows):
+        rows = {name: trace.rows[name] for name in names if name in trace.rows} if trace else {}
+        if not names or (trace and not rows):
             continue
         if values["undo"]:
             requests[machine.name] = {"action": "undo", "clients": names}
             continue
-        if trace is not None:
-            requests[machine.name] = {"action": "trace", "clients": list(rows), "rows": rows}
+        if trace:
+            requests[machine.name] = {
+                "action": "trace",
+                "clients": list(rows),
+                "trace": {
+                    **{"name": values["trace"], "rows": rows, "start": start, "length": trace.length},
+                    **{"speed": values["trace_speed"], "loop": values["trace_loop"]},
+                },
+            }
             for name in rows:
                 findings += _check_rows(rows[name], machine, values["force"])
             continue

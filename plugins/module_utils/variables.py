@@ -296,6 +296,7 @@ VERBS: dict[str, dict[str, Variable]] = {
         Variable("trace_loop", "truth", "true", False),
     ),
     "status": _table(Variable("output", "choice", "json", "table", choices=("table", "json"))),
+    "calibrate": {},
     "teardown": _table(Variable("purge", "truth", "true", False)),
 }
 CLIENT = _table(

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.cluster.lab import Lab, Play, sh
+from tests.cluster.lab import ROOT, Lab, Play, sh
 from tests.hosts import Host
 
 FEDERATION = "pacing"
@@ -28,10 +29,20 @@ CONNECT = "import socket; b=bytes(65536); s=socket.create_connection(('{host}', 
 SEND, RECEIVE = "\nwhile True: s.sendall(b)", "\nwhile s.recv(65536): pass"
 
 
+class PacingLab(Lab):
+    """The lab, but every verb is about the federation of these tests."""
+
+    def start(
+        self, verb: str, *arguments: str, root: Path = ROOT, **variables: Any
+    ) -> tuple[Play, Callable[[], Play]]:
+        """Start a verb."""
+        return super().start(verb, *arguments, root=root, fl_federation=FEDERATION, **variables)
+
+
 class Pacing:
     """The federation of these tests."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: PacingLab) -> None:
         self.lab = lab
 
     def host(self, client: str) -> Host:
@@ -91,8 +102,8 @@ def pacing(lab: Lab) -> Iterator[Pacing]:
     if "coldframe" in lab.deployed:
         lab.must("teardown.yml")  # an idle federation takes CPU too
         lab.deployed.discard("coldframe")
-    variables = {"fl_client_cpu": CPU, "fl_federation": FEDERATION, "fl_port": 9192}
-    lab.write_inventory(2, **variables)
+    lab = PacingLab(lab.hosts, lab.directory)
+    lab.write_inventory(2, fl_client_cpu=CPU, fl_port=9192)
     inventory = yaml.safe_load(lab.inventory.read_text())
     inventory["fl_machines"]["children"]["fl_clients"]["hosts"]["server"] = None
     lab.inventory.write_text(yaml.safe_dump(inventory, sort_keys=False))

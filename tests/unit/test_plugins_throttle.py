@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ def plan(
     """The plan for variables as they are typed."""
     values, findings = cast("throttle", given)
     assert findings == []
-    return throttle.plan(values, ROSTER, machines, PROFILES, reference=10.0)
+    return throttle.plan(values, ROSTER, machines, PROFILES, reference=10.0, base=Path(__file__).parent)
 
 
 def test_limits_go_to_every_client_by_machine() -> None:
@@ -96,7 +97,7 @@ def test_profiles_add_up_and_a_given_value_beats_them() -> None:
         ({"cpu": "1", "clients": "c9-*"}, "clients=c9-* matches none of c1-0", "-e clients="),
         ({"profile": "raspbery-pi4"}, "profile=raspbery-pi4 is not known", "did you mean raspberry-pi-4?"),
         ({"undo": "true", "cpu": "1"}, "undo and cpu are both given", "leave cpu out"),
-        ({"trace": "t.csv", "cpu": "1"}, "trace and cpu are both given", "leave cpu out"),
+        ({"trace": "no.csv"}, "no.csv cannot be read", "give the path of a CSV file"),
         ({"jitter": "5ms"}, "jitter is given without a delay", "-e delay=50ms"),
         ({"duration": "5s", "undo": "true"}, "duration is given without a limit", "leave it out"),
     ],
