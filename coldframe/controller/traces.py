@@ -50,7 +50,7 @@ def diurnal(clients: Sequence[str], hours: float, seed: int, step: float = 900.0
 def walk(
     clients: Sequence[str], minutes: float, seed: int, low: float, high: float, step: float = 5.0
 ) -> list[Row]:
-    """Make bandwidths wander between two bounds: a random walk of their logarithm, reflected at the bounds."""
+    """Make bandwidths wander: a random walk of their logarithm between two bounds that reflect it."""
     generator = random.Random(seed)
     span = math.log(high / low)
     rows = []

@@ -1,4 +1,4 @@
-"""Reads a trace of limits over time: CSV with the columns seconds, client, and those of the limits it changes."""
+"""Reads a trace of limits over time: CSV with the columns seconds, client, and the limits it changes."""
 
 from __future__ import annotations
 
