@@ -38,6 +38,7 @@ SYSTEM_FIGURES = (
     "train_seconds",
     "cpu_seconds",
     "throttled_share",
+    "cpu_pressure",
     "samples_per_second",
     "memory_peak",
 )
