@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -109,6 +111,7 @@ def pacing(lab: Lab) -> Iterator[Pacing]:
     lab.inventory.write_text(yaml.safe_dump(inventory, sort_keys=False))
     lab.must("site.yml", train="false", dataset="synthetic")
     lab.must("throttle.yml", undo="true")
+    lab.must("calibrate.yml")
     yield Pacing(lab)
     lab.must("teardown.yml")
     lab.write_inventory()
@@ -124,15 +127,16 @@ def baseline(pacing: Pacing) -> Iterator[None]:
 def test_limits_change_while_clients_train(pacing: Pacing) -> None:
     """0.4 → 0.1 → undo in one run: the same processes, the kernel agrees, and the model is the same."""
     lab = pacing.lab
-    variables = {"seed": "5", "dataset": "synthetic", "local_epochs": "2", "min_train_clients": "4"}
-    unthrottled = lab.run(**{**variables, "rounds": "5"})
+    variables = {"seed": "5", "max_samples": "800", "min_train_clients": "4", "rounds": "6"}
+    variables["dataset"] = "synthetic"
+    unthrottled = lab.run(**variables)
     before = {client: pacing.identity(client) for client in CLIENTS}
-    play, wait = lab.start("run.yml", rounds="5", **variables)
-    lab.wait_for("the first round", lambda: "round 1/5" in play.output, 120)
+    play, wait = lab.start("run.yml", **variables)
+    lab.wait_for("the first round", lambda: "round 0/6" in play.output, 120)
     pacing.throttle(cpu="0.1")
     assert pacing.cores() == {0.1}
-    done = max(int(number) for number in re.findall(r"round (\d)/5", play.output))
-    lab.wait_for("a whole round under the limit", lambda: f"round {done + 2}/5" in play.output, 180)
+    done = max(int(number) for number in re.findall(r"round (\d)/6", play.output))
+    lab.wait_for("a whole round under the limit", lambda: f"round {done + 2}/6" in play.output, 180)
     pacing.throttle(undo="true")
     assert pacing.cores() == {CPU}
     assert wait().code == 0, play.output
@@ -143,6 +147,12 @@ def test_limits_change_while_clients_train(pacing: Pacing) -> None:
     assert summary["model_sha256"] == unthrottled["model_sha256"]
     slow = [e for e in lab.journal() if e["event"] == "reply" and e["system"].get("cpu_limit") == 0.1]
     assert {event["round"] for event in slow} >= {done + 2}
+    # A process that is limited to 0.1 needs ten seconds for a second of work, and the work is a fixed one.
+    speed = json.loads(sh(lab.server, "cat /var/lib/coldframe/calibration.json"))["steps_per_second"]
+    for event in slow:
+        if (event["round"], event["phase"]) == (done + 2, "train"):
+            steps = -(-event["examples"] // 32)
+            assert event["system"]["train_seconds"] == pytest.approx(steps / (speed * 0.1), rel=0.15), event
     events = [json.loads(line) for line in (lab.results / "latest" / "events.jsonl").read_text().splitlines()]
     assert {event["client"] for event in events} == set(CLIENTS)
     assert [event["cause"] for event in events if event["client"] == "c1-0"] == ["throttle", "undo"]
@@ -280,6 +290,58 @@ def test_bad_input_is_one_message_and_changes_nothing(
     assert words in play.output
     assert play.output.count("Nothing was changed.") == 1
     assert set(play.changed.values()) == {0}
+
+
+def test_profile_means_the_same_work_on_every_machine(pacing: Pacing) -> None:
+    """calibrate.yml has timed a core; a profile takes as many cores as do a reference core's work."""
+    output = pacing.lab.must("calibrate.yml").output
+    assert "reference cores" in output
+    pacing.throttle(profile="raspberry-pi-3", clients="c1-0")
+    calibration = json.loads(pacing.lab.on_machine("cat /var/lib/coldframe/calibration.json"))
+    profiles = yaml.safe_load((ROOT / "group_vars" / "all" / "profiles.yml").read_text())
+    reference = profiles["coldframe_reference_speed"]
+    cpu = (
+        profiles["coldframe_profiles"]["raspberry-pi-3"]["cpu"] * reference / calibration["steps_per_second"]
+    )
+    assert pacing.kernel("c1-0")[0] == pytest.approx(cpu, abs=0.001)
+    assert pacing.kernel("c1-0")[1] == 900 << 20
+
+
+def test_trace_is_replayed_by_the_clock(pacing: Pacing, tmp_path: Path) -> None:
+    """Two machines, one start; the achieved times lie close to the planned ones, and then it is over."""
+    command = [sys.executable, "-m", "coldframe.controller.traces", "walk", "--clients", "c1-0,server-0"]
+    command += ["--minutes", "2", "--low", "1mbit", "--high", "20mbit"]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    (tmp_path / "walk.csv").write_text(made.stdout)
+    pacing.throttle(trace=str(tmp_path / "walk.csv"), trace_speed="10")
+
+    def over() -> bool:
+        return all(pacing.events(client)[-1]["cause"] == "trace ended" for client in ("c1-0", "server-0"))
+
+    pacing.lab.wait_for("the trace's end", over, 60)
+    planned = []
+    for client in ("c1-0", "server-0"):
+        played = [event for event in pacing.events(client) if event["cause"] == "trace"]
+        assert len(played) > 15
+        assert all(event["holds"] for event in played)
+        assert sorted(event["time"] - event["planned"] for event in played)[len(played) // 2] < 0.5
+        planned.append(played[0]["planned"])
+    assert planned[0] == planned[1]
+    assert "tbf" not in pacing.qdiscs("c1-0")
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [("0,c1-0,0.2\n9,c1-0,\n", "the trace has a gap"), ("0,c1-7,0.2\n9,c1-7,0.1\n", "names the client c1-7")],
+)
+def test_trace_that_cannot_be_played_changes_nothing(
+    pacing: Pacing, tmp_path: Path, rows: str, words: str
+) -> None:
+    (tmp_path / "bad.csv").write_text(f"seconds,client,cpu\n{rows}")
+    play = pacing.lab.play("throttle.yml", trace=str(tmp_path / "bad.csv"))
+    assert play.code != 0
+    assert words in play.output
+    assert play.output.count("Nothing was changed.") == 1
 
 
 def test_undo_is_idempotent_and_check_changes_nothing(pacing: Pacing) -> None:
