@@ -1,4 +1,4 @@
-"""Time a fixed piece of training on one thread: how fast is a core of this machine?
+"""Times a fixed piece of training on one thread: how fast a core of this machine is.
 
     python -m fl.calibrate [SECONDS]
 

@@ -308,7 +308,10 @@ def test_profile_means_the_same_work_on_every_machine(pacing: Pacing) -> None:
 
 
 def test_trace_is_replayed_by_the_clock(pacing: Pacing, tmp_path: Path) -> None:
-    """Two machines, one start; the achieved times lie close to the planned ones, and then it is over."""
+    """Two machines, one start; what happened lies close to the plan, and then it is over.
+
+    The trace is made as a user makes one: python -m coldframe.controller.traces ... > walk.csv
+    """
     command = [sys.executable, "-m", "coldframe.controller.traces", "walk", "--clients", "c1-0,server-0"]
     command += ["--minutes", "2", "--low", "1mbit", "--high", "20mbit"]
     made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
