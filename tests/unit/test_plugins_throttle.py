@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from plugins.filter.throttle import coldframe_proof_text, coldframe_throttle_text, text_of
+from plugins.filter.throttle import (
+    coldframe_events,
+    coldframe_proof_text,
+    coldframe_speeds,
+    coldframe_throttle_text,
+    text_of,
+)
 from plugins.module_utils import throttle
 from plugins.module_utils.checks import Machine
 from plugins.module_utils.variables import Finding, cast, check_names
@@ -217,3 +225,32 @@ def test_one_reason_is_said_once() -> None:
 def test_diff_shows_what_differs() -> None:
     answer = {"before": {"cpu": 0.4, "pids": 5}, "desired": {"cpu": 0.1, "pids": 5, "down": 1}}
     assert difference({"a": answer}) == {"before": "a: cpu=0.4\n", "after": "a: cpu=0.1\n"}
+
+
+def test_events_of_all_machines_are_in_the_order_of_time() -> None:
+    results = [
+        {"item": "c1", "events": [{"time": 1, "client": "c1-0"}, {"time": 3, "client": "c1-0"}]},
+        {"item": "c2", "events": [{"time": 2, "client": "c2-0"}]},
+        {"item": "c3", "msg": "no agent answers"},
+    ]
+    lines = [json.loads(line) for line in coldframe_events(results).splitlines()]
+    assert [(line["time"], line["machine"]) for line in lines] == [(1, "c1"), (2, "c2"), (3, "c1")]
+
+
+def test_speeds_are_shown_in_reference_cores() -> None:
+    machines = [
+        {"inventory_hostname": "c1", "coldframe_calibration": {"stdout_lines": ['{"steps_per_second": 8.6}']}}
+    ]
+    assert coldframe_speeds(machines, 17.2) == [
+        {"machine": "c1", "steps_per_second": 8.6, "reference_cores": 0.5}
+    ]
+
+
+def test_every_profile_can_be_given_to_a_client() -> None:
+    path = Path(__file__).parents[2] / "group_vars" / "all" / "profiles.yml"
+    profiles = yaml.safe_load(path.read_text())["coldframe_profiles"]
+    assert len(profiles) == 14
+    for name in profiles:
+        limits = throttle.profile_limits(name, profiles)
+        assert limits.get("cpu", 1) >= 0.05
+        assert limits.get("memory", 1 << 40) >= throttle.MEMORY_FLOOR
