@@ -7,7 +7,7 @@ PREFIX ?= hosts
 ARGS ?=
 PLAYBOOK = .venv/bin/ansible-playbook
 
-.PHONY: up down setup setup-dev test lint test-unit test-cluster test-static hosts hosts-down help
+.PHONY: up down setup setup-dev engine test lint test-unit test-cluster hosts hosts-down help
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -24,21 +24,21 @@ setup:  ## Prepare the controller: .venv and a few Debian packages
 setup-dev:
 	@scripts/setup.sh --dev
 
-test: lint test-static test-unit test-cluster  ## Test everything, on real hosts
+test: lint test-unit test-cluster  ## Test everything, on real hosts
 
 lint: setup-dev  ## ansible-lint, yamllint, ruff, mypy
 	scripts/lint.sh
 
-test-static: setup-dev  ## The repository agrees with itself
-	.venv/bin/python -m pytest -q tests/static $(ARGS)
-
-test-unit: setup-dev  ## fl/, coldframe/ and plugins/
-	.venv/bin/python -m pytest -q tests/unit $(ARGS)
+test-unit: setup-dev  ## fl/, coldframe/, plugins/, and the repository agrees with itself
+	.venv/bin/python -m pytest -q tests/static tests/unit $(ARGS)
 
 test-cluster: setup-dev  ## Real deployments on test hosts
-	.venv/bin/python -m pytest -q tests/cluster $(ARGS)
+	scripts/with_engine.sh .venv/bin/python -m pytest -v tests/cluster $(ARGS)
 
-hosts: setup-dev  ## Make N test hosts and print their inventory: make hosts N=3
+engine: setup  ## A Docker engine on this machine
+	$(PLAYBOOK) playbooks/engine.yml
+
+hosts: setup-dev engine  ## Make N test hosts and print their inventory: make hosts N=3
 	.venv/bin/python -m tests.hosts up $(N) --prefix $(PREFIX)
 
 hosts-down: setup-dev  ## Remove them

@@ -190,6 +190,7 @@ class Engine:
     home: Path
     name: str
     clients: int
+    debug: bool = False
     port: int = 0
     link: subprocess.Popen[bytes] | None = None
     nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -208,6 +209,8 @@ class Engine:
             "PYTHONPATH": str(ROOT),
             "COLDFRAME_PRELOAD": "torch,numpy" if torch else "numpy",
         }
+        if self.debug:
+            environment["FLWR_LOG_LEVEL"] = "DEBUG"
         with (self.home / f"{log}.log").open("wb") as file:
             return subprocess.Popen(
                 command,
@@ -326,14 +329,14 @@ def start_legacy(engine: Engine, warmup: int, rounds: int) -> Path:
     return out
 
 
-def measure(name: str, clients: int, quick: bool) -> dict[str, float]:
-    """Run one engine with so many clients once and return its figures."""
+def measure(name: str, clients: int, quick: bool, debug: bool = False) -> dict[str, float]:
+    """Run one engine with so many clients once and return its figures; with `debug`, the requests."""
     kind = name.partition("_")[0]
     warmup, rounds = WARMUP[kind], ROUNDS[kind]
-    if quick:
+    if quick or debug:
         rounds = {"stock": 2, "ours": 6, "legacy": 10}[kind]
     with tempfile.TemporaryDirectory(prefix="overhead-") as directory:
-        engine = Engine(Path(directory), name, clients)
+        engine = Engine(Path(directory), name, clients, debug)
         try:
             if kind == "legacy":
                 out = start_legacy(engine, warmup, rounds)
@@ -377,12 +380,18 @@ def follow(engine: Engine, out: Path, warmup: int, rounds: int) -> dict[str, flo
     )
     times = result["times"][warmup:]
     tasks = engine.clients * rounds
+    if engine.debug:
+        everything = engine.clients * (warmup + rounds)
+        return {
+            "superlink_requests_per_task": count_requests(engine.home / "superlink.log") / everything,
+            "supernode_requests_per_task": count_requests(engine.home / "supernode-0.log")
+            / (warmup + rounds),
+        }
     return {
         "seconds_per_round": statistics.median(b - a for a, b in itertools.pairwise(times)),
         "cpu_seconds_per_task": spent[0] / tasks,
         "supernode_cpu_seconds_per_task": spent[1] / tasks,
         "superlink_cpu_seconds_per_task": spent[2] / tasks,
-        "superlink_requests_per_task": count_requests(engine.home / "superlink.log") / tasks,
         "client_pss_idle_mb": pss_bytes(engine.nodes[:1] + engine.executors[:1]) / 1e6,
         "client_pss_peak_mb": max(pss) / 1e6,
     }
@@ -431,9 +440,7 @@ def stat_fields(pid: int) -> list[str]:
 
 
 def count_requests(log: Path) -> int:
-    """Count what a SuperLink's access log has of rounds."""
-    if not log.exists():
-        return 0
+    """Count the requests in the access log of a process that was started for debugging."""
     with log.open(errors="replace") as lines:
         return sum('"POST /v1/fleet/' in line or '"POST /v1/runtime/' in line for line in lines)
 
@@ -534,6 +541,9 @@ def benchmark(counts: list[int], repeats: int, quick: bool, say: Callable[[str],
         }
         for name, by_clients in samples.items()
     }
+    for name in ENGINES[:-1]:
+        # Apart from the others, for writing the log takes time.
+        figures_of[name][str(counts[0])] |= measure(name, counts[0], quick, debug=True)
     ratios = {
         f"{clients}_clients_stock_to_{name}": figures_of["stock"][clients]["seconds_per_round"]
         / figures_of[name][clients]["seconds_per_round"]

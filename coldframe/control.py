@@ -1,5 +1,4 @@
-"""Speak to the SuperLink's Control API from inside the server container: register nodes, submit, follow
-and stop runs.
+"""Speaks to the SuperLink's Control API from inside the server container: nodes and runs.
 
 One process per verb instead of one `flwr` call per node: a call of that command takes seconds, most of
 them imports.

@@ -17,6 +17,9 @@ from coldframe.journal import Journal
 
 FIRST_POLL, LAST_POLL = 0.1, 0.5  # seconds between two looks for replies; Flower's own grid waits 3
 RESTART_CHECK = 5.0  # seconds between two looks for clients that restarted in the middle of a phase
+EXPIRY_MARGIN = (
+    5.0  # seconds after the time-out in which a message is still good: its reply may be on its way
+)
 GRACE = 30.0  # seconds that a run waits at its start for registered clients beyond the least number
 SYSTEM_RECORD = "coldframe"  # the ConfigRecord of a reply with the client's system figures
 NO_REPLY = -1  # our own failure code beside Flower's: the time was up
@@ -170,6 +173,10 @@ class JournalingGrid(Grid):
         # The map from message to node is ours: an error for a lost node names the SuperLink as its source.
         pending: dict[str, int] = {}
         sizes = {message.metadata.dst_node_id: _payload(message) for message in messages}
+        if timeout is not None:
+            for message in messages:
+                # A task that hangs is ended when its message expires; then the client is free again.
+                message.metadata.ttl = timeout + EXPIRY_MARGIN
         activated = self._activations()
         names = [self.client(message.metadata.dst_node_id).name for message in messages]
         self._journal.append("phase_started", round=self.round, phase=phase, clients=names)

@@ -1,10 +1,10 @@
-"""Make the private keys of a machine's clients and of the server, on the machine where they stay; only
-public parts are printed.
+"""Makes the private keys of a machine's clients and of the server, on the machine where they stay.
 
-Called in the FL image, so that a machine needs nothing but its engine:
-    python3 -m coldframe.keys nodes DIR NAME...            -> {"changed": bool, "public_keys": {name:
-    "ecdsa-sha2-nistp384 ..."}}
-    python3 -m coldframe.keys server DIR COMMON_NAME SAN...  -> {"changed": bool, "csr": "-----BEGIN ..."}
+Only public parts are printed. Called in the FL image, so that a machine needs nothing but its engine:
+    python3 -m coldframe.keys nodes DIR NAME...
+        -> {"changed": bool, "public_keys": {name: "ecdsa-sha2-nistp384 ..."}}
+    python3 -m coldframe.keys server DIR COMMON_NAME SAN...
+        -> {"changed": bool, "csr": "-----BEGIN ..."}
 A SAN is IP:1.2.3.4 or DNS:name.
 """
 

@@ -1,5 +1,4 @@
-"""The server container: nginx as gateway, Flower's SuperLink on loopback, and the SuperExec that runs
-ServerApps.
+"""The server container: nginx as gateway, SuperLink on loopback, and what runs ServerApps.
 
 All share one network namespace by being one container, so no bridge address leads to the SuperLink, whose
 Control and

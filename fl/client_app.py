@@ -46,7 +46,7 @@ def train(message: Message, context: Context) -> Message:
         batch_size=int(run["batch-size"]),
         learning_rate=float(run["learning-rate"]),
         momentum=float(run["momentum"]),
-        proximal_mu=float(config.get("proximal-mu", 0.0)),
+        proximal_mu=float(str(config.get("proximal-mu", 0.0))),
         seed=task.seed,
     )
     system = task.finish(len(y) * int(run["local-epochs"]))
@@ -72,7 +72,7 @@ class Task:
         config = message.content.config_records["config"]
         self.partition_id = int(context.node_config["partition-id"])
         # A federation that has grown since this client started is known to the server first.
-        self.num_partitions = int(config.get("num-partitions") or context.node_config["num-partitions"])
+        self.num_partitions = int(str(config.get("num-partitions") or context.node_config["num-partitions"]))
         self.dataset = str(self.run["dataset"])
         self.seed = seed_of(
             self.run["seed"], config["server-round"], self.partition_id, message.metadata.message_type

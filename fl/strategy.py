@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flwr.app import MetricRecord, RecordDict
@@ -86,9 +86,9 @@ def build(
         )
     if name not in STRATEGIES:
         raise StrategyError(f"unknown strategy {name!r}{_nearest(name, list(STRATEGIES))}")
-    kind = STRATEGIES[name]
+    kind: Callable[..., Strategy] = STRATEGIES[name]
     own = dict(args)
-    _check(f"strategy {name}", own, list(arguments(kind)))
+    _check(f"strategy {name}", own, list(arguments(STRATEGIES[name])))
     if name == "qfedavg":
         own.setdefault("client_learning_rate", learning_rate)
     if name == "bulyan" and min_train < (need := 4 * own.get("num_malicious_nodes", 0) + 3):
@@ -133,7 +133,8 @@ def _with_privacy(strategy: Strategy, dp: str, dp_args: Mapping[str, Any], sampl
     if missing := [key for key in required if key not in own]:
         raise StrategyError(f"dp {dp} needs {', '.join(missing)} in dp_args")
     try:
-        return PRIVACY[dp](strategy=strategy, **own)
+        wrapper: Callable[..., Strategy] = PRIVACY[dp]
+        return wrapper(strategy=strategy, **own)
     except (TypeError, ValueError) as error:
         raise StrategyError(f"dp {dp}: {error}") from None
 

@@ -17,6 +17,8 @@ case "${1:-}" in
   *) die "unknown argument $1: type scripts/setup.sh or scripts/setup.sh --dev" ;;
 esac
 
+terminal=""
+[ ! -t 2 ] || terminal=1
 as_root=""
 if [ "$(id -u)" != 0 ]; then
   command -v sudo >/dev/null || die "this needs root: install sudo for $(id -un), or run it as root"
@@ -73,7 +75,9 @@ fi
 
 install() { # $1: requirements file; pip's lines are shown as a count, its errors whole
   "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off ${torch_arguments[@]+"${torch_arguments[@]}"} -r "$1" 2>"$venv/pip.err" |
-    awk '/^Collecting/ { n++; printf "\r    %d packages looked up: %-40.40s", n, $2 > "/dev/stderr" } /^Installing collected/ { printf "\n    installing %d packages\n", n > "/dev/stderr" }' ||
+    awk -v terminal="$terminal" '
+      /^Collecting/ { n++; if (terminal) printf "\r    %d packages looked up: %-40.40s", n, $2 }
+      /^Installing collected/ { printf "%s    installing %d packages\n", terminal ? "\n" : "", n }' >&2 ||
     { cat "$venv/pip.err" >&2; die "pip could not install $1: see above; a mirror is set in pip's configuration (pip config set global.index-url URL)"; }
 }
 

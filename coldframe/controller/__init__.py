@@ -1,2 +1,1 @@
-"""What the controller does with a run beside Ansible: packs the app, makes the results folder and its
-pictures."""
+"""What the controller does with a run beside Ansible: packs the app, makes results and pictures."""

@@ -1,5 +1,7 @@
-"""Pack a Flower app directory into a FAB, on the controller: python -m coldframe.controller.fab APP_DIR
-OUT_DIR -> prints the file's path."""
+"""Packs a Flower app directory into a FAB, on the controller.
+
+python -m coldframe.controller.fab APP_DIR OUT_DIR    prints the file's path
+"""
 
 from __future__ import annotations
 

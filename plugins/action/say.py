@@ -1,5 +1,4 @@
-"""Shows lines to the person at the terminal as they are: a table or closing words, which a result's YAML
-would fold."""
+"""Shows lines to the person at the terminal as they are, such as a table or closing words."""
 
 from __future__ import annotations
 

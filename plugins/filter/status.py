@@ -1,5 +1,4 @@
-"""Filters of status.yml and of the registration: they join what machines and server said, client by
-client."""
+"""Filters of status.yml and of the registration: they join what machines and server said."""
 
 from __future__ import annotations
 

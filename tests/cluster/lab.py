@@ -159,7 +159,7 @@ class Lab:
             self.deployed.add(federation)
 
     def run(self, *arguments: str, root: Path = ROOT, **variables: Any) -> dict[str, Any]:
-        """Run run.yml with a small synthetic data set unless told otherwise, and return the summary of its results."""
+        """Run run.yml, on the small synthetic data set unless told otherwise; the summary of its results."""
         self.must("run.yml", *arguments, root=root, **{"rounds": "1", "dataset": "synthetic", **variables})
         return self.summary()
 

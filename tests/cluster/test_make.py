@@ -1,5 +1,4 @@
-"""The Makefile's targets, in a fresh clone, on test hosts: never on the engine of the machine that runs
-the tests."""
+"""The Makefile's targets in a fresh clone, on test hosts."""
 
 from __future__ import annotations
 

@@ -31,20 +31,12 @@ def recipe_hash(suite: str) -> str:
 
 def mirror() -> str:
     """Return the Debian mirror that this machine itself uses."""
-    if chosen := os.environ.get("COLDFRAME_DEBIAN_MIRROR"):
-        return chosen
-    wanted = "$(REPO_URI) $(RELEASE) $(COMPONENT)"
-    listing = call(["apt-get", "indextargets", "--format", wanted, "Created-By: Packages"]).stdout
-    release = dict(
-        line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line
-    )
-    for line in listing.splitlines():
-        uri, suite, component = line.split()
-        if suite == release.get("VERSION_CODENAME") and component == "main":
-            return uri
-    raise HostsError(
-        "apt's configuration names no Debian mirror: set COLDFRAME_DEBIAN_MIRROR to the address of one"
-    )
+    found = call([str(HERE.parents[1] / "scripts" / "debian_mirror.sh")]).stdout.strip()
+    if not found:
+        raise HostsError(
+            "apt's configuration names no Debian mirror: set COLDFRAME_DEBIAN_MIRROR to the address of one"
+        )
+    return found
 
 
 @contextmanager
