@@ -21,7 +21,8 @@ extends_documentation_fragment:
 
 PROBE = "machine_facts"  # preflight tells what became of it
 LIVE = ("follow", "preflight")
-TOLD_ONCE = (*LIVE, "client_limits")  # their failures are whole messages: what is wrong, and what to type
+# Their failures are whole messages: what is wrong, and what to type.
+TOLD_ONCE = (*LIVE, "client_limits", "ansible.builtin.assert")
 
 
 class CallbackModule(Default):

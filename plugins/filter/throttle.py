@@ -13,6 +13,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugi
 
 from plugins.filter.roster import coldframe_status_table
 from plugins.module_utils.variables import format_size
+from plugins.modules.client_limits import refusal
 
 SLACK = 1.03  # of a limit: a measurement that is within it holds
 NEAR = 0.9  # of a limit: what uses less was not held back by it
@@ -63,6 +64,21 @@ def throttle_rows(answers: Mapping[str, Any]) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def coldframe_refusal(requests: Mapping[str, Any], hostvars: Mapping[str, Any]) -> str:
+    """Why it cannot be done, as one message for all machines; nothing if it can.
+
+    Parameters
+    ----------
+    requests : mapping
+        What was asked of each machine; its ``coldframe_asked`` holds the answer of client_limits.
+    """
+    refused: dict[str, list[str]] = {}
+    for machine in requests:
+        answer = hostvars[machine].get("coldframe_asked") or {}
+        refused |= answer.get("refused") or ({machine: [answer["msg"]]} if "msg" in answer else {})
+    return refusal(refused) if refused else ""
 
 
 def coldframe_throttle_text(
@@ -168,6 +184,7 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return them."""
         return {
+            "coldframe_refusal": coldframe_refusal,
             "coldframe_throttle_text": coldframe_throttle_text,
             "coldframe_proof_text": coldframe_proof_text,
             "coldframe_events": coldframe_events,
