@@ -152,8 +152,8 @@ def install(process: str) -> None:
             entry.apply()
 
 
-# An optimizer imports torch._dynamo when it is made: a second of CPU time in every task, and ten seconds under
-# a limit of a tenth of a core.
+# An optimizer imports torch._dynamo when it is made: a second of CPU time in every task, and ten under a
+# limit of a tenth of a core.
 PRELOAD = "torch,torch._dynamo,numpy"
 
 
