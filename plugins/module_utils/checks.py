@@ -272,17 +272,17 @@ def warn_platform(machine: Machine) -> list[str]:
 
 
 def check_architectures(machines: Sequence[Machine], builder: str) -> list[Finding]:
-    """Every machine can run the image that the builder makes, unless the user's registry serves it."""
+    """Every machine can run the image that the builder makes."""
     kinds = {m.name: ARCHITECTURES.get(m.facts["arch"]) for m in machines if m.facts}
     made = kinds.get(builder)
     return [
         Finding(
             f"it is {kinds[m.name]}, and {builder}, which builds the image, is {made}",
-            "leave it out of the inventory, or set fl_image_registry to a registry that has both images",
+            "leave it out of the inventory, or give it a federation of its own with -e fl_federation=<name>",
             m.name,
         )
         for m in machines
-        if made and kinds.get(m.name) not in (None, made) and not m.settings.get("fl_image_registry")
+        if made and kinds.get(m.name) not in (None, made)
     ]
 
 

@@ -321,7 +321,6 @@ INVENTORY = _table(
     Variable("fl_metrics_port", "whole", "9093", low=1, high=65535),
     Variable("fl_runtime", "choice", "warm", choices=("warm", "stock")),
     Variable("fl_image_builder", "text", "MACHINE"),
-    Variable("fl_image_registry", "text", "registry.example.org/coldframe"),
     Variable("fl_image_base_mode", "choice", "auto", choices=("auto", "registry", "debian")),
     Variable("fl_image_torch_index", "text", "URL"),
     Variable("fl_data_dir", "text", "path/to/data"),
@@ -334,7 +333,6 @@ INVENTORY = _table(
 )
 EMPTY_ALLOWED = (
     "fl_data_dir",
-    "fl_image_registry",
     "fl_image_torch_index",
     "fl_client_profile",
     "fl_results_dir",
