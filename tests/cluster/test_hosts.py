@@ -22,8 +22,8 @@ SERVE = (
     "docker run -d --restart always --stop-signal KILL --name web -p 8080:80 "
     "tiny sh -c 'echo hello > /index.html; exec /busybox httpd -f'"
 )
-# The body of a test run that somebody interrupts at a terminal. A suite that was started in the background has
-# been told by its shell to ignore that signal, and what it starts inherits this.
+# The body of a test run that somebody interrupts at a terminal. A suite that was started in the background
+# has been told by its shell to ignore that signal, and what it starts inherits this.
 WAIT = """
 import signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
