@@ -9,7 +9,7 @@ A task that dies without a reply (killed, out of memory, `os._exit`) would keep 
 minute, and in some places for ever. The executor sees the end of the process, so it sends the error reply
 that flwr would have made up.
 
-Environment: `COLDFRAME_PRELOAD` (default `torch,numpy`): what the zygote imports besides flwr.
+Environment: `COLDFRAME_PRELOAD` (default `torch,torch._dynamo,numpy`): what the zygote imports besides flwr.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult, Subpr
 from flwr.supercore.tls import validate_and_resolve_root_certificates
 from flwr.supernode.runtime.run_clientapp import push_message
 
-from coldframe import adapters
+from coldframe import adapters, cgroups
 from coldframe.zygote import DONE, PACKET, REPLIED, THREAD_VARIABLES
 
 # A task that has replied may still run exit handlers; flwr forces its exit after 5 s, so by then it hangs.
@@ -52,6 +52,7 @@ SETTLE_SECONDS = 10.0
 UNHELD_SECONDS = 0.3
 # A zygote that cannot start (no memory for its imports) is tried again, but not in a busy loop.
 RESTART_SECONDS = 5.0
+OUT_OF_MEMORY = "out of memory (OOM): the kernel killed its process at the client's memory limit"
 
 
 @dataclass
@@ -61,6 +62,7 @@ class Task:
     spec: ExecutionSpec
     started: bool = False
     message: ProtoMessage | None = None
+    oom_kills: int = 0  # the kernel's count for this container when the task began
     deadline: float = float("inf")
     overdue: bool = False
 
@@ -126,7 +128,7 @@ class WarmExecutor:
                 self._changed.wait_for(lambda: self._task is None, SETTLE_SECONDS)
             if self._control is None:
                 return self._cold.launch(spec)
-            self._task = Task(spec)
+            self._task = Task(spec, oom_kills=cgroups.own().oom_kills())
             try:
                 self._order(do="launch", spec=_spec_as_dict(spec))
             except OSError:
@@ -184,7 +186,8 @@ class WarmExecutor:
                 return
             log(ERROR, "The zygote ended (exit status %d), starting another", process.returncode)
             if task is not None and task.started:
-                _in_background(report_death, task, "its zygote died")
+                killed = cgroups.own().oom_kills() > task.oom_kills
+                _in_background(report_death, task, OUT_OF_MEMORY if killed else "its zygote died")
             elif task is not None:
                 self._cold.launch(task.spec)
             if not was_ready:
@@ -230,7 +233,8 @@ class WarmExecutor:
         elif event["event"] == "ended":
             self._task = None
             if event["reached"] != DONE:
-                reason = "no reply in its time to live" if task.overdue else _ending(event["code"])
+                killed = cgroups.own().oom_kills() > task.oom_kills
+                reason = "no reply in its time to live" if task.overdue else ending(event["code"], killed)
                 _in_background(report_death, task, reason, replied=event["reached"] == REPLIED)
 
 
@@ -285,12 +289,19 @@ def _pull_message(client: RuntimeHttpClient) -> ProtoMessage:
     return messages[0]
 
 
-def _ending(code: int) -> str:
+def ending(code: int, oom: bool) -> str:
+    """Say how a process ended: its exit status, or minus the number of the signal that killed it.
+
+    Parameters
+    ----------
+    oom : bool
+        The kernel has meanwhile killed a process of this container for want of memory.
+    """
     if code >= 0:
         return f"its process ended with exit status {code} and no reply"
-    name = signal.Signals(-code).name
-    hint = " (out of memory?)" if name == "SIGKILL" else ""
-    return f"its process was killed by {name}{hint}"
+    if oom and -code == signal.SIGKILL:
+        return OUT_OF_MEMORY
+    return f"its process was killed by {signal.Signals(-code).name}"
 
 
 def _in_background(function: Any, *args: Any, **kwargs: Any) -> None:

@@ -108,6 +108,12 @@ class Task:
     def start(self) -> None:
         """Begin to measure."""
         self.started = time.monotonic(), time.process_time(), self.cgroup.cpu_periods()
+        self.waited = self.waiting()
+
+    def waiting(self) -> float | None:
+        """Return the seconds so far in which a thread of this client waited for the CPU."""
+        pressure = self.cgroup.pressure("cpu")
+        return None if pressure is None else pressure["some"]["total"] / 1e6
 
     def finish(self, samples: int) -> dict[str, Any]:
         """Return the system figures of the work since start: seconds, bytes, cores; -1 where unlimited."""
@@ -115,11 +121,14 @@ class Task:
         seconds = time.monotonic() - wall
         periods_now, throttled_now = self.cgroup.cpu_periods()
         limit, memory = self.cgroup.cpu_limit(), self.cgroup.memory_limit()
+        before, after = self.waited, self.waiting()
+        pressure = -1.0 if before is None or after is None else (after - before) / max(seconds, 1e-9)
         return {
             "cpu_limit": -1.0 if limit is None else limit,
             "memory_limit": -1 if memory is None else memory,
             "threads": torch.get_num_threads(),
             "train_seconds": seconds,
+            "cpu_pressure": pressure,
             "throttled_share": (throttled_now - throttled) / max(1, periods_now - periods),
             "memory_peak": self.cgroup.memory_peak() or -1,
             "samples_per_second": samples / seconds if seconds else 0.0,

@@ -38,6 +38,7 @@ SYSTEM_FIGURES = (
     "train_seconds",
     "cpu_seconds",
     "throttled_share",
+    "cpu_pressure",
     "samples_per_second",
     "memory_peak",
 )
@@ -362,6 +363,14 @@ def failure_lines(failures: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def write_events(source: Path, run: Run, target: Path) -> None:
+    """Keep the changes of limits that fall into the run's time."""
+    lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
+    first, last = run.first or 0.0, run.last or float("inf")
+    kept = [line for line in lines if first <= json.loads(line)["time"] <= last]
+    target.write_text("".join(kept), encoding="utf-8")
+
+
 def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, Path]:
     """Write the whole results folder, and move `latest` last."""
     source: Path = arguments.source
@@ -384,7 +393,8 @@ def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, P
     copy(source / "journal.jsonl", out / "journal.jsonl")
     copy(source / "model.pt", out / "model.pt")
     copy(arguments.inventory, out / "inventory.json")
-    copy(arguments.events, out / "events.jsonl")
+    if arguments.events and arguments.events.exists():
+        write_events(arguments.events, run, out / "events.jsonl")
     if arguments.config:
         copy(arguments.config, out / "config.yml")
     elif run.started:

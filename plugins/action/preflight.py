@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ansible.utils.vars import load_extra_vars
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugins by path, not as a package
 
 from plugins.filter.roster import build_roster, coldframe_run_config
-from plugins.module_utils import checks
+from plugins.module_utils import checks, throttle
 from plugins.module_utils.checks import Machine
 from plugins.module_utils.variables import (
     INVENTORY,
@@ -104,7 +105,10 @@ class ActionModule(ActionBase):
         findings += checks.check_controller(values, server.settings if server else {}, Path.cwd())
         warnings += checks.warn_foreign_app(values, extra, RUN_CONFIG_KEYS)
 
-        findings += checks.check_shape(machines)
+        limited = bool(context.CLIARGS.get("subset"))
+        # throttle.yml may look at a part of the machines; every other verb needs the whole federation.
+        if not (verb == "throttle" and limited):
+            findings += checks.check_shape(machines)
         roster: list[dict[str, Any]] = []
         oversubscribed = False
         # Numbers that are none were found above; a roster made from them would only repeat that.
@@ -146,6 +150,14 @@ class ActionModule(ActionBase):
                 over = checks.warn_cpu(machine, clients)
                 oversubscribed = oversubscribed or bool(over)
                 warnings += over
+        requests: dict[str, Any] = {}
+        if verb == "throttle" and not findings and server:
+            profiles, reference = (
+                hostvars[server.name][name] for name in ("coldframe_profiles", "coldframe_reference_speed")
+            )
+            requests, found, warned = throttle.plan(values, roster, answered, profiles, reference, Path.cwd())
+            findings += found
+            warnings += warned
 
         # Ansible's own warnings stay with the result, unseen where hosts that are "ok" are not displayed.
         for warning in warnings:
@@ -161,6 +173,8 @@ class ActionModule(ActionBase):
             "run_config": run_config,
             "roster": [{k: v for k, v in client.items() if k not in PROVISIONAL} for client in roster],
             "oversubscribed": oversubscribed,
+            "requests": requests,
+            "stamp": time.time(),
             "warned": warnings,
         }
 

@@ -21,6 +21,8 @@ extends_documentation_fragment:
 
 PROBE = "machine_facts"  # preflight tells what became of it
 LIVE = ("follow", "preflight")
+# Their failures are whole messages: what is wrong, and what to type.
+TOLD_ONCE = (*LIVE, "client_limits", "ansible.builtin.assert")
 
 
 class CallbackModule(Default):
@@ -43,7 +45,7 @@ class CallbackModule(Default):
                 self._print_task_banner(task)
             self._display.display(f"failed: [{self.host_label(result)}]", color=C.COLOR_ERROR)
             return
-        if task.action not in LIVE or task.loop or ignore_errors:
+        if task.action not in TOLD_ONCE or task.loop or ignore_errors:
             super().v2_runner_on_failed(result, ignore_errors=ignore_errors)
             return
         self._display.display(

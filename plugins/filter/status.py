@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugins by path, not as a package
 
 from plugins.filter.roster import coldframe_status_table
-from plugins.module_utils.variables import format_size
+from plugins.filter.throttle import text_of
 
-CPU_TOLERANCE = 0.005  # cores; a quota is written in microseconds per period
 SHOWN_RUNS = 5
 
 
@@ -31,32 +29,28 @@ def coldframe_with_keys(
     ]
 
 
-def holds(desired: Mapping[str, Any], verified: Mapping[str, Any]) -> bool:
-    """Whether the kernel's limits are those asked for."""
-    return abs((verified.get("cpu") or 0) - (desired.get("cpu") or 0)) <= CPU_TOLERANCE and all(
-        verified.get(name) == desired.get(name) for name in ("memory", "pids")
-    )
-
-
 def client_row(
     name: str, machine: str, found: Mapping[str, Any], online: Mapping[str, str]
 ) -> dict[str, Any]:
     """One client: what was asked for (desired), what the kernel says (verified), what it uses."""
-    state, verified = found.get("state") or {}, found.get("verified")
-    desired = state.get("desired", {})
+    state, desired = found.get("state") or {}, found.get("desired") or {}
+    verified, use = found.get("verified"), found.get("use") or {}
+    share = use.get("throttled_share")
     return {
         "client": name,
         "machine": machine,
         "partition": state.get("partition_id"),
         "online": online.get(name, "unregistered"),
-        "cpu_desired": desired.get("cpu"),
-        "cpu_verified": verified and verified["cpu"],
-        "memory_desired": desired.get("memory"),
-        "memory_verified": verified and verified["memory"],
-        "limits_hold": bool(verified) and holds(desired, verified or {}),
-        "memory_used": verified and verified["memory_usage"],
-        "throttled": verified and f"{verified['throttled_share']:.0%}",
-        "oom_kills": verified and verified["oom_kills"],
+        **{
+            f"{limit}_{what}": (values or {}).get(limit)
+            for limit in ("cpu", "memory", "pids", "down", "up")
+            for what, values in (("desired", desired), ("verified", verified))
+        },
+        "limits_hold": bool(found.get("holds")),
+        "revert_at": found.get("revert_at"),
+        "memory_used": use.get("memory"),
+        "throttled": None if share is None else f"{share:.0%}",
+        "oom_kills": use.get("oom_kills"),
     }
 
 
@@ -71,7 +65,8 @@ def coldframe_status(
     Parameters
     ----------
     machines : iterable of str
-        Inventory names; ``hostvars`` of each holds ``coldframe_containers`` and ``coldframe_kernel``.
+        Inventory names; ``hostvars`` of each holds ``coldframe_containers`` and ``coldframe_agent``, the
+        agent's answer.
     nodes, runs : sequences of dict
         Answers of ``coldframe.control nodes`` and ``runs``.
     """
@@ -79,8 +74,9 @@ def coldframe_status(
     clients, rows = [], []
     for machine in machines:
         containers = hostvars[machine].get("coldframe_containers", [])
-        answer = hostvars[machine].get("coldframe_kernel", {}).get("stdout_lines") or ["{}"]
-        found = json.loads(answer[-1])
+        answer = (hostvars[machine].get("coldframe_agent") or {}).get("clients") or {}
+        there: dict[str, Any] = {item["client"]: {} for item in containers if item["role"] == "client"}
+        found = {**there, **answer}
         clients += [client_row(name, machine, found[name], online) for name in sorted(found)]
         server = next((item for item in containers if item["role"] == "server"), None)
         rows.append(
@@ -99,15 +95,13 @@ def coldframe_status(
 
 def asked_and_held(client: Mapping[str, Any], limit: str) -> str:
     """A limit as asked for, and what the kernel says where that is something else."""
-    asked, held = client[f"{limit}_desired"], client[f"{limit}_verified"]
-    texts = [
-        format_size(value) if limit == "memory" and value else str(value or "none") for value in (asked, held)
-    ]
+    texts = [text_of(limit, client[f"{limit}_{what}"]) for what in ("desired", "verified")]
     return texts[0] if texts[0] == texts[1] else " but ".join(texts)
 
 
 def coldframe_status_text(status: Mapping[str, Any]) -> list[str]:
     """The status for people: lines of tables."""
+    shaped = [way for way in ("down", "up") if any(client[f"{way}_desired"] for client in status["clients"])]
     clients = [
         {
             "client": client["client"],
@@ -115,6 +109,7 @@ def coldframe_status_text(status: Mapping[str, Any]) -> list[str]:
             "state": client["online"],
             "cpu": asked_and_held(client, "cpu"),
             "memory": asked_and_held(client, "memory"),
+            **{way: asked_and_held(client, way) for way in shaped},
             "limits": "hold in the kernel" if client["limits_hold"] else "DO NOT HOLD",
             "memory_used": client["memory_used"],
             "throttled": client["throttled"],

@@ -296,6 +296,7 @@ VERBS: dict[str, dict[str, Variable]] = {
         Variable("trace_loop", "truth", "true", False),
     ),
     "status": _table(Variable("output", "choice", "json", "table", choices=("table", "json"))),
+    "calibrate": {},
     "teardown": _table(Variable("purge", "truth", "true", False)),
 }
 CLIENT = _table(
@@ -331,6 +332,17 @@ INVENTORY = _table(
     Variable("docker_engine_log", "text", "/var/log/coldframe-dockerd.log"),
     Variable("docker_engine_start_timeout", "whole", "60", low=1),
 )
+# What other tools call a limit.
+ALSO_CALLED = {
+    "bandwidth": ("down", "up"),
+    "rate": ("down", "up"),
+    "download": ("down",),
+    "upload": ("up",),
+    "latency": ("delay",),
+    "cpus": ("cpu",),
+    "mem": ("memory",),
+    "packet_loss": ("loss",),
+}
 EMPTY_ALLOWED = (
     "fl_data_dir",
     "fl_image_torch_index",
@@ -565,6 +577,10 @@ def check_names(verb: str, names: Iterable[str], also: Collection[str] = ()) -> 
     findings = []
     for name in names:
         if name in known or name in also or name.startswith("ansible_"):
+            continue
+        if name in ALSO_CALLED and all(word in VERBS[verb] for word in ALSO_CALLED[name]):
+            commands = " and ".join(typed(word, known[word].example) for word in ALSO_CALLED[name])
+            findings.append(Finding(f"{name} is no variable of {verb}.yml", f"type {commands}"))
             continue
         owners = [other for other, table in VERBS.items() if name in table]
         near = nearest(name, known) or nearest(name, also)

@@ -109,6 +109,10 @@ address:
   description: The IPv4 address of the default route; empty where there is none.
   type: str
   returned: always
+calibration:
+  description: What calibrate.yml has measured and left in calibration.json below I(path); empty if nothing.
+  type: dict
+  returned: always
 netem:
   description: Whether the kernel can delay and lose packets.
   type: bool
@@ -291,6 +295,7 @@ def main() -> None:
         machine_id=hashlib.sha256(identity.encode()).hexdigest()[:16] if identity else "",
         address=address(),
         netem=netem(),
+        calibration=json.loads(read(f"{module.params['path']}/calibration.json") or "{}"),
         **memory(),
         **disk(module.params["path"]),
     )

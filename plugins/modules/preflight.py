@@ -46,6 +46,14 @@ oversubscribed:
   description: Whether some machine's clients may use more than its cores.
   type: bool
   returned: success
+requests:
+  description: For throttle.yml, what to ask of each machine's agent.
+  type: dict
+  returned: success
+stamp:
+  description: When the verb began (unix time); of two that run at once the later wins on all machines.
+  type: float
+  returned: success
 warned:
   description: The warnings that were shown, of what may work but should be known.
   type: list

@@ -206,3 +206,16 @@ def test_a_zygote_that_dies_is_replaced_and_its_task_is_one_failed_task(
     assert failed["code"] == ErrorCode.CLIENT_APP_CRASHED
     assert after["parent"] != before["parent"]
     assert not Path(f"/proc/{before['parent']}").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "oom", "words"),
+    [
+        (-9, True, "out of memory (OOM)"),
+        (-9, False, "killed by SIGKILL"),
+        (-11, True, "killed by SIGSEGV"),
+        (3, False, "exit status 3"),
+    ],
+)
+def test_reason_of_a_death_says_oom_only_where_the_kernel_does(code: int, oom: bool, words: str) -> None:
+    assert words in executor.ending(code, oom)

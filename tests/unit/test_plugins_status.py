@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from plugins.filter.status import coldframe_status, coldframe_status_text, coldframe_with_keys
 
 LIMITS = {"cpu": 0.5, "memory": 1 << 30, "pids": 256}
-USE = {"memory_usage": 300 << 20, "cpu_seconds": 3.0, "throttled_share": 0.25, "oom_kills": 0}
+USE = {"memory": 300 << 20, "cpu_seconds": 3.0, "throttled_share": 0.25, "oom_kills": 0}
 
 
-def status(verified: dict[str, Any] | None) -> dict[str, Any]:
+def status(verified: dict[str, Any] | None, answers: bool = True) -> dict[str, Any]:
     """The status of one machine with one client."""
-    kernel = {"c1-0": {"state": {"partition_id": 0, "desired": LIMITS}, "verified": verified}}
-    containers = [{"role": "client", "state": "running" if verified else "exited", "status": "Up"}]
-    hostvars = {
-        "c1": {"coldframe_containers": containers, "coldframe_kernel": {"stdout_lines": [json.dumps(kernel)]}}
+    answer = {
+        "state": {"partition_id": 0},
+        "desired": LIMITS,
+        "verified": verified,
+        "holds": verified == LIMITS,
+        "use": USE if verified else {},
     }
+    state = "running" if verified else "exited"
+    containers = [{"role": "client", "client": "c1-0", "state": state, "status": "Up"}]
+    agent = {"clients": {"c1-0": answer}} if answers else {"failed": False, "msg": "no agent answers"}
+    hostvars = {"c1": {"coldframe_containers": containers, "coldframe_agent": agent}}
     found = coldframe_status(["c1"], hostvars, [{"name": "c1-0", "status": "online"}], [])
     return {**found, "federation": "lab", "gateway": "https://192.0.2.1:9092", "certificate_expires": "never"}
 
 
 def test_limits_that_the_kernel_holds_are_said_to_hold() -> None:
     """And the table says so."""
-    report = status({**LIMITS, **USE})
+    report = status(LIMITS)
     assert report["clients"][0]["limits_hold"]
     assert "hold in the kernel" in "\n".join(coldframe_status_text(report))
     assert report["machines"][0]["running"] == 1
@@ -32,7 +37,7 @@ def test_limits_that_the_kernel_holds_are_said_to_hold() -> None:
 
 def test_limits_that_the_kernel_does_not_hold_stand_out() -> None:
     """Both values are shown."""
-    report = status({**LIMITS, **USE, "cpu": None})
+    report = status({**LIMITS, "cpu": None})
     assert not report["clients"][0]["limits_hold"]
     text = "\n".join(coldframe_status_text(report))
     assert "DO NOT HOLD" in text
@@ -50,6 +55,14 @@ def test_client_that_does_not_run_holds_nothing() -> None:
         "clients": 1,
         "running": 0,
     }
+
+
+def test_machine_whose_agent_does_not_answer_holds_nothing() -> None:
+    """Its clients are listed as the engine knows them."""
+    report = status(LIMITS, answers=False)
+    assert [client["client"] for client in report["clients"]] == ["c1-0"]
+    assert not report["clients"][0]["limits_hold"]
+    assert "DO NOT HOLD" in "\n".join(coldframe_status_text(report))
 
 
 def test_registration_joins_roster_and_public_keys() -> None:

@@ -193,12 +193,14 @@ def test_many_clients_are_drawn_as_a_map(tmp_path: Path) -> None:
 
 
 def test_files_of_the_run_are_copied(tmp_path: Path) -> None:
-    source = write_journal(tmp_path / "run", make_events())
+    events = make_events()
+    start = events[0]["time"]
+    source = write_journal(tmp_path / "run", events)
     (source / "model.pt").write_bytes(b"torch")
     given = {
         "inventory": '{"all": 1}\n',
         "versions": '{"docker": "26.1", "flwr": "0"}',
-        "events": '{"cpu": 1}\n',
+        "events": "".join(f'{{"time": {moment}, "cpu": 1}}\n' for moment in (1.0, start + 5, start + 1e6)),
         "config": "a: 1\n",
     }
     options = []
@@ -210,7 +212,8 @@ def test_files_of_the_run_are_copied(tmp_path: Path) -> None:
     assert (out / "model.pt").read_bytes() == b"torch"
     assert (out / "journal.jsonl").read_bytes() == (source / "journal.jsonl").read_bytes()
     assert (out / "inventory.json").read_text(encoding="utf-8") == given["inventory"]
-    assert (out / "events.jsonl").read_text(encoding="utf-8") == given["events"]
+    # Only the changes of limits that fall into the run's time.
+    assert (out / "events.jsonl").read_text(encoding="utf-8") == given["events"].splitlines(keepends=True)[1]
     assert (out / "config.yml").read_text(encoding="utf-8") == given["config"]
     # What the run itself recorded outdoes what the controller thinks.
     assert summary["versions"] == {"docker": "26.1", "flwr": "1.41.0"}

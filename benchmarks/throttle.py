@@ -1,0 +1,165 @@
+"""How long a change of limits takes, on 2 hosts with 10 clients each, beside the loops one might write.
+
+On two test hosts of its own, in one run: `python benchmarks/throttle.py [--quick] [--json FILE]`. Each way
+gives all clients another CPU limit, from the command to its end: `throttle.yml` (which asks first whether it
+can be done, and reads back from the kernel that it is), a loop of `docker update`, a loop of
+`docker_container`; neither loop checks anything. The clients are stand-ins that sleep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.hosts import Host, Hosts
+
+ROOT = Path(__file__).resolve().parents[1]
+FEDERATION = "bench"
+NAMES = ["server", "c1"]
+
+
+def newest_image() -> Path:
+    """The newest FL image in the controller's cache."""
+    cache = Path(os.environ.get("COLDFRAME_CACHE", Path.home() / ".cache" / "coldframe"))
+    archives = sorted((cache / "images").glob("fl-*.tar.zst"), key=lambda path: path.stat().st_mtime)
+    if not archives:
+        sys.exit("throttle: there is no FL image in the cache: type ansible-playbook site.yml -e train=false")
+    return archives[-1]
+
+
+class Bench:
+    """Two hosts, the inventory, and the way to run a playbook and time it."""
+
+    def __init__(self, hosts: Hosts, directory: Path, clients: int) -> None:
+        self.hosts, self.directory, self.clients = hosts, directory, clients
+        inventory = yaml.safe_load(hosts.inventory())
+        machines = inventory["fl_machines"]
+        machines["children"]["fl_clients"]["hosts"]["server"] = None
+        limits = {"fl_client_count": clients, "fl_client_cpu": 0.1, "fl_client_memory": "512m"}
+        machines["vars"] |= {**limits, "fl_federation": FEDERATION}
+        self.inventory = directory / "inventory.yml"
+        self.inventory.write_text(yaml.safe_dump(inventory))
+
+    def play(self, playbook: str, **variables: Any) -> float:
+        """Run a playbook; its wall time in seconds."""
+        command = [
+            str(Path(sys.executable).with_name("ansible-playbook")),
+            playbook,
+            "-i",
+            str(self.inventory),
+        ]
+        for name, value in {"fl_federation": FEDERATION, **variables}.items():
+            command += ["-e", f"{name}={value}"]
+        begin = time.monotonic()
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        seconds = time.monotonic() - begin
+        if done.returncode:
+            sys.exit(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
+        return seconds
+
+    def deploy(self) -> None:
+        """Bring image, stand-ins and agents to the hosts."""
+        archive = newest_image()
+        tag = "coldframe/fl:" + archive.name.removeprefix("fl-").removesuffix(".tar.zst")
+        for host in self.hosts:
+            with subprocess.Popen(["zstd", "-q", "-dc", str(archive)], stdout=subprocess.PIPE) as unpacked:
+                copy = [*host.ssh(), "cat > /root/fl-image.tar"]
+                subprocess.run(copy, stdin=unpacked.stdout, check=True)
+        self.play("benchmarks/throttle.yml", benchmark_image=tag)
+
+    def quotas(self, host: Host) -> set[int]:
+        """The quotas that the kernel holds on a host, in microseconds per period of 100 ms."""
+        names = " ".join(f"{FEDERATION}-{host.name}-{k}" for k in range(self.clients))
+        script = f"for c in {names}; do docker exec $c cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us; done"
+        return {int(line) for line in host.run(script).stdout.split()}
+
+    def agent_seconds(self, host: Host) -> list[float]:
+        """How long the agent took for each client of its last request."""
+        text = host.run(f"tail -n {self.clients} /var/lib/coldframe/{FEDERATION}/events.jsonl").stdout
+        return [json.loads(line)["seconds"] for line in text.splitlines()]
+
+    def check(self, quota: int) -> None:
+        """The kernel holds a quota for all clients, or the figures are worth nothing."""
+        for host in self.hosts:
+            if self.quotas(host) != {quota}:
+                sys.exit(f"throttle: {host.name} holds {self.quotas(host)} and not {quota}")
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The value below which a share of the values lies."""
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+def measure(bench: Bench, repeats: int) -> dict[str, Any]:
+    """Take turns, so that what else the machine does hits all ways alike."""
+    walls: dict[str, list[float]] = {"throttle": [], "docker_update": [], "docker_container": []}
+    on_machine: list[float] = []
+    for turn in range(repeats):
+        quota = 11_000 + 1000 * turn
+        walls["throttle"].append(bench.play("throttle.yml", cpu=quota / 100_000))
+        bench.check(quota)
+        for host in bench.hosts:
+            on_machine += bench.agent_seconds(host)
+        bench.play("throttle.yml", undo="true")
+        for way, key in (("update", "docker_update"), ("container", "docker_container")):
+            variables = {"benchmark_way": way, "benchmark_quota": quota + 100}
+            # The agent would take somebody else's change back: it rests meanwhile.
+            for host in bench.hosts:
+                host.run(f"docker pause {FEDERATION}-agent")
+            walls[key].append(bench.play("benchmarks/throttle_loops.yml", **variables))
+            bench.check(quota + 100)
+            for host in bench.hosts:
+                host.run(f"docker unpause {FEDERATION}-agent")
+            bench.play("throttle.yml", undo="true")
+    figures: dict[str, Any] = {
+        way: {"seconds": statistics.median(values), "all": values} for way, values in walls.items()
+    }
+    clients = [1000 * seconds for seconds in on_machine]
+    figures["agent"] = {"p50_ms": percentile(clients, 0.5), "p95_ms": percentile(clients, 0.95)}
+    return figures
+
+
+def main() -> None:
+    """Measure, print, and write the JSON that is asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--quick", action="store_true", help="one turn in place of three")
+    parser.add_argument("--clients", type=int, default=10, help="per host")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory, Hosts(names=NAMES) as hosts:
+        bench = Bench(hosts, Path(directory), arguments.clients)
+        bench.deploy()
+        figures = measure(bench, 1 if arguments.quick else 3)
+    throttle = figures["throttle"]["seconds"]
+    ratios = {
+        f"{way}/throttle": figures[way]["seconds"] / throttle for way in ("docker_update", "docker_container")
+    }
+    machine = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "kernel": platform.release()}
+    print(f"{len(NAMES)} hosts x {arguments.clients} clients, wall seconds from command to end (median)")
+    for way in ("throttle", "docker_update", "docker_container"):
+        print(f"  {way:<18}{figures[way]['seconds']:8.2f}")
+    print(f"  docker_container / throttle {ratios['docker_container/throttle']:.1f}")
+    print(
+        f"agent, per client: p50 {figures['agent']['p50_ms']:.1f} ms, p95 {figures['agent']['p95_ms']:.1f} ms"
+    )
+    if arguments.json:
+        arguments.json.write_text(
+            json.dumps({"figures": figures, "ratios": ratios, "machine": machine}, indent=2)
+        )
+
+
+if __name__ == "__main__":
+    main()

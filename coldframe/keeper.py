@@ -1,0 +1,419 @@
+"""Brings files and kernel into agreement: what is asked for, what holds, and what has happened.
+
+clients/<name>.json        written by the deployment, read here: who the client is, and its baseline
+agent/limits/<name>.json   written here: what is asked for beyond the baseline, and until when
+agent/trace.json           written here: the trace that is being replayed
+events.jsonl               appended here: every change with what was asked for and what the kernel says
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from coldframe import cgroups, limits, links
+from coldframe.engine import Engine, EngineError
+from coldframe.replay import Replay
+
+TICK = 1.0  # seconds between two looks at the kernel
+LOOK = 30.0  # seconds between two looks at the engine and at tc, if no event came
+RETRY = 30.0  # seconds until limits that could not be set are tried again
+WORKERS = 16
+
+
+@dataclass
+class Container:
+    """A client's container as the engine last said."""
+
+    id: str
+    pid: int = 0  # 0: it does not run
+    started: str = ""
+    device: str = ""  # the machine's end of its link
+
+
+@dataclass
+class Client:
+    """A client of this machine.
+
+    Attributes
+    ----------
+    identity : dict
+        Its file as the deployment wrote it.
+    asked : limits.Asked
+        What is asked for beyond the baseline.
+    undone : float
+        Stamp of the newest undo.
+    shaped : bool
+        Whether anything of ours may stand on its link.
+    oom_kills : int
+        The kernel's count of processes killed for want of memory, as last seen.
+    """
+
+    identity: dict[str, Any]
+    asked: limits.Asked
+    undone: float = 0.0
+    shaped: bool = False
+    container: Container | None = None
+    overlay: dict[str, Any] | None = None
+    planned: float | None = None
+    oom_kills: int | None = None
+    cause: str = "start"
+    failed: tuple[dict[str, Any], float] | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return str(self.identity["name"])
+
+    @property
+    def desired(self) -> limits.Limits:
+        """The limits that shall hold now."""
+        return limits.desired(self.identity["baseline"], self.asked, self.overlay)
+
+    @property
+    def running(self) -> bool:
+        """Whether its container runs."""
+        return self.container is not None and self.container.pid > 0
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace a file in one step: a reader finds the old or the new one, never half of it."""
+    fresh = path.with_suffix(".new")
+    with fresh.open("w") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+
+
+class Keeper:
+    """Brings files and kernel into agreement, for all clients of a machine at once.
+
+    Parameters
+    ----------
+    root : Path
+        The federation's directory.
+    tree : Path
+        The machine's `/sys/fs/cgroup`.
+    """
+
+    def __init__(self, root: Path, engine: Engine, tree: Path = cgroups.ROOT) -> None:
+        self.root, self.engine, self.tree = root, engine, tree
+        self.own = root / "agent"
+        self.lock = threading.RLock()  # whoever holds it is the one writer
+        self.log_lock = threading.Lock()
+        self.wake = threading.Event()
+        self.pool = ThreadPoolExecutor(WORKERS)
+        self.clients: dict[str, Client] = {}
+        self.versions: dict[str, int] = {}
+        self.stale = True  # the engine has to be asked again
+        self.looked = 0.0
+        self.replay: Replay | None = None
+        self.trace_name = ""
+        (self.own / "limits").mkdir(parents=True, exist_ok=True)
+        self._load_trace()
+
+    # --- what is known ------------------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Read the deployment's files if they have changed, ask the engine if something has happened."""
+        versions = {path.stem: path.stat().st_mtime_ns for path in (self.root / "clients").glob("*.json")}
+        if versions != self.versions:
+            self._load(versions)
+        if self.stale or time.monotonic() - self.looked > LOOK:
+            self.stale = False
+            self.looked = time.monotonic()
+            self._look()
+
+    def _load(self, versions: dict[str, int]) -> None:
+        for name in [name for name in self.clients if name not in versions]:
+            del self.clients[name]
+            (self.own / "limits" / f"{name}.json").unlink(missing_ok=True)
+        for name, version in versions.items():
+            if self.versions.get(name) == version:
+                continue
+            identity = json.loads((self.root / "clients" / f"{name}.json").read_text())
+            known = self.clients.get(name)
+            if known:
+                known.cause = (
+                    "inventory" if known.identity["baseline"] != identity["baseline"] else known.cause
+                )
+                known.identity = identity
+                self._save(known)
+            else:
+                self.clients[name] = self._restore(name, identity)
+        self.versions = versions
+        self.stale = True
+
+    def _restore(self, name: str, identity: dict[str, Any]) -> Client:
+        path = self.own / "limits" / f"{name}.json"
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        client = Client(identity, kept.get("asked", {}), kept.get("undone", 0.0), kept.get("shaped", False))
+        self._save(client)
+        return client
+
+    def _save(self, client: Client) -> None:
+        write_json(
+            self.own / "limits" / f"{client.name}.json",
+            {
+                "name": client.name,
+                "asked": client.asked,
+                "undone": client.undone,
+                "shaped": client.shaped,
+                "desired": client.desired,
+                "revert_at": limits.next_expiry(client.asked),
+                "container_id": client.container and client.container.id,
+            },
+        )
+
+    def _look(self) -> None:
+        ids = self.engine.clients()
+        known = [client for client in self.clients.values() if client.name in ids]
+        for client in self.clients.values():
+            if client.name not in ids:
+                client.container = None
+        described = self.pool.map(lambda client: self.engine.inspect(ids[client.name]), known)
+        for client, item in zip(known, described, strict=True):
+            state = item["State"]
+            pid = state["Pid"] if state["Running"] else 0
+            old = client.container
+            if old and (old.id, old.pid, old.started) == (item["Id"], pid, state["StartedAt"]):
+                continue
+            client.container = Container(item["Id"], pid, state["StartedAt"])
+            client.cause = "restart" if old else client.cause
+            client.failed, client.oom_kills = None, None
+            self._save(client)
+
+    # --- the kernel ---------------------------------------------------------------------------------------
+
+    def group(self, client: Client) -> cgroups.Cgroup | None:
+        """Return the control group of a client that runs."""
+        return (
+            cgroups.of_container(client.container.id, self.tree)
+            if client.container and client.running
+            else None
+        )
+
+    def device(self, client: Client) -> str:
+        """Return the machine's end of a running client's link."""
+        assert client.container is not None
+        if not client.container.device:
+            client.container.device = links.device_of(client.container.pid)
+        return client.container.device
+
+    def read(self, client: Client, network: bool = True) -> limits.Limits | None:
+        """Return the limits that the kernel holds for a client, or None where it does not run."""
+        group = self.group(client)
+        if group is None or client.container is None:
+            return None
+        found: limits.Limits = {
+            "cpu": group.cpu_limit(),
+            "memory": group.memory_limit(),
+            "pids": group.pids_limit(),
+        }
+        if network:
+            try:
+                device = self.device(client)
+                found |= limits.both_ways(*links.read(client.container.pid, device))
+                found["online"] = links.online(device)
+            except (links.LinkError, OSError):
+                self.stale = True
+                return None  # it has just ended
+        return found
+
+    def use(self, client: Client) -> dict[str, Any]:
+        """Return what a client uses: bytes, seconds, shares, counts."""
+        group = self.group(client)
+        if group is None:
+            return {}
+        periods, throttled = group.cpu_periods()
+        return {
+            "memory": group.working_set(),
+            "memory_peak": group.memory_peak(),
+            "pids": group.pids_current(),
+            "cpu_seconds": group.cpu_usage_seconds(),
+            "throttled_share": throttled / periods if periods else 0.0,
+            "oom_kills": group.oom_kills(),
+        }
+
+    def apply(self, client: Client, network: bool) -> limits.Limits | None:
+        """Make the kernel hold what is desired of a running client, and return what it holds then."""
+        held = self.read(client, network)
+        if held is None or client.container is None:
+            return None
+        wanted = client.desired
+        wrong = limits.differences(wanted if network else without_network(wanted), held)
+        changes = limits.engine_update(wrong)
+        if changes:
+            self.engine.update(client.container.id, changes)
+        if any(key in wrong for key in (*limits.SHAPING, "online")):
+            client.shaped = True
+            links.write(client.container.pid, self.device(client), wanted)
+        return self.read(client, network) if wrong else held
+
+    # --- the keeper ---------------------------------------------------------------------------------------
+
+    def keep(self, stop: threading.Event) -> None:
+        """Keep files and kernel in agreement until told to stop."""
+        while not stop.is_set():
+            with self.lock:
+                try:
+                    self.refresh()
+                    self.tick(time.time())
+                except EngineError as error:
+                    say(f"{error}; the limits are looked after again when it answers")
+                    self.stale = True
+                wait = self._until_next(time.time())
+            self.wake.wait(wait)
+            self.wake.clear()
+
+    def _until_next(self, now: float) -> float:
+        moments = [limits.next_expiry(client.asked) for client in self.clients.values()]
+        moments.append(self.replay.next_change(now) if self.replay else None)
+        return min([TICK, *(max(0.0, moment - now) for moment in moments if moment is not None)])
+
+    def tick(self, now: float) -> None:
+        """Let pass what is over, and mend what differs from what is desired."""
+        full = self.looked > time.monotonic() - TICK
+        for client in self.clients.values():
+            asked = limits.expire(client.asked, now)
+            if asked != client.asked:
+                client.asked, client.cause = asked, "expiry"
+                self._save(client)
+        if self.replay:
+            self._follow_trace(now)
+        todo = []
+        for client in self.clients.values():
+            self._watch_memory(client)
+            network = client.shaped or is_shaped(client.desired)
+            if client.cause == "drift" and not full:
+                network = False  # tc costs two processes per client: a look at the control group is free
+            held = self.read(client, network)
+            if held is None:
+                continue
+            wrong = limits.differences(client.desired if network else without_network(client.desired), held)
+            if client.failed and client.failed[0] == wrong and now < client.failed[1]:
+                continue
+            if wrong or (client.planned is not None):
+                todo.append((client, wrong, network))
+            else:
+                client.cause = "drift"
+        list(self.pool.map(lambda item: self._mend(*item), todo))
+
+    def _mend(self, client: Client, wrong: limits.Limits, network: bool) -> None:
+        begin, problem = time.monotonic(), None
+        try:
+            held = self.apply(client, network)
+        except (EngineError, links.LinkError) as error:
+            held, problem = self.read(client, network), str(error)
+        if held is None:
+            return
+        left = limits.differences(client.desired if network else without_network(client.desired), held)
+        client.failed = (left, time.time() + RETRY) if left else None
+        self.event(client, client.cause, wrong or client.overlay or {}, held, begin, problem, client.planned)
+        client.cause, client.planned = "drift", None
+        client.shaped = client.shaped and (not network or is_shaped(client.desired))
+        self._save(client)
+
+    def _watch_memory(self, client: Client) -> None:
+        group = self.group(client)
+        if group is None:
+            return
+        kills = group.oom_kills()
+        # The count of a container that the agent meets for the first time says nothing of when.
+        if client.oom_kills is not None and kills > client.oom_kills:
+            self.log(
+                {
+                    "time": time.time(),
+                    "client": client.name,
+                    "cause": "oom",
+                    "kills": kills - client.oom_kills,
+                }
+            )
+        client.oom_kills = kills
+
+    def event(
+        self,
+        client: Client,
+        cause: str,
+        requested: limits.Limits,
+        verified: limits.Limits | None,
+        begin: float,
+        problem: str | None = None,
+        planned: float | None = None,
+    ) -> None:
+        """Append a change to events.jsonl: what was to change, and what the kernel says of that then."""
+        entry: dict[str, Any] = {
+            "time": time.time(),
+            "client": client.name,
+            "cause": cause,
+            "requested": requested,
+            "verified": verified and {key: verified.get(key) for key in requested},
+            "holds": verified is not None and not limits.differences(requested, verified),
+            "seconds": round(time.monotonic() - begin, 4),
+        }
+        if problem:
+            entry["problem"] = problem
+        if planned is not None:
+            entry["planned"] = planned
+        self.log(entry)
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Append a line to events.jsonl."""
+        with self.log_lock, (self.root / "events.jsonl").open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    # --- traces -------------------------------------------------------------------------------------------
+
+    def _load_trace(self) -> None:
+        path = self.own / "trace.json"
+        if path.exists():
+            kept = json.loads(path.read_text())
+            self.trace_name = kept.pop("name")
+            self.replay = Replay(**kept)
+
+    def _follow_trace(self, now: float) -> None:
+        assert self.replay is not None
+        over = self.replay.over(now)
+        for client in self.clients.values():
+            found = self.replay.row(client.name, now)
+            row, planned = found if found else (None, None)
+            if row == client.overlay:
+                continue
+            client.overlay, client.planned, client.cause = row, planned, "trace" if row else "trace ended"
+            self._save(client)
+        if over:
+            self._end_trace()
+
+    def _end_trace(self) -> None:
+        self.replay, self.trace_name = None, ""
+        (self.own / "trace.json").unlink(missing_ok=True)
+        for client in self.clients.values():
+            if client.overlay is not None:
+                client.overlay, client.planned, client.cause = None, None, "trace ended"
+
+
+def without_network(wanted: limits.Limits) -> limits.Limits:
+    """Return the limits of the control group alone."""
+    return {key: wanted.get(key) for key in limits.CONTROL_GROUP}
+
+
+def is_shaped(wanted: limits.Limits) -> bool:
+    """Return whether the limits need anything of ours on the client's link."""
+    return any(wanted.get(key) for key in limits.SHAPING) or wanted.get("online") is False
+
+
+def cores() -> int:
+    """Return the number of the machine's cores."""
+    return os.cpu_count() or 1
+
+
+def say(text: str) -> None:
+    """Write to the container's log."""
+    print(f"agent: {text}", flush=True)

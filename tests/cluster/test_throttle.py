@@ -1,0 +1,367 @@
+"""Limits change while clients train, the kernel holds them, they bite, and everything takes them back.
+
+A federation of its own on both hosts, two clients each: the sum of their quotas stays below the cores, so
+that limits and not contention decide. The tests share it, and each leaves the baseline behind.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.cluster.lab import ROOT, Lab, Play, sh
+from tests.hosts import Host
+
+FEDERATION = "pacing"
+CLIENTS = {"server-0": 0, "server-1": 0, "c1-0": 1, "c1-1": 1}  # by the number of their host
+CPU = 0.4
+BUSY = "python3 -c 'while True: pass'"
+# A connection that sends as fast as it can, either way; nothing but what Debian's python3 has.
+ACCEPT = "import socket; b=bytes(65536); s=socket.create_server(('', {port})).accept()[0]"
+CONNECT = "import socket; b=bytes(65536); s=socket.create_connection(('{host}', {port}))"
+SEND, RECEIVE = "\nwhile True: s.sendall(b)", "\nwhile s.recv(65536): pass"
+
+
+class PacingLab(Lab):
+    """The lab, but every verb is about the federation of these tests."""
+
+    def start(
+        self, verb: str, *arguments: str, root: Path = ROOT, **variables: Any
+    ) -> tuple[Play, Callable[[], Play]]:
+        """Start a verb."""
+        return super().start(verb, *arguments, root=root, fl_federation=FEDERATION, **variables)
+
+
+class Pacing:
+    """The federation of these tests."""
+
+    def __init__(self, lab: PacingLab) -> None:
+        self.lab = lab
+
+    def host(self, client: str) -> Host:
+        """The host of a client."""
+        return self.lab.hosts[CLIENTS[client]]
+
+    def run_in(self, client: str, command: str, detach: bool = False) -> str:
+        """Run a command in a client's container."""
+        return sh(self.host(client), f"docker exec {'-d ' if detach else ''}{FEDERATION}-{client} {command}")
+
+    def kernel(self, client: str) -> tuple[float, int, int]:
+        """Cores, bytes and pids that the kernel grants a client, past every tool of ours."""
+        paths = ("cpu/cpu.cfs_quota_us", "memory/memory.limit_in_bytes", "pids/pids.max")
+        text = self.run_in(client, " ".join(["cat", *(f"/sys/fs/cgroup/{path}" for path in paths)]))
+        quota, memory, pids = map(int, text.split())
+        return quota / 100_000, memory, pids
+
+    def cores(self) -> set[float]:
+        """The cores that the kernel grants, of all clients."""
+        return {self.kernel(client)[0] for client in CLIENTS}
+
+    def qdiscs(self, client: str) -> str:
+        """What tc says of the inner end of a client's link."""
+        pid = self.identity(client)[1]
+        return sh(self.host(client), f"nsenter -t {pid} -n tc qdisc show dev eth0")
+
+    def identity(self, client: str) -> tuple[str, int, str]:
+        """What changes if a container is recreated or restarted."""
+        described = self.lab.container(self.host(client), f"{FEDERATION}-{client}")
+        return described["Id"], described["State"]["Pid"], described["State"]["StartedAt"]
+
+    def throttle(self, *arguments: str, **variables: str) -> Play:
+        """Run throttle.yml, which has to succeed."""
+        return self.lab.must("throttle.yml", *arguments, **variables)
+
+    def table(self, play: Play, client: str) -> list[str]:
+        """The cells of a client's row in the last table that a play has shown."""
+        rows = [re.split(r"\s{2,}", line.strip()) for _, line in play.lines if line.startswith(client + " ")]
+        assert rows, play.output
+        return rows[-1]
+
+    def status(self, client: str) -> dict[str, Any]:
+        """What status.yml says of a client."""
+        output = self.lab.must("status.yml", output="json").output
+        report = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
+        found: dict[str, Any] = next(item for item in report["clients"] if item["client"] == client)
+        return found
+
+    def events(self, client: str) -> list[dict[str, Any]]:
+        """The events of a client."""
+        text = sh(self.host(client), f"cat /var/lib/coldframe/{FEDERATION}/events.jsonl")
+        return [event for event in map(json.loads, text.splitlines()) if event["client"] == client]
+
+
+@pytest.fixture(scope="module")
+def pacing(lab: Lab) -> Iterator[Pacing]:
+    if "coldframe" in lab.deployed:
+        lab.must("teardown.yml")  # an idle federation takes CPU too
+        lab.deployed.discard("coldframe")
+    lab = PacingLab(lab.hosts, lab.directory)
+    lab.write_inventory(2, fl_client_cpu=CPU, fl_port=9192)
+    inventory = yaml.safe_load(lab.inventory.read_text())
+    inventory["fl_machines"]["children"]["fl_clients"]["hosts"]["server"] = None
+    lab.inventory.write_text(yaml.safe_dump(inventory, sort_keys=False))
+    lab.must("site.yml", train="false", dataset="synthetic")
+    lab.must("throttle.yml", undo="true")
+    lab.must("calibrate.yml")
+    yield Pacing(lab)
+    lab.must("teardown.yml")
+    lab.write_inventory()
+
+
+@pytest.fixture(autouse=True)
+def baseline(pacing: Pacing) -> Iterator[None]:
+    yield
+    pacing.throttle(undo="true")
+    assert pacing.cores() == {CPU}
+
+
+def test_limits_change_while_clients_train(pacing: Pacing) -> None:
+    """0.4 → 0.1 → undo in one run: the same processes, the kernel agrees, and the model is the same."""
+    lab = pacing.lab
+    variables = {"seed": "5", "min_train_clients": "4", "rounds": "6"}
+    variables["dataset"] = "synthetic"
+    unthrottled = lab.run(**variables)
+    before = {client: pacing.identity(client) for client in CLIENTS}
+    play, wait = lab.start("run.yml", **variables)
+    lab.wait_for("the first round", lambda: "round 0/6" in play.output, 120)
+    pacing.throttle(cpu="0.1")
+    assert pacing.cores() == {0.1}
+    done = max(int(number) for number in re.findall(r"round (\d)/6", play.output))
+    lab.wait_for("a whole round under the limit", lambda: f"round {done + 2}/6" in play.output, 180)
+    pacing.throttle(undo="true")
+    assert pacing.cores() == {CPU}
+    assert wait().code == 0, play.output
+    assert {client: pacing.identity(client) for client in CLIENTS} == before
+    summary = lab.summary()
+    assert summary["status"] == "completed"
+    assert not summary["failures"]
+    assert summary["model_sha256"] == unthrottled["model_sha256"]
+    slow = [e for e in lab.journal() if e["event"] == "reply" and e["system"].get("cpu_limit") == 0.1]
+    assert {event["round"] for event in slow} >= {done + 2}
+    # A process that is limited to 0.1 needs ten seconds for a second of work, and the work is a fixed one.
+    speed = json.loads(sh(lab.server, "cat /var/lib/coldframe/calibration.json"))["steps_per_second"]
+    for event in slow:
+        if (event["round"], event["phase"]) == (done + 2, "train"):
+            steps = -(-event["examples"] // 32)
+            assert event["system"]["train_seconds"] == pytest.approx(steps / (speed * 0.1), rel=0.15), event
+    events = [json.loads(line) for line in (lab.results / "latest" / "events.jsonl").read_text().splitlines()]
+    assert {event["client"] for event in events} == set(CLIENTS)
+    assert [event["cause"] for event in events if event["client"] == "c1-0"] == ["throttle", "undo"]
+    assert all(event["holds"] for event in events)
+
+
+def test_saturating_process_gets_what_is_asked_for(pacing: Pacing) -> None:
+    """Within 3 % over 10 s, by the kernel's own counters."""
+    for client in CLIENTS:
+        pacing.run_in(client, f"timeout 60 {BUSY}", detach=True)
+    play = pacing.throttle(cpu="0.1", prove="10s")
+    for client in CLIENTS:
+        cells = pacing.table(play, client)
+        assert float(cells[2]) == pytest.approx(0.1, rel=0.03), cells
+        assert "proven" in cells
+
+
+@pytest.mark.parametrize(
+    ("way", "outer", "inner"), [("down", SEND, RECEIVE), ("up", RECEIVE, SEND)], ids=["down", "up"]
+)
+def test_bandwidth_is_what_is_asked_for(pacing: Pacing, way: str, outer: str, inner: str) -> None:
+    """10 mbit each way, within 6 %, measured at the interface while that way is full.
+
+    One way at a time: with both full, each way's acknowledgements wait in the other's queue, and TCP slows
+    down.
+    """
+    server, client = pacing.lab.server, "c1-0"
+    play = pacing.throttle(down="10mbit", up="10mbit", clients=client)
+    assert pacing.table(play, client)[-1] == "holds"
+    sh(server, f'systemd-run --unit=traffic-{way} python3 -c "{ACCEPT.format(port=7001)}{outer}"')
+    try:
+        pacing.lab.wait_for("the other end", lambda: ":7001" in sh(server, "ss -ltn"))
+        script = CONNECT.format(port=7001, host=server.address) + inner
+        pacing.run_in(client, f'timeout 60 python3 -c "{script}"', detach=True)
+        time.sleep(2)
+        play = pacing.throttle(prove="10s", clients=client)
+    finally:
+        sh(server, f"systemctl stop traffic-{way}; systemctl reset-failed", check=False)
+    cells = pacing.table(play, client)
+    asked, measured = cells[6:8] if way == "down" else cells[9:11]
+    assert asked == "10 mbit"
+    assert float(measured.removesuffix(" mbit")) == pytest.approx(10.0, rel=0.06), cells
+    assert "proven" in cells
+
+
+def test_memory_limit_kills_and_the_failure_says_so(pacing: Pacing) -> None:
+    """The victim is named, with OOM, and the run goes on without it."""
+    lab = pacing.lab
+    play = lab.play("throttle.yml", memory="150m", clients="c1-0")
+    assert play.code != 0
+    assert "memory=150m" in play.output
+    assert "force=true" in play.output
+    assert pacing.kernel("c1-0")[1] == 1 << 30
+    used = int(pacing.status("c1-0")["memory_used"])  # idle: what a forked task needs comes on top
+    limit = f"{(used >> 20) + 12}m"
+    lab.must("throttle.yml", memory=limit, clients="c1-0", force="true")
+    lab.play("run.yml", rounds="1", dataset="synthetic", local_epochs="2", min_train_clients="3")
+    kills = [event for event in pacing.events("c1-0") if event["cause"] == "oom"]
+    assert kills, (limit, pacing.events("c1-0"))
+    failures = [item for item in lab.summary()["failures"] if item["client"] == "c1-0"]
+    assert any("OOM" in item["reason"] for item in failures), lab.summary()["failures"]
+
+
+def test_limit_for_a_time_ends_without_a_controller(pacing: Pacing) -> None:
+    """Nobody is there to take it back: the play that set it ended long before."""
+    pacing.throttle(cpu="0.1", down="10mbit", duration="10s")
+    begin = time.monotonic()
+    assert pacing.cores() == {0.1}
+    pacing.lab.wait_for("the end of it", lambda: pacing.cores() == {CPU}, 20)
+    assert time.monotonic() - begin > 5
+    assert "tbf" not in pacing.qdiscs("c1-0")
+    assert pacing.events("c1-0")[-1]["cause"] == "expiry"
+
+
+@pytest.mark.parametrize("what", ["container", "engine", "machine"])
+def test_limits_are_back_after_a_restart(pacing: Pacing, what: str) -> None:
+    """Hurts c1: what holds its clients is started anew."""
+    lab = pacing.lab
+    pacing.throttle(cpu="0.2", up="10mbit", clients="c1-*")
+    before = pacing.identity("c1-0")
+    if what == "container":
+        lab.on_machine(f"docker restart -t 2 {FEDERATION}-c1-0")
+    elif what == "engine":
+        lab.on_machine("systemctl restart docker")
+    else:
+        lab.machine.reboot()
+
+    def back() -> bool:
+        found = lab.on_machine(f"docker inspect -f '{{{{.State.Running}}}}' {FEDERATION}-c1-0", check=False)
+        return "true" in found and pacing.identity("c1-0")[1] > 0 and "rate 10Mbit" in pacing.qdiscs("c1-0")
+
+    lab.wait_for("the limits", back, 60)
+    assert pacing.identity("c1-0") != before
+    assert pacing.kernel("c1-0")[0] == 0.2
+    status = pacing.status("c1-0")
+    assert status["limits_hold"]
+    assert status["up_verified"] == 10_000_000
+
+
+def test_two_throttles_at_once_end_in_one_of_the_two_states(pacing: Pacing) -> None:
+    """On all machines the same."""
+    for _ in range(2):
+        both = ({"cpu": "0.1", "pids": "300"}, {"cpu": "0.2", "pids": "310"})
+        waits = [pacing.lab.start("throttle.yml", **variables)[1] for variables in both]
+        assert [wait().code for wait in waits] == [0, 0]
+        states = {pacing.kernel(client)[::2] for client in CLIENTS}
+        assert states in ({(0.1, 300)}, {(0.2, 310)})
+
+
+def test_deployment_again_resets_no_throttle(pacing: Pacing) -> None:
+    """changed=0, the same processes, the same limits; and new limits of the inventory reach the others."""
+    pacing.throttle(cpu="0.1", clients="c1-0")
+    before = {client: pacing.identity(client) for client in CLIENTS}
+    play = pacing.lab.must("site.yml", train="false", dataset="synthetic")
+    assert set(play.changed.values()) == {0}, play.output
+    assert pacing.kernel("c1-0")[0] == 0.1
+    pacing.lab.must("site.yml", train="false", dataset="synthetic", fl_client_cpu="0.35")
+    assert [pacing.kernel(client)[0] for client in ("c1-0", "c1-1")] == [0.1, 0.35]
+    pacing.lab.must("site.yml", train="false", dataset="synthetic")
+    assert pacing.kernel("c1-1")[0] == CPU
+    assert {client: pacing.identity(client) for client in CLIENTS} == before
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"profile": "raspbery-pi-4"}, "raspberry-pi-4"),
+        ({"cpu": "0"}, "cpu=0"),
+        ({"cpu": "64.5"}, "cores"),
+        ({"memory": "10m"}, "memory=10m"),
+        ({"bandwidth": "fast"}, "-e down=10mbit"),
+        ({"down": "fast"}, "down=fast"),
+        ({"cpu": "0.2", "clients": "nobody-*"}, "matches none"),
+        ({"cpu": "0.2", "loss": "1%"}, "netem"),
+    ],
+)
+def test_bad_input_is_one_message_and_changes_nothing(
+    pacing: Pacing, variables: dict[str, str], words: str
+) -> None:
+    play = pacing.lab.play("throttle.yml", **variables)
+    assert play.code != 0
+    assert words in play.output
+    assert play.output.count("Nothing was changed.") == 1
+    assert set(play.changed.values()) == {0}
+
+
+def test_profile_means_the_same_work_on_every_machine(pacing: Pacing) -> None:
+    """calibrate.yml has timed a core; a profile takes as many cores as do a reference core's work."""
+    output = pacing.lab.must("calibrate.yml").output
+    assert "reference cores" in output
+    pacing.throttle(profile="raspberry-pi-3", clients="c1-0")
+    calibration = json.loads(pacing.lab.on_machine("cat /var/lib/coldframe/calibration.json"))
+    profiles = yaml.safe_load((ROOT / "group_vars" / "all" / "profiles.yml").read_text())
+    reference = profiles["coldframe_reference_speed"]
+    cpu = (
+        profiles["coldframe_profiles"]["raspberry-pi-3"]["cpu"] * reference / calibration["steps_per_second"]
+    )
+    assert pacing.kernel("c1-0")[0] == pytest.approx(cpu, abs=0.001)
+    assert pacing.kernel("c1-0")[1] == 900 << 20
+
+
+def test_trace_is_replayed_by_the_clock(pacing: Pacing, tmp_path: Path) -> None:
+    """Two machines, one start; what happened lies close to the plan, and then it is over.
+
+    The trace is made as a user makes one: python -m coldframe.controller.traces ... > walk.csv
+    """
+    command = [sys.executable, "-m", "coldframe.controller.traces", "walk", "--clients", "c1-0,server-0"]
+    command += ["--minutes", "2", "--low", "1mbit", "--high", "20mbit"]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    (tmp_path / "walk.csv").write_text(made.stdout)
+    pacing.throttle(trace=str(tmp_path / "walk.csv"), trace_speed="10")
+
+    def over() -> bool:
+        return all(pacing.events(client)[-1]["cause"] == "trace ended" for client in ("c1-0", "server-0"))
+
+    pacing.lab.wait_for("the trace's end", over, 60)
+    planned = []
+    for client in ("c1-0", "server-0"):
+        played = [event for event in pacing.events(client) if event["cause"] == "trace"]
+        assert len(played) > 15
+        assert all(event["holds"] for event in played)
+        assert sorted(event["time"] - event["planned"] for event in played)[len(played) // 2] < 0.5
+        planned.append(played[0]["planned"])
+    assert planned[0] == planned[1]
+    assert "tbf" not in pacing.qdiscs("c1-0")
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [("0,c1-0,0.2\n9,c1-0,\n", "the trace has a gap"), ("0,c1-7,0.2\n9,c1-7,0.1\n", "names the client c1-7")],
+)
+def test_trace_that_cannot_be_played_changes_nothing(
+    pacing: Pacing, tmp_path: Path, rows: str, words: str
+) -> None:
+    (tmp_path / "bad.csv").write_text(f"seconds,client,cpu\n{rows}")
+    play = pacing.lab.play("throttle.yml", trace=str(tmp_path / "bad.csv"))
+    assert play.code != 0
+    assert words in play.output
+    assert play.output.count("Nothing was changed.") == 1
+
+
+def test_undo_is_idempotent_and_check_changes_nothing(pacing: Pacing) -> None:
+    """--check --diff shows; the second undo has nothing to do; --limit spares the other machine."""
+    play = pacing.throttle("--check", "--diff", cpu="0.1")
+    assert "+c1-0: cpu=0.1" in play.output
+    assert pacing.cores() == {CPU}
+    pacing.throttle("--limit", "c1", cpu="0.1")
+    assert [pacing.kernel(client)[0] for client in ("c1-0", "server-0")] == [0.1, CPU]
+    assert pacing.throttle(undo="true").changed["c1"] == 1
+    again = pacing.throttle(undo="true")
+    assert set(again.changed.values()) == {0}
+    assert "has its baseline already" in again.output
