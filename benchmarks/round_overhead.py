@@ -194,10 +194,10 @@ class Engine:
     port: int = 0
     link: subprocess.Popen[bytes] | None = None
     nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    executors: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    executors: list[int] = field(default_factory=list)  # process ids; with `nodes`, all that a client is
     others: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def spawn(self, log: str, command: list[str], torch: bool = True) -> subprocess.Popen[bytes]:
+    def spawn(self, log: str, command: list[str]) -> subprocess.Popen[bytes]:
         """Start a process with its output in `<home>/<log>.log`."""
         environment = {
             **os.environ,
@@ -207,7 +207,6 @@ class Engine:
             "GRPC_VERBOSITY": "ERROR",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
-            "COLDFRAME_PRELOAD": "torch,numpy" if torch else "numpy",
         }
         if self.debug:
             environment["FLWR_LOG_LEVEL"] = "DEBUG"
@@ -223,7 +222,7 @@ class Engine:
 
     def stop(self) -> None:
         """End all processes."""
-        processes = [*self.executors, *self.nodes, *self.others, *([self.link] if self.link else [])]
+        processes = [*self.nodes, *self.others, *([self.link] if self.link else [])]
         for process in processes:
             process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + 10
@@ -268,30 +267,44 @@ def start_deployment(engine: Engine) -> None:
             public = public_key_to_bytes(key.public_key())
             client.RegisterNode(RegisterNodeRequest(public_key=public, name=f"node-{number}"))
         port = free_port()
-        engine.nodes.append(
-            engine.spawn(
-                f"supernode-{number}",
-                [
-                    *([*adapted, "supernode"] if ours else ["flower-supernode"]),
-                    *(
-                        "--superlink",
-                        address,
-                        *trust,
-                        "--auth-supernode-private-key",
-                        f"{home}/node-{number}",
-                    ),
-                    *("--port", str(port), "--isolation", "process", *auth),
-                ],
-            )
-        )
+        supernode = [
+            *("--superlink", address, *trust, "--auth-supernode-private-key", f"{home}/node-{number}"),
+            *("--port", str(port), "--isolation", "process", *auth),
+        ]
+        executor = ["--insecure", "--runtime-api-address", f"127.0.0.1:{port}", *auth]
+        if ours:
+            container = [sys.executable, "-c", CLIENT_CONTAINER, json.dumps([supernode, executor])]
+            engine.nodes.append(engine.spawn(f"supernode-{number}", container))
+        else:
+            engine.nodes.append(engine.spawn(f"supernode-{number}", ["flower-supernode", *supernode]))
         wait_for_port(port, engine.home)
-        executor = [sys.executable, "-m", "coldframe.executor"] if ours else ["flower-superexec"]
-        engine.executors.append(
-            engine.spawn(
-                f"executor-{number}",
-                [*executor, "--insecure", "--runtime-api-address", f"127.0.0.1:{port}", *auth],
-            )
-        )
+        if ours:
+            engine.executors.append(child_named(engine.nodes[-1].pid, "executor"))
+        else:
+            engine.others.append(engine.spawn(f"executor-{number}", ["flower-superexec", *executor]))
+            engine.executors.append(engine.others[-1].pid)
+
+
+# What coldframe.node does in a client's container, on arguments of ours.
+CLIENT_CONTAINER = """
+import json, sys
+from coldframe import node
+from coldframe.supervise import Child, supervise
+supernode, executor = json.loads(sys.argv.pop(1))
+node.preload()
+sys.exit(supervise([
+    Child("supernode", supernode, function=node.run_supernode),
+    Child("executor", executor, function=node.run_executor),
+]))
+"""
+
+
+def child_named(pid: int, name: str) -> int:
+    """Return the child of a process that bears a name; a fork has its parent's command line."""
+    (found,) = [
+        child for child in descendants([pid]) if Path(f"/proc/{child}/comm").read_text().strip() == name
+    ]
+    return found
 
 
 def run_app(engine: Engine, warmup: int, rounds: int, torch: bool, packed: bool) -> Path:
@@ -299,7 +312,7 @@ def run_app(engine: Engine, warmup: int, rounds: int, torch: bool, packed: bool)
     app = write_app(engine.home / "app", torch)
     out = engine.home / "result.json"
     content = build_fab_from_disk(app)
-    config = {
+    config: dict[str, bool | float | int | str] = {
         "rounds": warmup + rounds,
         "warmup": warmup,
         "clients": engine.clients,
@@ -325,7 +338,8 @@ def start_legacy(engine: Engine, warmup: int, rounds: int) -> Path:
     wait_for_port(engine.port, engine.home)
     for number in range(engine.clients):
         command = [sys.executable, "-c", LEGACY_CLIENT, str(engine.port)]
-        engine.executors.append(engine.spawn(f"client-{number}", command))
+        engine.others.append(engine.spawn(f"client-{number}", command))
+        engine.executors.append(engine.others[-1].pid)
     return out
 
 
@@ -350,6 +364,7 @@ def measure(name: str, clients: int, quick: bool, debug: bool = False) -> dict[s
 
 def follow(engine: Engine, out: Path, warmup: int, rounds: int) -> dict[str, float]:
     """Wait for a run's end, taking CPU and memory meanwhile."""
+    ours = engine.name.startswith("ours")
     warm, go = out.with_suffix(".warm"), out.with_suffix(".go")
     deadline = time.monotonic() + 120 + (warmup + rounds) * engine.clients * 12
 
@@ -363,14 +378,22 @@ def follow(engine: Engine, out: Path, warmup: int, rounds: int) -> dict[str, flo
             time.sleep(pause)
 
     def cpu_of_all() -> list[float]:
-        return [cpu_seconds(engine.executors), cpu_seconds(engine.nodes), cpu_seconds([engine.link])]
+        executors = cpu_seconds(engine.executors)
+        nodes = cpu_seconds([process.pid for process in engine.nodes])
+        link = cpu_seconds([engine.link.pid] if engine.link else [])
+        return [executors, nodes - executors if ours else nodes, link]
+
+    def client() -> list[int]:
+        return (
+            [engine.nodes[0].pid] if ours else [*(node.pid for node in engine.nodes[:1]), engine.executors[0]]
+        )
 
     wait_for(warm, 0.05, lambda: None)
     time.sleep(1.0)
     before = cpu_of_all()
     go.touch()
     pss: list[int] = []
-    wait_for(out, 0.5, lambda: pss.append(pss_bytes(engine.nodes[:1] + engine.executors[:1])))
+    wait_for(out, 0.5, lambda: pss.append(pss_bytes(client())))
     time.sleep(1.0)
     spent = [end - start for start, end in zip(before, cpu_of_all(), strict=True)]
     result = json.loads(out.read_text())
@@ -392,23 +415,23 @@ def follow(engine: Engine, out: Path, warmup: int, rounds: int) -> dict[str, flo
         "cpu_seconds_per_task": spent[0] / tasks,
         "supernode_cpu_seconds_per_task": spent[1] / tasks,
         "superlink_cpu_seconds_per_task": spent[2] / tasks,
-        "client_pss_idle_mb": pss_bytes(engine.nodes[:1] + engine.executors[:1]) / 1e6,
+        "client_pss_idle_mb": pss_bytes(client()) / 1e6,
         "client_pss_peak_mb": max(pss) / 1e6,
     }
 
 
-def cpu_seconds(processes: list[Any]) -> float:
+def cpu_seconds(pids: list[int]) -> float:
     """Return the CPU time of processes and all their descendants, the ended ones included."""
     ticks = 0
-    for pid in descendants([process.pid for process in processes if process is not None]):
+    for pid in descendants(pids):
         ticks += sum(map(int, stat_fields(pid)[11:15]))
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def pss_bytes(processes: list[Any]) -> int:
+def pss_bytes(pids: list[int]) -> int:
     """Return the proportional memory of processes and their descendants."""
     total = 0
-    for pid in descendants([process.pid for process in processes]):
+    for pid in descendants(pids):
         try:
             text = Path(f"/proc/{pid}/smaps_rollup").read_text()
         except (FileNotFoundError, ProcessLookupError):
@@ -424,7 +447,7 @@ def descendants(pids: list[int]) -> list[int]:
         fields = stat_fields(int(path.name))
         if fields:
             children.setdefault(int(fields[1]), []).append(int(path.name))
-    found = []
+    found, pids = [], list(pids)
     while pids:
         found.append(pids.pop())
         pids.extend(children.get(found[-1], ()))

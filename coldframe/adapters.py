@@ -162,11 +162,12 @@ def use_warm_executor() -> None:
     """flwr chooses between executors of its own only: hand out ours in place of the subprocess one."""
     from flwr.supercore.superexec import run_superexec
 
-    from coldframe.executor import WarmExecutor
+    from coldframe.executor import WarmExecutor, fork_zygote
 
     preload = os.environ.get("COLDFRAME_PRELOAD", PRELOAD)
     modules = [name for name in preload.split(",") if name]
-    run_superexec.get_executor = lambda *_args, **_kwargs: WarmExecutor(modules)
+    first = fork_zygote(modules)  # now: later there are threads
+    run_superexec.get_executor = lambda *_args, **_kwargs: WarmExecutor(modules, first)
 
 
 @dataclass
@@ -563,20 +564,27 @@ def _is_traced() -> bool:
     return os.environ.get("FLWR_TRACING_ENABLED") == "1"
 
 
-def main() -> None:
-    """Run one of flwr's own commands with the adapters of its process."""
-    commands = {
-        "superlink": "flwr.superlink.cli.flower_superlink:flower_superlink",
-        "supernode": "flwr.supernode.cli.flower_supernode:flower_supernode",
-        "serverapp-superexec": "flwr.supercore.cli.flower_superexec:flower_superexec",
-        "serverapp": "flwr.superlink.cli.flwr_serverapp:flwr_serverapp",
-    }
-    process = sys.argv.pop(1) if len(sys.argv) > 1 else ""
-    if process not in commands:
-        sys.exit(f"usage: python -m coldframe.adapters {'|'.join(commands)} ARGS (not {process!r})")
+COMMANDS = {
+    "superlink": "flwr.superlink.cli.flower_superlink:flower_superlink",
+    "supernode": "flwr.supernode.cli.flower_supernode:flower_supernode",
+    "serverapp-superexec": "flwr.supercore.cli.flower_superexec:flower_superexec",
+    "serverapp": "flwr.superlink.cli.flwr_serverapp:flwr_serverapp",
+}
+
+
+def run(process: str) -> None:
+    """Run one of flwr's own commands, on the arguments in `sys.argv`, with the adapters of its process."""
     install(process)
-    module, _, function = commands[process].partition(":")
+    module, _, function = COMMANDS[process].partition(":")
     getattr(importlib.import_module(module), function)()
+
+
+def main() -> None:
+    """Run the command that the first argument names."""
+    process = sys.argv.pop(1) if len(sys.argv) > 1 else ""
+    if process not in COMMANDS:
+        sys.exit(f"usage: python -m coldframe.adapters {'|'.join(COMMANDS)} ARGS (not {process!r})")
+    run(process)
 
 
 if __name__ == "__main__":

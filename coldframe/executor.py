@@ -43,8 +43,11 @@ from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult, Subpr
 from flwr.supercore.tls import validate_and_resolve_root_certificates
 from flwr.supernode.runtime.run_clientapp import push_message
 
-from coldframe import adapters, cgroups
+from coldframe import adapters, cgroups, zygote
+from coldframe.supervise import Forked
 from coldframe.zygote import DONE, PACKET, REPLIED, THREAD_VARIABLES
+
+PACKAGES = Path(__file__).parents[1]  # the directory of this package
 
 # A task that has replied may still run exit handlers; flwr forces its exit after 5 s, so by then it hangs.
 SETTLE_SECONDS = 10.0
@@ -77,10 +80,13 @@ class WarmExecutor:
     ----------
     modules : list of str
         Modules that the zygote imports before the first task.
+    first : tuple of socket and process, optional
+        A zygote that `fork_zygote` has made.
     """
 
-    def __init__(self, modules: list[str]) -> None:
+    def __init__(self, modules: list[str], first: tuple[socket.socket, Forked] | None = None) -> None:
         self._modules = modules
+        self._first = first
         self._cold = SubprocessExecutor()
         self._changed = threading.Condition()
         self._task: Task | None = None
@@ -166,9 +172,8 @@ class WarmExecutor:
     def _keep_zygote(self) -> None:
         """Start the zygote, follow it to its end, start another."""
         while not self._closing:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            with theirs:
-                process = _start_zygote(theirs, self._modules)
+            ours, process = self._first or _start_zygote(self._modules)
+            self._first = None
             with self._changed:
                 self._control = ours
             with ours:
@@ -313,22 +318,51 @@ def _spec_as_dict(spec: ExecutionSpec) -> dict[str, Any]:
     return {name: getattr(spec, name) for name in names}
 
 
-def _start_zygote(control: socket.socket, modules: list[str]) -> subprocess.Popen[bytes]:
-    """Start a zygote that holds `control`, with one thread for every library that asks the environment."""
+def fork_zygote(modules: list[str]) -> tuple[socket.socket, Forked] | None:
+    """Fork a zygote that shares the flwr which this process has imported; None if this process has threads.
+
+    Returns
+    -------
+    tuple of socket.socket and Forked
+        The executor's end of the control socket, and the process.
+    """
+    if zygote.thread_count() != 1:
+        return None
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def become_zygote(_arguments: list[str]) -> None:
+        ours.close()
+        environment = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+        os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+        if not sys.flags.safe_path:  # as -P does for a zygote that is started, see below
+            sys.path[:1] = [str(PACKAGES)]
+        zygote.serve(theirs, modules, environment)
+
+    process = Forked("zygote", become_zygote, [])
+    theirs.close()
+    return ours, process
+
+
+def _start_zygote(modules: list[str]) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    """Start a zygote with an interpreter of its own: the executor has threads by now and must not fork."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     arguments = {
-        "control": control.fileno(),
+        "control": theirs.fileno(),
         "modules": modules,
         "environment": {name: os.environ.get(name) for name in THREAD_VARIABLES},
     }
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-    return subprocess.Popen(
-        # -P: the working directory must not provide modules that a stock process would not find.
-        [sys.executable, "-P", "-m", "coldframe.zygote", json.dumps(arguments)],
-        env={**os.environ, **dict.fromkeys(THREAD_VARIABLES, "1"), "PYTHONPATH": path},
-        stdin=subprocess.DEVNULL,
-        pass_fds=[control.fileno()],
-        start_new_session=True,
-    )
+    path = os.pathsep.join(filter(None, [str(PACKAGES), os.environ.get("PYTHONPATH")]))
+    with theirs:
+        process = subprocess.Popen(
+            # -P: the working directory must not provide modules that a stock process would not find.
+            [sys.executable, "-P", "-m", "coldframe.zygote", json.dumps(arguments)],
+            # One thread for every library that asks the environment, while it is imported.
+            env={**os.environ, **dict.fromkeys(THREAD_VARIABLES, "1"), "PYTHONPATH": path},
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+        )
+    return ours, process
 
 
 def main() -> None:

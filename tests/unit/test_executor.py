@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -91,7 +90,9 @@ def settled(zygote: int) -> Resources:
     return Resources.of(zygote)
 
 
-EXECUTOR = [sys.executable, "-m", "coldframe.executor"]
+# As in a client's container, where it is forked from a process that has imported flwr.
+FORKED = "from coldframe import node; node.preload(); node.run_executor([])"
+EXECUTOR = [sys.executable, "-c", FORKED]
 
 
 @pytest.fixture(scope="module")
@@ -167,9 +168,8 @@ def test_a_zygote_that_has_worked_in_parallel_refuses_to_fork(
     work = "import torch\ntorch.set_num_threads(2)\na = torch.rand(600, 600)\ntorch.tanh(a @ a)\n"
     (tmp_path / "busy.py").write_text(work)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        process = executor._start_zygote(theirs, ["busy"])
+    ours, process = executor._start_zygote(["busy"])
+    with ours:
         try:
             ours.settimeout(60)
             assert json.loads(ours.recv(zygote.PACKET))["event"] == "ready"

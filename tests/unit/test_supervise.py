@@ -11,7 +11,7 @@ import textwrap
 import time
 from pathlib import Path
 
-from coldframe.node import StateWatch, children, node_config
+from coldframe.node import StateWatch, children, node_config, run_executor, run_supernode
 from coldframe.server import write_secret
 from coldframe.supervise import Child
 
@@ -64,6 +64,34 @@ def test_a_child_that_cannot_live_ends_the_container(tmp_path: Path) -> None:
     assert len(starts.read_text().split()) == 6
 
 
+def test_a_function_runs_in_a_fork_and_is_supervised_like_a_command(tmp_path: Path) -> None:
+    """It shares what the supervisor has imported, ends on SIGTERM, and is started again when it dies."""
+    script = textwrap.dedent(f"""
+        import os, sys, time
+        from coldframe import supervise
+        supervise.RESTART_DELAY = 0.05
+        shared = object()
+        def work(arguments):
+            with open({str(tmp_path / "log")!r}, "a") as log:
+                print(os.getpid(), os.getppid(), id(shared), sys.argv[1:], arguments, file=log)
+            time.sleep(60)
+        print(os.getpid(), id(shared), flush=True)
+        sys.exit(supervise.supervise([supervise.Child("work", ["--x"], function=work)], interval=0.05))
+    """)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    first = lines(tmp_path / "log", 1)[0].split()
+    os.kill(int(first[0]), signal.SIGKILL)
+    second = lines(tmp_path / "log", 2)[1].split()
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=20)
+    assert process.returncode == 0, errors
+    assert "work ended with code -9" in errors
+    assert first[1:] == second[1:] == [*output.split(), "['--x']", "['--x']"]
+    assert not Path(f"/proc/{second[0]}").exists()
+
+
 def test_stop_kills_what_ignores_sigterm(tmp_path: Path) -> None:
     """With its descendants, since they share its group."""
     ready = tmp_path / "ready"
@@ -104,10 +132,8 @@ def test_stock_runtime_is_flowers_own_commands(tmp_path: Path) -> None:
     stock = children("192.0.2.1:9092", "partition-id=0", tmp_path / "secret", warm=False)
     assert [child.command[0] for child in stock] == ["flower-supernode", "flower-superexec"]
     warm = children("192.0.2.1:9092", "partition-id=0", tmp_path / "secret", warm=True)
-    assert [child.command[1:3] for child in warm] == [
-        ["-m", "coldframe.adapters"],
-        ["-m", "coldframe.executor"],
-    ]
+    assert [child.function for child in warm] == [run_supernode, run_executor]
+    assert [child.command for child in warm] == [child.command[1:] for child in stock]
 
 
 def test_the_executors_secret_is_private_and_new_each_time(tmp_path: Path) -> None:

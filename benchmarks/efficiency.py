@@ -1,0 +1,190 @@
+"""How much of a round under a CPU limit is training: the warm runtime beside Flower's own, on real MNIST.
+
+On this machine's engine, in a federation of its own: `python benchmarks/efficiency.py [--quick] [--json FILE]
+[--plot FILE]`. Three clients train under 0.25 and then 0.5 cores each (the sum stays below 80 % of two cores,
+so that limits and not contention decide).
+
+The efficiency of a round is its lower bound divided by what it took. The bound is training alone: steps ÷
+(steps per CPU-second times cores), with the speed from `calibrate.yml`, which measures one thread without
+limit and knows nothing of rounds. What a round took is from the ServerApp's journal, from sampling to the
+aggregated model; the evaluation is the app's own matter and is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+FEDERATION = "efficiency"
+CLIENTS, BATCH = 3, 32
+LIMITS = (0.25, 0.5)  # cores per client
+PARTS = ("training", "slower than calibrated", "hand-over", "aggregation", "configuration")
+
+
+class Bench:
+    """The federation and the way to run a verb on it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        machine = {"local": {"ansible_connection": "local", "fl_client_count": CLIENTS}}
+        inventory = {
+            "fl_machines": {
+                "vars": {
+                    "ansible_python_interpreter": "{{ ansible_playbook_python }}",
+                    "fl_federation": FEDERATION,
+                    "fl_results_dir": str(directory / "results"),
+                    "fl_port": 9292,
+                    "fl_client_cpu": LIMITS[0],
+                },
+                "children": {"fl_server": {"hosts": machine}, "fl_clients": {"hosts": {"local": None}}},
+            }
+        }
+        self.inventory = directory / "inventory.yml"
+        self.inventory.write_text(yaml.safe_dump(inventory))
+
+    def play(self, verb: str, **variables: Any) -> None:
+        """Run a verb that has to succeed."""
+        command = [str(Path(sys.executable).with_name("ansible-playbook")), verb, "-i", str(self.inventory)]
+        for name, value in variables.items():
+            command += ["-e", f"{name}={value}"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"{' '.join(command[1:])} failed:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
+
+    def speed(self) -> float:
+        """Training steps per CPU-second of this machine."""
+        self.play("calibrate.yml")
+        found = json.loads(Path("/var/lib/coldframe/calibration.json").read_text())
+        return float(found["steps_per_second"])
+
+    def journal(self) -> list[dict[str, Any]]:
+        """The events of the last run."""
+        text = (self.directory / "results" / "latest" / "journal.jsonl").read_text()
+        return [json.loads(line) for line in text.splitlines()]
+
+
+def figures(journal: list[dict[str, Any]], speed: float, cpu: float) -> dict[str, float]:
+    """Return medians over a run's rounds, in seconds, and the efficiency.
+
+    Parameters
+    ----------
+    speed : float
+        Training steps per CPU-second.
+    cpu : float
+        Cores per client.
+    """
+    rounds = []
+    for event in journal:
+        if event["event"] != "round" or event["round"] == 0:
+            continue
+        replies = [e for e in journal if e["event"] == "reply" and e["round"] == event["round"]]
+        trained = [e for e in replies if e["phase"] == "train"]
+        assert len(trained) == CLIENTS, f"round {event['round']}: {len(trained)} clients trained"
+        assert all(e["system"]["cpu_limit"] == cpu for e in trained), "another limit held"
+        bound = max(-(-e["examples"] // BATCH) for e in trained) / (speed * cpu)
+        slowest = max(e["system"]["train_seconds"] for e in trained)
+        phases = event["phases"]
+        total = phases["configure"] + phases["train"] + phases["aggregate"]
+        rounds.append(
+            {
+                "bound": bound,
+                "round": total,
+                "efficiency": bound / total,
+                "training": bound,
+                "slower than calibrated": slowest - bound,
+                "hand-over": phases["train"] - slowest,
+                "aggregation": phases["aggregate"],
+                "configuration": phases["configure"],
+            }
+        )
+    return {key: statistics.median(item[key] for item in rounds) for key in rounds[0]}
+
+
+def benchmark(bench: Bench, quick: bool) -> dict[str, Any]:
+    """Measure both runtimes under both limits."""
+    rounds, bound = (2, 10.0) if quick else (4, 15.0)
+    results: dict[str, Any] = {}
+    for runtime in ("warm", "stock"):
+        print(f"{runtime}: deploying", flush=True)
+        bench.play("site.yml", train="false", fl_runtime=runtime)
+        speed = bench.speed()
+        for cpu in LIMITS:
+            bench.play("throttle.yml", cpu=cpu)
+            samples = CLIENTS * BATCH * round(bound * speed * cpu)
+            bench.play("run.yml", rounds=rounds, max_samples=samples, batch_size=BATCH, fraction_evaluate=0)
+            found = figures(bench.journal(), speed, cpu) | {"steps_per_cpu_second": speed}
+            results.setdefault(runtime, {})[str(cpu)] = found
+            print(
+                f"{runtime} at {cpu} cores: bound {found['bound']:.1f} s, round {found['round']:.1f} s, "
+                f"efficiency {found['efficiency']:.3f}",
+                flush=True,
+            )
+    ratios = {
+        f"cpu_{cpu}_warm_to_stock_efficiency": results["warm"][str(cpu)]["efficiency"]
+        / results["stock"][str(cpu)]["efficiency"]
+        for cpu in LIMITS
+    }
+    return {"figures": results, "ratios": ratios}
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Draw where the time of a round goes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.5, 2.8), layout="constrained")
+    axes = figure.add_subplot()
+    rows = [(runtime, cpu) for runtime in results for cpu in results[runtime]]
+    left = [0.0] * len(rows)
+    for part, colour in zip(PARTS, ("#4477AA", "#CCBB44", "#EE6677", "#228833", "#BBBBBB"), strict=True):
+        widths = [max(0.0, results[runtime][cpu][part]) for runtime, cpu in rows]
+        axes.barh(range(len(rows)), widths, left=left, label=part, color=colour)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    for place, (runtime, cpu) in enumerate(rows):
+        axes.text(left[place], place, f"  η {results[runtime][cpu]['efficiency']:.2f}", va="center")
+    axes.set_yticks(range(len(rows)), [f"{runtime}, {cpu} cores" for runtime, cpu in rows])
+    axes.invert_yaxis()
+    axes.set_xlim(0, max(left) * 1.15)
+    axes.set_xlabel("seconds of a round")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, ncols=3, fontsize="small", loc="lower center", bbox_to_anchor=(0.45, 1.0))
+    figure.savefig(path, dpi=200)
+
+
+def main() -> None:
+    """Run the benchmark from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="two rounds each, with shorter training")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="where to draw them")
+    arguments = parser.parse_args()
+    # Ended from outside, it still removes what it has started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
+    where = {"cores": os.cpu_count(), "load_before": os.getloadavg()[0], "platform": platform.platform()}
+    with tempfile.TemporaryDirectory() as directory:
+        bench = Bench(Path(directory))
+        try:
+            result = benchmark(bench, arguments.quick) | {"machine": where}
+        finally:
+            bench.play("teardown.yml", purge="true")
+    for name, ratio in result["ratios"].items():
+        print(f"{name}: {ratio:.2f}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1))
+    if arguments.plot:
+        draw(result["figures"], arguments.plot)
+
+
+if __name__ == "__main__":
+    main()
