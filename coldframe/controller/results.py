@@ -302,8 +302,8 @@ def ansible_playbook() -> str:
     """Name the command that the user can type: the one on PATH, or else that of our own environment."""
     if shutil.which("ansible-playbook"):
         return "ansible-playbook"
-    own = Path(sys.executable).with_name("ansible-playbook")
-    return str(own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own)
+    own, linked = Path(sys.executable).with_name("ansible-playbook"), Path(".venv/bin/ansible-playbook")
+    return str(linked if linked.exists() and linked.samefile(own) else own)
 
 
 def closing_words(summary: dict[str, Any], run: Run, out: Path, arguments: str = "") -> str:
@@ -342,6 +342,7 @@ def closing_words(summary: dict[str, Any], run: Run, out: Path, arguments: str =
     verb = f"{ansible_playbook()} {{}} {arguments}".rstrip()
     following = [
         (verb.format("run.yml") + f" -e rounds={rounds}", "another run on the standing federation"),
+        (verb.format("throttle.yml") + " -e cpu=0.5", "change the clients' limits while they train"),
         (verb.format("status.yml"), "machines, clients, limits, runs"),
         (verb.format("teardown.yml") if arguments else "make down", "take the federation down"),
     ]
