@@ -44,8 +44,8 @@ from flwr.supercore.tls import validate_and_resolve_root_certificates
 from flwr.supernode.runtime.run_clientapp import push_message
 
 from coldframe import adapters, cgroups, zygote
-from coldframe.supervise import Forked
-from coldframe.zygote import DONE, PACKET, REPLIED, THREAD_VARIABLES
+from coldframe.supervise import THREAD_VARIABLES, Forked, thread_count
+from coldframe.zygote import DONE, PACKET, REPLIED
 
 PACKAGES = Path(__file__).parents[1]  # the directory of this package
 
@@ -326,7 +326,7 @@ def fork_zygote(modules: list[str]) -> tuple[socket.socket, Forked] | None:
     tuple of socket.socket and Forked
         The executor's end of the control socket, and the process.
     """
-    if zygote.thread_count() != 1:
+    if thread_count() != 1:
         return None
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 

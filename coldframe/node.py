@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from coldframe.server import is_warm, write_secret
-from coldframe.supervise import Child, say, supervise
+from coldframe.supervise import THREAD_VARIABLES, Child, say, supervise
 
 RUNTIME = "127.0.0.1:9094"  # the SuperNode's API for the executor: the container's own loopback
 CLIENTS = Path("/run/coldframe/clients")
@@ -65,8 +65,6 @@ SHARED = (
 
 def preload(modules: Sequence[str] = SHARED) -> None:
     """Import what the processes share, with no thread but this one: what has threads must not be forked."""
-    from coldframe.zygote import THREAD_VARIABLES
-
     before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))  # BLAS starts its threads as numpy is imported
     for name in modules:

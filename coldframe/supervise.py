@@ -22,6 +22,8 @@ MAX_RESTARTS = (
     5  # in RESTART_WINDOW; more means that restarting does not help: the container's policy takes over
 )
 RESTART_WINDOW = 60.0  # s
+# One thread while importing: OpenMP and BLAS libraries start their pools as they are loaded.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 GRACE = 8.0  # s between SIGTERM and SIGKILL; below Docker's own 10 s
 
 
@@ -31,7 +33,7 @@ class Forked:
     def __init__(self, name: str, function: Callable[[list[str]], None], arguments: list[str]) -> None:
         self.returncode: int | None = None
         # A lock that another thread holds at this moment would stay locked in the child.
-        if (threads := len(list(Path("/proc/self/task").iterdir()))) != 1:
+        if (threads := thread_count()) != 1:
             raise RuntimeError(f"the supervisor has {threads} threads: it must not fork")
         sys.stdout.flush()
         sys.stderr.flush()
@@ -76,6 +78,11 @@ class Forked:
                 raise subprocess.TimeoutExpired(str(self.pid), timeout or 0.0)
             time.sleep(0.01)
         return code
+
+
+def thread_count() -> int:
+    """Return the number of threads of this process, those of C libraries included."""
+    return len(list(Path("/proc/self/task").iterdir()))
 
 
 @dataclass

@@ -35,10 +35,9 @@ from flwr.supercore.tls import validate_and_resolve_root_certificates
 from flwr.supernode.runtime.run_clientapp import run_clientapp
 
 from coldframe import adapters, cgroups
+from coldframe.supervise import thread_count
 
 PACKET = 1 << 16
-# One thread while importing: OpenMP and BLAS libraries start their pools as they are loaded.
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 # What a child has told the SuperNode so far; a child writes it into memory that it shares with the zygote.
 NOTHING, REPLIED, DONE = 0, 1, 2
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
@@ -71,11 +70,6 @@ def preload(modules: list[str]) -> list[str]:
     gc.collect()
     gc.freeze()
     return loaded
-
-
-def thread_count() -> int:
-    """Return the number of threads of this process, those of C libraries included."""
-    return len(list(Path("/proc/self/task").iterdir()))
 
 
 def serve(control: socket.socket, modules: list[str], environment: dict[str, str | None]) -> None:

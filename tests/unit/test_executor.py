@@ -187,6 +187,8 @@ def test_changed_code_takes_effect_with_the_next_run(started: Federation, app: P
     (before,), (after,) = started.run(app, [{"do": "echo"}]), started.run(changed, [{"do": "echo"}])
     assert (before["generation"], after["generation"]) == (1, 2)
     assert before["parent"] == after["parent"], "both are children of one zygote"
+    name = Path(f"/proc/{after['parent']}/comm").read_text().strip()
+    assert name == "zygote", "it was not forked: whoever imports flwr again takes 80 MB more"
 
 
 def test_nothing_grows_over_sixty_tasks(started: Federation, app: Path) -> None:
