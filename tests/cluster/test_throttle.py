@@ -120,7 +120,10 @@ def pacing(lab: Lab) -> Iterator[Pacing]:
 @pytest.fixture(autouse=True)
 def baseline(pacing: Pacing) -> Iterator[None]:
     yield
-    pacing.throttle(undo="true")
+    files = f"cat /var/lib/coldframe/{FEDERATION}/agent/limits/*.json"
+    asked = "".join(sh(pacing.lab.hosts[number], files) for number in set(CLIENTS.values()))
+    if asked.count('"asked": {}') < len(CLIENTS):
+        pacing.throttle(undo="true")
     assert pacing.cores() == {CPU}
 
 
