@@ -22,6 +22,8 @@ from coldframe import limits, links
 from coldframe.engine import Engine, EngineError
 from coldframe.keeper import TICK, Client, Keeper, cores, is_shaped, say, without_network, write_json
 
+RESTARTS, PAUSE = 5, 0.5  # how often, and after how many seconds, a client that has just ended is looked for
+
 
 class Agent(Keeper):
     """Answers requests; each is carried out as a whole before the next one's turn."""
@@ -144,6 +146,18 @@ class Agent(Keeper):
             )
 
         results = dict(zip((c.name for c in chosen), self.pool.map(change, chosen), strict=True))
+        for _ in range(0 if check else RESTARTS):
+            # Between two looks at the engine a client may have been started anew: its process is another one.
+            lost = [c for c in chosen if results[c.name]["running"] and results[c.name]["verified"] is None]
+            if not lost:
+                break
+            time.sleep(PAUSE)
+            self.stale = True
+            self.refresh()
+            for client, again in zip(lost, self.pool.map(change, lost), strict=True):
+                first = results[client.name]
+                kept = {"before": first["before"], "changed": first["changed"] or again["changed"]}
+                results[client.name] = again | kept
         self.wake.set()
         return {"clients": results, "seconds": time.monotonic() - begin}
 

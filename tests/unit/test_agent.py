@@ -326,6 +326,25 @@ def test_client_that_does_not_run_gets_its_limits_when_it_starts(bench: Bench) -
     assert bench.held("a")["cpu"] == 0.1
 
 
+def test_client_that_is_started_anew_while_it_is_changed_is_looked_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that the engine named last has ended, and the agent has not heard of the new one yet."""
+    monkeypatch.setattr(agent_module, "PAUSE", 0.01)
+    read = bench.links.read
+
+    def of_living(pid: int, device: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        if pid == 100 and bench.engine.started["a"] == "2":
+            raise links.LinkError("no such process")
+        return read(pid, device)
+
+    monkeypatch.setattr(links, "read", of_living)
+    bench.engine.pids["a"], bench.engine.started["a"] = 970, "2"
+    answer = bench.set(down=5_000_000)
+    assert answer["clients"]["a"]["holds"] and answer["clients"]["a"]["changed"]
+    assert bench.links.state["veth970"]["down"] == 5_000_000
+
+
 def test_client_that_left_leaves_no_file(bench: Bench) -> None:
     (bench.root / "clients" / "b.json").unlink()
     bench.tick()
