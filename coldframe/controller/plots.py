@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator, StrMethodFormatter
 
 # Okabe and Ito's colours: told apart by colour-blind readers too.
 BLUE, ORANGE, GREEN, PURPLE, SKY, RED, YELLOW = (
@@ -41,7 +42,11 @@ STYLE: Any = {
     "lines.linewidth": 1.4,
     "lines.markersize": 4,
     "savefig.dpi": 200,
+    # Text stays text in SVG: it can be searched, and takes the page's typeface.
+    "svg.fonttype": "none",
 }
+UNTIMED = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # what matplotlib would write into an SVG
+MINUTES = 600.0  # from so many seconds on a time axis counts minutes
 
 
 def number(value: Any) -> float:
@@ -49,7 +54,21 @@ def number(value: Any) -> float:
     return float("nan") if value is None else float(value)
 
 
-def rounds(events: Mapping[int, Mapping[str, Any]], path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as the kind of file that the path names."""
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(path)
+
+
+def svg(figure: Figure, name: str) -> str:
+    """Give a figure as an SVG element for a page; `name` keeps its ids apart from other figures'."""
+    text = io.StringIO()
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name, "svg.id": name}):
+        figure.savefig(text, format="svg", metadata=UNTIMED)
+    return text.getvalue().partition("<svg")[1] + text.getvalue().partition("<svg")[2]
+
+
+def rounds(events: Mapping[int, Mapping[str, Any]]) -> Figure:
     """Draw accuracy, loss and seconds by phase over the rounds.
 
     What the untrained model reached stands in words: as a point it would press all others together.
@@ -81,20 +100,78 @@ def rounds(events: Mapping[int, Mapping[str, Any]], path: Path) -> None:
             )
             axes.set(title=title)
         for axes in (left, middle, right):
-            axes.set(xlabel="Round")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.savefig(path)
+            count_rounds(axes)
+    return figure
 
 
-def draw_curves(axes: Axes, events: Mapping[int, Mapping[str, Any]], curves: Mapping[str, str]) -> None:
-    """Draw those of the curves (key of the event -> label) that have any value."""
+def convergence(events: Mapping[int, Mapping[str, Any]], begin: float) -> Figure:
+    """Draw accuracy and loss over the rounds, and below over the time since `begin` (unix seconds)."""
+    trained = {n: events[n] for n in sorted(events) if n > 0}
+    moments = [float(event["time"]) - begin for event in trained.values()]
+    curves = (
+        {"accuracy": "server's test set", "client_accuracy": "clients' mean"},
+        {"loss": "server's test set", "client_loss": "clients' mean", "train_loss": "in training"},
+    )
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.6, 5.2), layout="constrained")
+        grid = figure.subplots(2, 2, sharey="col")
+        for column, found in enumerate(curves):
+            key = next(iter(found))
+            untrained = events.get(0, {}).get(key)
+            note = f" (untrained: {untrained:.3g})" if untrained is not None else ""
+            draw_curves(grid[0][column], trained, found)
+            draw_curves(grid[1][column], trained, found, at=moments)
+            grid[0][column].set(title=f"{key.capitalize()}{note}")
+            count_rounds(grid[0][column])
+            count_time(grid[1][column], moments[-1] if moments else 0.0)
+            for axes in grid[:, column]:
+                axes.set(ylabel=key.capitalize())
+    return figure
+
+
+def round_times(events: Mapping[int, Mapping[str, Any]]) -> Figure:
+    """Draw each round's seconds by phase."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.6, 2.7), layout="constrained")
+        axes = figure.subplots()
+        draw_phases(axes, {n: events[n] for n in sorted(events) if n > 0})
+        axes.set(title="", ylabel="Seconds")
+        count_rounds(axes)
+    return figure
+
+
+def count_rounds(axes: Axes) -> None:
+    """Make the horizontal axis count rounds."""
+    axes.set(xlabel="Round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def count_time(axes: Axes, end: float) -> None:
+    """Make the horizontal axis, whose values are seconds, count seconds or minutes."""
+    minutes = end >= MINUTES
+    axes.set(xlabel="Minutes since the run's start" if minutes else "Seconds since the run's start")
+    axes.set_xlim(left=0)
+    if minutes:
+        axes.xaxis.set_major_locator(MultipleLocator(60 * max(1, round(end / 480))))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 60:g}"))
+
+
+def draw_curves(
+    axes: Axes,
+    events: Mapping[int, Mapping[str, Any]],
+    curves: Mapping[str, str],
+    at: Sequence[float] | None = None,
+) -> None:
+    """Draw those of the curves (key of the event -> label) that have any value, over the rounds or `at`."""
     markers = len(events) <= 20
     for (key, label), colour, dash, marker in zip(
         curves.items(), (BLUE, ORANGE, GREEN), ("-", "--", ":"), ("o", "s", "^"), strict=False
     ):
         values = [number(event.get(key)) for event in events.values()]
         if not all(math.isnan(value) for value in values):
-            axes.plot(list(events), values, dash + marker * markers, color=colour, label=label)
+            axes.plot(
+                list(events) if at is None else at, values, dash + marker * markers, color=colour, label=label
+            )
     axes.grid(axis="y", color="#E5E5E5", linewidth=0.6)
     if axes.lines:
         axes.legend()
@@ -118,7 +195,7 @@ def draw_phases(axes: Axes, events: Mapping[int, Mapping[str, Any]]) -> None:
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), reverse=True)
 
 
-def clients(replies: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, Any]], path: Path) -> None:
+def clients(replies: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw each client's training seconds over the rounds; a cross marks a failure."""
     trained = [reply for reply in replies if reply["phase"] == "train"]
     own_clock = any(reply.get("system", {}).get("train_seconds") is not None for reply in trained)
@@ -137,12 +214,12 @@ def clients(replies: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str
     label = "Training time (s)" if own_clock else "Time from message to reply (s)"
     with matplotlib.rc_context(STYLE):
         if len(names) <= LINES:
-            figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+            figure = Figure(figsize=(9.6, 3.2), layout="constrained")
             draw_client_lines(figure.subplots(), names, numbers, seconds, failed, label=label)
         else:
-            figure = Figure(figsize=(6.4, 1.4 + 0.17 * len(names)), layout="constrained")
+            figure = Figure(figsize=(9.6, 1.4 + 0.17 * len(names)), layout="constrained")
             draw_client_map(figure, names, numbers, seconds, failed, label=label)
-        figure.savefig(path)
+    return figure
 
 
 def draw_client_lines(
@@ -193,7 +270,7 @@ def draw_client_map(
     axes.set(xlabel="Round")
 
 
-def partitions(histogram: Mapping[str, Sequence[int]], names: Mapping[int, str], path: Path) -> None:
+def partitions(histogram: Mapping[str, Sequence[int]], names: Mapping[int, str]) -> Figure:
     """Draw how many examples of each class each client holds.
 
     Parameters
@@ -211,7 +288,36 @@ def partitions(histogram: Mapping[str, Sequence[int]], names: Mapping[int, str],
         classes = draw_partitions(axes, [histogram[str(key)] for key in ids], labels)
         if classes <= 20:
             axes.legend(title="Class", loc="upper left", bbox_to_anchor=(1.0, 1.0), ncols=1 + (len(ids) < 8))
-        figure.savefig(path)
+    return figure
+
+
+def class_map(histogram: Mapping[str, Sequence[int]], names: Mapping[int, str]) -> Figure:
+    """Draw a row per client and a column per class, dark where there are many examples, with the counts.
+
+    Parameters
+    ----------
+    histogram, names
+        As for `partitions`; a partition without a name has no client, and is left out.
+    """
+    ids = [key for key in sorted(int(key) for key in histogram) if key in names]
+    counts = [list(histogram[str(key)]) for key in ids]
+    most = max((max(row) for row in counts), default=1) or 1
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.6, 0.9 + 0.24 * len(ids)), layout="constrained")
+        axes = figure.subplots()
+        axes.imshow(counts, aspect="auto", cmap="Blues", vmin=0, vmax=most, interpolation="nearest")
+        for place, row in enumerate(counts):
+            for column, count in enumerate(row if len(row) <= 20 else ()):
+                colour = "white" if count > 0.6 * most else "black"
+                axes.text(column, place, f"{count:,}", ha="center", va="center", color=colour, fontsize=8)
+            note = f"{sum(row):,} in all"
+            axes.text(len(row) - 0.4, place, note, ha="left", va="center", fontsize=8, clip_on=False)
+        axes.set_yticks(range(len(ids)), [names[key] for key in ids])
+        axes.xaxis.set_major_locator(MaxNLocator(20, integer=True))
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.set(xlabel="Class")
+    return figure
 
 
 def draw_partitions(axes: Axes, counts: Sequence[Sequence[int]], labels: Sequence[str]) -> int:

@@ -1,10 +1,11 @@
-"""Turns a run's journal into its results folder: summary, tables, copies, pictures, closing words.
+"""Turns a run's journal into its results folder: summary, tables, copies, pictures, report, closing words.
 
     python -m coldframe.controller.results DIR --results results       makes results/<time>-<run>/
     python -m coldframe.controller.results --purge NAME --results results
 
-DIR holds what was fetched from the server: `journal.jsonl` and, where the run got that far,
-`model.pt`. A run of a foreign app has no journal; then the folder holds what is known without one.
+DIR holds what was fetched from the machines: `journal.jsonl` and, where the run got that far,
+`model.pt`, and the containers' `logs/`. A run of a foreign app has no journal; then the folder holds what is known without one: what the
+SuperLink says of the run (`--record`) and what the agents have recorded.
 Whatever cannot be known is null in `summary.json` and empty in the tables, never a guess.
 With `--purge` the results of one federation are removed, and their folders named.
 """
@@ -18,16 +19,16 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from coldframe.controller import plots
-from coldframe.journal import read_journal
+import yaml
 
-Event = dict[str, Any]
+from coldframe.controller import plots, report
+from coldframe.controller.records import Event, Run, duration, gather, iso
+from coldframe.journal import read_journal
 
 STATUSES = ("completed", "failed", "stopped", "running")
 PHASES = ("configure", "train", "aggregate", "evaluate", "server_evaluate")
@@ -45,64 +46,6 @@ SYSTEM_FIGURES = (
 CUT_OFF = "the journal ends in the middle of the run: the server stopped before it could finish"
 
 
-@dataclass
-class Run:
-    """What a journal says about one run, sorted by kind.
-
-    Attributes
-    ----------
-    started
-        The `run_started` event; empty if the journal has none.
-    rounds
-        Round number -> `round` event. Round 0 is the evaluation before any training.
-    replies, failures
-        The `reply` and `failure` events in the order of the journal.
-    model_sha256
-        Hash over the final model's arrays, if it was saved.
-    finished
-        The `run_finished` event; empty if the run was cut off or goes on.
-    first, last
-        Unix time of the first and the last event, in seconds.
-    """
-
-    started: Event = field(default_factory=dict)
-    rounds: dict[int, Event] = field(default_factory=dict)
-    replies: list[Event] = field(default_factory=list)
-    failures: list[Event] = field(default_factory=list)
-    model_sha256: str | None = None
-    finished: Event = field(default_factory=dict)
-    first: float | None = None
-    last: float | None = None
-
-    @property
-    def trained_rounds(self) -> list[Event]:
-        """The `round` events of completed training rounds, in order."""
-        return [self.rounds[number] for number in sorted(self.rounds) if number > 0]
-
-
-def gather(events: Iterable[Event]) -> Run:
-    """Sort a journal's events by kind; of two events for one round the later counts."""
-    run = Run()
-    for event in events:
-        run.last = float(event["time"])
-        if run.first is None:
-            run.first = run.last
-        kind = event["event"]
-        if kind == "run_started":
-            run.started = event
-        elif kind == "round":
-            run.rounds[int(event["round"])] = event
-        elif kind == "reply":
-            run.replies.append(event)
-        elif kind == "failure":
-            run.failures.append(event)
-        elif kind == "model_saved":
-            run.model_sha256 = event["sha256"]
-        elif kind == "run_finished":
-            run.finished = event
-    return run
-
-
 def outcome(run: Run, status: str | None, error: str | None) -> tuple[str, str | None]:
     """Decide how the run ended, from what the caller was told and what the journal says.
 
@@ -116,13 +59,6 @@ def outcome(run: Run, status: str | None, error: str | None) -> tuple[str, str |
     if ended == "completed":
         return ended, None
     return ended or "failed", error or (CUT_OFF if ended in (None, "failed") else None)
-
-
-def iso(moment: float | None) -> str | None:
-    """Write a unix time as ISO 8601 in UTC, so that text order is time order."""
-    if moment is None:
-        return None
-    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
 
 
 def summarise(
@@ -288,16 +224,6 @@ def purge(results: Path, federation: str) -> list[Path]:
     return removed
 
 
-def duration(seconds: float) -> str:
-    """Say a time as people do: `8.4 s`, `3 min 12 s`, `2 h 05 min`."""
-    if round(seconds, 1) < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def ansible_playbook() -> str:
     """Name the command that the user can type: the one on PATH, or else that of our own environment."""
     if shutil.which("ansible-playbook"):
@@ -364,19 +290,28 @@ def failure_lines(failures: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def write_events(source: Path, run: Run, target: Path) -> None:
-    """Keep the changes of limits that fall into the run's time."""
+def write_events(source: Path, run: Run, target: Path) -> list[Event]:
+    """Keep the changes of limits that fall into the run's time, and give them."""
     lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
     first, last = run.first or 0.0, run.last or float("inf")
     kept = [line for line in lines if first <= json.loads(line)["time"] <= last]
     target.write_text("".join(kept), encoding="utf-8")
+    return [json.loads(line) for line in kept]
+
+
+def read_json(path: Path | None) -> dict[str, Any]:
+    """Read what the caller has given, if it has."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path else {}
 
 
 def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, Path]:
     """Write the whole results folder, and move `latest` last."""
     source: Path = arguments.source
     run = gather(read_journal(source / "journal.jsonl"))
-    versions = json.loads(arguments.versions.read_text(encoding="utf-8")) if arguments.versions else {}
+    versions, record = read_json(arguments.versions), read_json(arguments.record)
+    if run.first is None and record.get("started"):
+        run.first = datetime.fromisoformat(record["started"]).timestamp()
+        run.last = datetime.fromisoformat(record["finished"]).timestamp() if record.get("finished") else None
     summary = summarise(
         run,
         run_id=arguments.run_id or source.resolve().name,
@@ -394,8 +329,12 @@ def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, P
     copy(source / "journal.jsonl", out / "journal.jsonl")
     copy(source / "model.pt", out / "model.pt")
     copy(arguments.inventory, out / "inventory.json")
+    copy(arguments.record, out / "superlink.json")
+    if (source / "logs").exists():
+        shutil.copytree(source / "logs", out / "logs", dirs_exist_ok=True)
+    events: list[Event] = []
     if arguments.events and arguments.events.exists():
-        write_events(arguments.events, run, out / "events.jsonl")
+        events = write_events(arguments.events, run, out / "events.jsonl")
     if arguments.config:
         copy(arguments.config, out / "config.yml")
     elif run.started:
@@ -404,12 +343,22 @@ def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, P
         text = "".join(f"{key}: {json.dumps(value)}\n" for key, value in config)
         (out / "config.yml").write_text(text, encoding="utf-8")
     if run.rounds:
-        plots.rounds(run.rounds, out / "rounds.png")
+        plots.save(plots.rounds(run.rounds), out / "rounds.png")
     if run.replies:
-        plots.clients(run.replies, run.failures, out / "clients.png")
+        plots.save(plots.clients(run.replies, run.failures), out / "clients.png")
     if run.started.get("histogram"):
         names = {int(client["partition_id"]): client["name"] for client in run.started["clients"]}
-        plots.partitions(run.started["histogram"], names, out / "partitions.png")
+        plots.save(plots.partitions(run.started["histogram"], names), out / "partitions.png")
+    settings = (out / "config.yml").read_text(encoding="utf-8") if (out / "config.yml").exists() else ""
+    report.write(
+        out / "report.html",
+        run,
+        summary,
+        events=events,
+        inventory=read_json(arguments.inventory),
+        settings=yaml.safe_load(settings),
+        record=record,
+    )
     point_latest(arguments.results)
     return summary, run, out
 
@@ -422,7 +371,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, required=True, help="folder that holds a folder per run")
     parser.add_argument("--purge", metavar="NAME", help="remove the results of this federation instead")
     parser.add_argument("--run-id", help="for a run without a journal (default: name of the source folder)")
-    parser.add_argument("--inventory", type=Path, help="JSON file: federation and roster of the run")
+    parser.add_argument("--record", type=Path, help="JSON file: what SuperLink says of the run")
+    parser.add_argument("--inventory", type=Path, help="JSON file: federation, clients, machines of the run")
     parser.add_argument("--config", type=Path, help="YAML file: the run's variables")
     parser.add_argument("--versions", type=Path, help="JSON file: versions that the journal does not know")
     parser.add_argument("--events", type=Path, help="events.jsonl: changes of limits during the run")

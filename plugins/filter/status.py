@@ -29,6 +29,42 @@ def coldframe_with_keys(
     ]
 
 
+def coldframe_inventory(
+    registered: Iterable[Mapping[str, Any]],
+    roster: Iterable[Mapping[str, Any]],
+    groups: Mapping[str, Iterable[str]],
+    hostvars: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What a run stood on: the clients as they are registered, with the limits that the inventory gives
+    them, and the machines as preflight found them."""
+    limits = {client["name"]: client for client in roster}
+    clients = [
+        {
+            **client,
+            **{key: limits.get(client["name"], {}).get(key) for key in ("cpu", "memory", "pids", "profile")},
+        }
+        for client in registered
+    ]
+    machines = []
+    for name in groups["fl_machines"]:
+        facts = hostvars[name].get("machine_facts") or {}
+        roles = [role for role in ("server", "clients", "monitor") if name in groups.get(f"fl_{role}", [])]
+        machines.append(
+            {
+                "name": name,
+                "roles": roles,
+                "cores": facts.get("cpus"),
+                "memory": facts.get("memory_total"),
+                "architecture": facts.get("arch"),
+                "system": (facts.get("os") or {}).get("pretty_name"),
+                "kernel": facts.get("kernel"),
+                "docker": (facts.get("docker") or {}).get("version"),
+                "cgroup": (facts.get("cgroup") or {}).get("version"),
+            }
+        )
+    return {"clients": clients, "machines": machines}
+
+
 def client_row(
     name: str, machine: str, found: Mapping[str, Any], online: Mapping[str, str]
 ) -> dict[str, Any]:
@@ -145,6 +181,7 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return them."""
         return {
+            "coldframe_inventory": coldframe_inventory,
             "coldframe_with_keys": coldframe_with_keys,
             "coldframe_status": coldframe_status,
             "coldframe_status_text": coldframe_status_text,

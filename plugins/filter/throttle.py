@@ -164,16 +164,18 @@ def coldframe_speeds(machines: Iterable[Mapping[str, Any]], reference: float) ->
     ]
 
 
-def coldframe_events(results: Iterable[Mapping[str, Any]]) -> str:
+def coldframe_events(machines: Iterable[str], hostvars: Mapping[str, Any]) -> str:
     """The events of all machines as lines of JSON, in the order of time, each with its machine.
 
     Parameters
     ----------
-    results : iterable of dict
-        Answers of client_limits in a loop over the machines.
+    machines : iterable of str
+        Inventory names; ``hostvars`` of each may hold ``coldframe_events``, the agent's answer.
     """
     events = [
-        {**event, "machine": result["item"]} for result in results for event in result.get("events") or []
+        {**event, "machine": machine}
+        for machine in machines
+        for event in (hostvars[machine].get("coldframe_events") or {}).get("events") or []
     ]
     return "".join(json.dumps(event) + "\n" for event in sorted(events, key=lambda event: event["time"]))
 

@@ -55,6 +55,10 @@ arch:
   description: Architecture as the kernel names it.
   type: str
   returned: always
+kernel:
+  description: Release of the kernel.
+  type: str
+  returned: always
 python:
   description: Version of the Python that runs modules.
   type: str
@@ -285,6 +289,7 @@ def main() -> None:
         changed=False,
         time=now,
         arch=platform.machine(),
+        kernel=platform.release(),
         python=platform.python_version(),
         os=os_release(),
         cpus=os.cpu_count(),

@@ -200,7 +200,10 @@ def test_files_of_the_run_are_copied(tmp_path: Path) -> None:
     given = {
         "inventory": '{"all": 1}\n',
         "versions": '{"docker": "26.1", "flwr": "0"}',
-        "events": "".join(f'{{"time": {moment}, "cpu": 1}}\n' for moment in (1.0, start + 5, start + 1e6)),
+        "events": "".join(
+            f'{{"time": {moment}, "client": "lab-0", "cause": "oom"}}\n'
+            for moment in (1.0, start + 5, start + 1e6)
+        ),
         "config": "a: 1\n",
     }
     options = []

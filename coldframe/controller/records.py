@@ -1,0 +1,85 @@
+"""What a journal says about one run, sorted by kind, and how times are written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+Event = dict[str, Any]
+
+
+@dataclass
+class Run:
+    """What a journal says about one run, sorted by kind.
+
+    Attributes
+    ----------
+    started
+        The `run_started` event; empty if the journal has none.
+    rounds
+        Round number -> `round` event. Round 0 is the evaluation before any training.
+    replies, failures
+        The `reply` and `failure` events in the order of the journal.
+    model_sha256
+        Hash over the final model's arrays, if it was saved.
+    finished
+        The `run_finished` event; empty if the run was cut off or goes on.
+    first, last
+        Unix time of the first and the last event, in seconds.
+    """
+
+    started: Event = field(default_factory=dict)
+    rounds: dict[int, Event] = field(default_factory=dict)
+    replies: list[Event] = field(default_factory=list)
+    failures: list[Event] = field(default_factory=list)
+    model_sha256: str | None = None
+    finished: Event = field(default_factory=dict)
+    first: float | None = None
+    last: float | None = None
+
+    @property
+    def trained_rounds(self) -> list[Event]:
+        """The `round` events of completed training rounds, in order."""
+        return [self.rounds[number] for number in sorted(self.rounds) if number > 0]
+
+
+def gather(events: Iterable[Event]) -> Run:
+    """Sort a journal's events by kind; of two events for one round the later counts."""
+    run = Run()
+    for event in events:
+        run.last = float(event["time"])
+        if run.first is None:
+            run.first = run.last
+        kind = event["event"]
+        if kind == "run_started":
+            run.started = event
+        elif kind == "round":
+            run.rounds[int(event["round"])] = event
+        elif kind == "reply":
+            run.replies.append(event)
+        elif kind == "failure":
+            run.failures.append(event)
+        elif kind == "model_saved":
+            run.model_sha256 = event["sha256"]
+        elif kind == "run_finished":
+            run.finished = event
+    return run
+
+
+def iso(moment: float | None) -> str | None:
+    """Write a unix time as ISO 8601 in UTC, so that text order is time order."""
+    if moment is None:
+        return None
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
+
+
+def duration(seconds: float) -> str:
+    """Say a time as people do: `8.4 s`, `3 min 12 s`, `2 h 05 min`."""
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

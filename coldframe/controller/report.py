@@ -1,0 +1,316 @@
+"""Writes a run's report.html: one page that needs nothing but itself, to read, to print, and to attach.
+
+Every figure of it stands in the other files of the results folder too; what is not known is left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from coldframe.controller import plots, timeline
+from coldframe.controller.records import Event, Run, duration
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+ROUNDS = 25  # of more rounds the table shows some; rounds.csv has all
+NOTHING = "\u2013"
+TOGETHER = 2.0  # seconds: the same change of several clients within this time is one line
+CAUSES = {cause: words for cause, (_, _, words) in timeline.MARKS.items()}
+COLUMNS = {
+    "round": "Round",
+    "accuracy": "Accuracy",
+    "loss": "Loss",
+    "client_accuracy": "Accuracy, clients' mean",
+    "client_loss": "Loss, clients' mean",
+    "train_loss": "Loss in training",
+    "seconds": "Seconds",
+    "clients": "Clients",
+    "failures": "Failures",
+}
+
+
+def write(
+    path: Path,
+    run: Run,
+    summary: Mapping[str, Any],
+    *,
+    events: Sequence[Event] = (),
+    inventory: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    record: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the report.
+
+    Parameters
+    ----------
+    summary
+        Content of `summary.json`.
+    events
+        The agents' events of the run's time.
+    inventory
+        Content of `inventory.json`.
+    settings
+        The run's variables as they were typed, for a run without a journal.
+    record
+        What SuperLink says of the run: app, times, traffic.
+    """
+    inventory, record = inventory or {}, record or {}
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters.update(text=text, size=size, when=when)
+    clients = client_rows(run, events, inventory.get("clients", []))
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        title=summary["run_name"] or f"Run {summary['run_id']}",
+        summary=summary,
+        federation=inventory.get("federation"),
+        headline=headline(run, summary, record),
+        figures=figures(run, events, inventory, clients),
+        columns=columns(run),
+        rounds=thinned([run.rounds[number] for number in sorted(run.rounds)]),
+        rounds_in_all=len(run.rounds),
+        clients=clients,
+        failures=run.failures,
+        changes=changes(events, run.first or 0.0),
+        machines=inventory.get("machines", []),
+        settings=configuration(run, settings or {}),
+        versions=summary["versions"],
+        app=record.get("app") or (settings or {}).get("app"),
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def text(value: Any) -> str:
+    """Write a value of a table: floats with four digits that count, nothing as a dash."""
+    if value is None or value == "":
+        return NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int) and abs(value) >= 10_000:
+        return f"{value:,}"
+    if isinstance(value, Mapping | list | tuple):
+        return json.dumps(value)
+    return str(value)
+
+
+def size(value: float | None) -> str:
+    """Write a number of bytes in units of 1024; a negative one is no limit."""
+    if value is None:
+        return NOTHING
+    if value < 0:
+        return "none"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            break
+        value /= 1024
+    return f"{value:.3g} {unit}" if value < 1000 else f"{value:.0f} {unit}"
+
+
+def when(moment: str | None) -> str:
+    """Write a moment of summary.json for people."""
+    return (
+        datetime.fromisoformat(moment).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        if moment
+        else NOTHING
+    )
+
+
+def headline(run: Run, summary: Mapping[str, Any], record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Give the figures that come first: what it is, the figure, a note; only those that are known."""
+    found: list[tuple[str, str, str]] = []
+    evaluated = [event for event in run.rounds.values() if event.get("accuracy") is not None]
+    if summary["accuracy"] is not None:
+        best = max(evaluated, key=lambda event: event["accuracy"])
+        note = f"best {best['accuracy']:.4f} in round {best['round']}"
+        found.append(("Accuracy", f"{summary['accuracy']:.4f}", note))
+    if summary["loss"] is not None:
+        found.append(("Loss", f"{summary['loss']:.4f}", "on the server's test set"))
+    if summary["rounds"] is not None:
+        planned = run.started.get("rounds", summary["rounds"])
+        note = f"{len(run.failures)} failures" if run.failures else "no failures"
+        found.append(("Rounds", f"{summary['rounds']} of {planned}", note))
+        found.append(("Clients", str(summary["clients"]), str(summary["partitioner"])))
+    if summary["wall_seconds"] is not None:
+        seconds = summary["round_seconds"]
+        note = f"median round {duration(median(seconds))}" if seconds else ""
+        found.append(("Wall time", duration(summary["wall_seconds"]), note))
+    traffic = (record.get("bytes_sent") or 0) + (record.get("bytes_received") or 0)
+    if traffic:
+        found.append(("Traffic", size(traffic), "sent and received by the server"))
+    return found
+
+
+def figures(
+    run: Run, events: Sequence[Event], inventory: Mapping[str, Any], clients: Sequence[Mapping[str, Any]]
+) -> list[tuple[Markup, str, str]]:
+    """Give each picture as an SVG element with its title and what one has to know to read it."""
+    drawn: list[tuple[Any, str, str]] = []
+    trained = {number: event for number, event in run.rounds.items() if number > 0}
+    if any(event.get("accuracy") is not None or event.get("loss") is not None for event in trained.values()):
+        note = "By round above, by time below; the clients' mean is weighted with their numbers of examples."
+        drawn.append((plots.convergence(run.rounds, run.first or 0.0), "Accuracy and loss", note))
+    if trained:
+        note = (
+            "What each round's time went into. The train and evaluate phases last until the last client has"
+            " replied; configure and aggregate are the server's own."
+        )
+        drawn.append((plots.round_times(run.rounds), "Time by phase of the round", note))
+    baselines = {item["name"]: item.get("cpu") for item in inventory.get("clients", [])}
+    rows = timeline.lanes(run, events, baselines)
+    if any(lane.spans or lane.marks or lane.failures for lane in rows):
+        note = (
+            "What each client did when, from message to reply, under which CPU limit (cores, as read from the"
+            " kernel), and what happened to it. Thin lines are the ends of rounds."
+        )
+        drawn.append((timeline.draw(rows, run), "Clients over time", note))
+    if run.replies:
+        note = "The seconds that each client trained in each round, by its own clock."
+        drawn.append((plots.clients(run.replies, run.failures), "Training time by client", note))
+    if run.started.get("histogram"):
+        names = {int(item["partition_id"]): item["name"] for item in run.started["clients"]}
+        note = "How many training examples of each class each client holds."
+        drawn.append((plots.class_map(run.started["histogram"], names), "Classes by client", note))
+    return [
+        (Markup(plots.svg(figure, f"figure-{place}")), title, note)
+        for place, (figure, title, note) in enumerate(drawn, start=1)
+    ]
+
+
+def columns(run: Run) -> dict[str, str]:
+    """Give the columns of the table of rounds that have any value: key of the event -> heading."""
+    return {
+        key: words
+        for key, words in COLUMNS.items()
+        if any(event.get(key) is not None for event in run.rounds.values())
+    }
+
+
+def thinned(rows: list[Event]) -> list[Event]:
+    """Leave out rows of a long table, evenly; the first and the last stay."""
+    if len(rows) <= ROUNDS:
+        return rows
+    return [rows[round(place * (len(rows) - 1) / (ROUNDS - 1))] for place in range(ROUNDS)]
+
+
+def client_rows(
+    run: Run, events: Sequence[Event], inventory: Iterable[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Give a row per client: where it is, what it may use, what it used, in the order of partition ids."""
+    known = {item["name"]: dict(item) for item in inventory}
+    for item in run.started.get("clients", []):
+        known.setdefault(item["name"], {}).update(item)
+    rows = []
+    for name, item in known.items():
+        replies = [r for r in run.replies if r["client"] == name and r["phase"] == "train"]
+        if run.started and not replies and name not in {c["name"] for c in run.started["clients"]}:
+            continue  # it came to the federation after the run
+        seen = {
+            key: [r["system"][key] for r in replies if r.get("system", {}).get(key) is not None]
+            for key in ("cpu_limit", "memory_limit", "train_seconds", "samples_per_second")
+        } | {
+            key: [r["system"][key] for r in replies if r.get("system", {}).get(key, -1.0) >= 0]
+            for key in ("throttled_share", "memory_peak")
+        }
+        memory = seen["memory_limit"][-1] if seen["memory_limit"] else item.get("memory")
+        rows.append(
+            {
+                "name": name,
+                "machine": item.get("machine"),
+                "partition_id": item.get("partition_id"),
+                "profile": item.get("profile"),
+                "examples": replies[-1].get("examples") if replies else None,
+                "cpu": cpu_text(seen["cpu_limit"], item.get("cpu")),
+                "memory": memory,
+                "train_seconds": median(seen["train_seconds"]) if seen["train_seconds"] else None,
+                "samples_per_second": median(seen["samples_per_second"])
+                if seen["samples_per_second"]
+                else None,
+                "throttled": f"{mean(seen['throttled_share']):.0%}" if seen["throttled_share"] else None,
+                "memory_peak": max(seen["memory_peak"], default=None),
+                "traffic": sum((r.get("bytes_down") or 0) + (r.get("bytes_up") or 0) for r in replies)
+                or None,
+                "failures": sum(failure["client"] == name for failure in run.failures),
+                "oom_kills": sum(
+                    int(e.get("kills", 1)) for e in events if e["client"] == name and e["cause"] == "oom"
+                ),
+            }
+        )
+    return sorted(rows, key=lambda row: (row["partition_id"] is None, row["partition_id"], row["name"]))
+
+
+def cpu_text(seen: Sequence[float], baseline: float | None) -> str | None:
+    """Write a client's CPU limit in cores: as a range if it changed while the client trained."""
+    values = sorted({value for value in seen if value > 0})
+    if not values and (seen or baseline is None):
+        return "none" if seen else None
+    values = values or [float(baseline or 0.0)]
+    return f"{values[0]:.3g}" if len(values) == 1 else f"{values[0]:.3g} to {values[-1]:.3g}"
+
+
+def changes(events: Iterable[Event], begin: float) -> list[dict[str, Any]]:
+    """Give the events as lines: the same change of several clients at one time is one line."""
+    lines: list[dict[str, Any]] = []
+    for event in sorted(events, key=lambda event: float(event["time"])):
+        requested, cause = event.get("requested") or {}, str(event["cause"])
+        what = ", ".join(f"{key} {limit_text(key, value)}" for key, value in sorted(requested.items()))
+        after = float(event["time"]) - begin
+        problem = str(event.get("problem", ""))
+        holds = event.get("holds")
+        same = next(
+            (
+                line
+                for line in reversed(lines)
+                if (line["cause"], line["what"], line["holds"], line["problem"])
+                == (CAUSES.get(cause, cause), what, holds, problem)
+                and after - line["after"] <= TOGETHER
+            ),
+            None,
+        )
+        if same:
+            if event["client"] not in same["clients"]:
+                same["clients"].append(event["client"])
+            continue
+        lines.append(
+            {
+                "after": after,
+                "clients": [event["client"]],
+                "cause": CAUSES.get(cause, cause),
+                "what": what,
+                "holds": holds,
+                "problem": problem,
+            }
+        )
+    for line in lines:
+        line["clients"].sort()
+    return lines
+
+
+def limit_text(key: str, value: Any) -> str:
+    """Write a limit with its unit."""
+    if value is None:
+        return "none"
+    if key == "memory":
+        return size(float(value))
+    if key in ("down", "up"):
+        return f"{float(value) / 1e6:.3g} Mbit/s"
+    if key in ("delay", "jitter"):
+        return f"{float(value) * 1000:.3g} ms"
+    return text(value) + (" cores" if key == "cpu" else " %" if key == "loss" else "")
+
+
+def configuration(run: Run, settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Give the run's configuration: what the run itself recorded, else what was typed for it."""
+    known = run.started.get("config") or {
+        **{key: settings[key] for key in ("app",) if settings.get(key)},
+        **(settings.get("run_config") or {}),
+    }
+    return [(key, text(value)) for key, value in sorted(known.items())]

@@ -1,0 +1,216 @@
+"""Draws what each client did when, under which CPU limit, and what happened to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from coldframe.controller.plots import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, STYLE, count_time
+from coldframe.controller.records import Event, Run
+
+# What is marked: cause of the event -> marker, colour, words of the legend. Each has a shape of its own.
+MARKS = {
+    "throttle": ("v", RED, "throttled"),
+    "undo": ("^", GREEN, "throttle undone"),
+    "expiry": (">", GREEN, "throttle expired"),
+    "trace": ("d", PURPLE, "limits of a trace"),
+    "trace ended": ("s", PURPLE, "trace ended"),
+    "inventory": ("P", "#000000", "limits of the inventory changed"),
+    "restart": ("*", ORANGE, "restarted, limits applied anew"),
+    "drift": ("D", "#000000", "limits mended"),
+    "oom": ("X", "#000000", "killed for lack of memory"),
+}
+ACTIVITIES = {"train": (BLUE, "trains"), "evaluate": (SKY, "evaluates")}
+NAMED = 16  # with more clients than this the limits' values would not fit into their rows
+# Heights within a row, which is 1 high: what the client does, and above it its limit.
+ACTIVITY, LIMIT, ROOM = 0.06, 0.34, 0.5
+
+
+@dataclass
+class Lane:
+    """One client's row.
+
+    Attributes
+    ----------
+    spans
+        Phase, begin and end of each message's work, in unix seconds.
+    limits
+        Moment and cores of each change of the CPU limit, the first at the run's start; None is no limit
+        that is known.
+    marks
+        Moment and cause of what happened to it.
+    failures
+        Moments at which a message ended without a reply.
+    """
+
+    name: str
+    spans: list[tuple[str, float, float]] = field(default_factory=list)
+    limits: list[tuple[float, float | None]] = field(default_factory=list)
+    marks: list[tuple[float, str]] = field(default_factory=list)
+    failures: list[float] = field(default_factory=list)
+
+
+def lanes(run: Run, events: Sequence[Event], baselines: Mapping[str, float | None]) -> list[Lane]:
+    """Give a lane per client, in the order of partition ids.
+
+    Parameters
+    ----------
+    events
+        The agents' events of the run's time.
+    baselines
+        Client -> cores that the inventory gives it, as far as they are known.
+    """
+    partition = {event["client"]: int(event.get("partition_id") or 0) for event in run.replies}
+    partition |= {item["name"]: int(item["partition_id"]) for item in run.started.get("clients", [])}
+    last = len(partition)
+    found = [*partition, *(name for name in baselines if name not in partition)]
+    by_name = {name: Lane(name) for name in sorted(found, key=lambda name: partition.get(name, last))}
+    for reply in run.replies:
+        if reply.get("seconds") is not None:
+            end = float(reply["time"])
+            span = (reply["phase"], end - float(reply["seconds"]), end)
+            by_name[reply["client"]].spans.append(span)
+    for failure in run.failures:
+        if failure["client"] in by_name:
+            by_name[failure["client"]].failures.append(float(failure["time"]))
+    for event in events:
+        if event["client"] in by_name and event["cause"] in MARKS:
+            by_name[event["client"]].marks.append((float(event["time"]), event["cause"]))
+    for lane in by_name.values():
+        seen = [reply for reply in run.replies if reply["client"] == lane.name]
+        changes = [event for event in events if event["client"] == lane.name]
+        lane.limits = limits(run.first or 0.0, seen, changes, baselines.get(lane.name))
+    return list(by_name.values())
+
+
+def limits(
+    begin: float, replies: Sequence[Event], events: Sequence[Event], baseline: float | None
+) -> list[tuple[float, float | None]]:
+    """Give the CPU limit over time: what the kernel said, in the agents' events or else in the replies."""
+    seen = [
+        (float(reply["time"]) - float(reply.get("seconds") or 0.0), cores(reply["system"]["cpu_limit"]))
+        for reply in replies
+        if reply.get("system", {}).get("cpu_limit") is not None
+    ]
+    changes = [
+        (float(event["time"]), cores(event["verified"]["cpu"]))
+        for event in events
+        if "cpu" in (event.get("verified") or {})
+    ]
+    known = changes or seen
+    # Before any change the client itself has said what it found.
+    start = seen[0][1] if seen and (not changes or seen[0][0] < changes[0][0]) else baseline
+    steps = [(begin, start)]
+    for moment, value in known:
+        if value != steps[-1][1]:
+            steps.append((moment, value))
+    return steps
+
+
+def cores(value: float | None) -> float | None:
+    """Give the cores of a limit; none, which a client reports as a negative number, is None."""
+    return None if value is None or value < 0 else float(value)
+
+
+def draw(rows: Sequence[Lane], run: Run) -> Figure:
+    """Draw the lanes, with a thin line where a round ended."""
+    begin, end = run.first or 0.0, run.last or 1.0
+    values = [value for lane in rows for _, value in lane.limits if value is not None]
+    most = max(values, default=1.0)
+    # Many clients get low rows: the picture stays on one page.
+    height = min(0.46, max(0.15, 7.6 / max(1, len(rows))))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.6, 1.1 + height * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        for event in run.rounds.values():
+            axes.axvline(float(event["time"]) - begin, color="#D9D9D9", linewidth=0.6, zorder=0)
+            if event["round"]:
+                place = (float(event["time"]) - begin, 1.0)
+                axes.annotate(
+                    f"{event['round']} ",
+                    place,
+                    xycoords=("data", "axes fraction"),
+                    ha="right",
+                    va="bottom",
+                    fontsize=7,
+                    color="#666666",
+                )
+        for floor, lane in enumerate(reversed(rows)):
+            draw_lane(axes, lane, floor, begin, end, most=most, named=len(rows) <= NAMED)
+        axes.set_yticks([floor + 0.5 for floor in range(len(rows))], [lane.name for lane in reversed(rows)])
+        axes.tick_params(axis="y", length=0, labelsize=9 if height > 0.2 else 7)
+        axes.set(xlim=(0, max(end - begin, 1e-3)), ylim=(0, len(rows)))
+        for line in range(1, len(rows)):
+            axes.axhline(line, color="#EEEEEE", linewidth=0.6, zorder=0)
+        axes.spines[["left"]].set_visible(False)
+        count_time(axes, end - begin)
+        figure.legend(handles=handles(rows, most), loc="outside upper center", ncols=6)
+    return figure
+
+
+def draw_lane(
+    axes: Any, lane: Lane, floor: float, begin: float, end: float, *, most: float, named: bool
+) -> None:
+    """Draw one row that stands on `floor`."""
+    for phase, (colour, _) in ACTIVITIES.items():
+        spans = [(start - begin, stop - start) for kind, start, stop in lane.spans if kind == phase]
+        axes.broken_barh(spans, (floor + ACTIVITY, 0.22), facecolors=colour, edgecolor="white", linewidth=0.3)
+    moments = [moment - begin for moment, _ in lane.limits] + [end - begin]
+    tops = [float("nan") if value is None else value / most for _, value in lane.limits]
+    heights = [floor + LIMIT + ROOM * top for top in tops]
+    axes.stairs(heights, moments, baseline=floor + LIMIT, fill=True, color="#E4E4E4", zorder=1)
+    axes.stairs(heights, moments, baseline=None, color="#555555", linewidth=1.0, zorder=2)
+    if named:
+        for moment, (_, value), height in zip(moments, lane.limits, heights, strict=False):
+            if value is not None:
+                axes.annotate(
+                    f"{value:.2g}",
+                    (moment, height),
+                    xytext=(3, -1.5),
+                    textcoords="offset points",
+                    va="top",
+                    fontsize=7,
+                    zorder=3,
+                )
+    for moment, cause in lane.marks:
+        marker, colour, _ = MARKS[cause]
+        axes.plot(
+            moment - begin,
+            floor + LIMIT + ROOM * 0.95,
+            marker,
+            color=colour,
+            markersize=5 if named else 3.5,
+            zorder=4,
+        )
+    crosses = [moment - begin for moment in lane.failures]
+    axes.plot(
+        crosses, [floor + ACTIVITY + 0.11] * len(crosses), "x", color=RED, markersize=6, mew=1.8, zorder=4
+    )
+
+
+def handles(rows: Sequence[Lane], most: float) -> list[Any]:
+    """Give the legend's entries: only of what is drawn."""
+    kinds = {phase for lane in rows for phase, _, _ in lane.spans}
+    found: list[Any] = [
+        Patch(color=colour, label=words) for phase, (colour, words) in ACTIVITIES.items() if phase in kinds
+    ]
+    if any(value is not None for lane in rows for _, value in lane.limits):
+        label = f"CPU limit (full height: {most:.3g} cores)"
+        found.append(Patch(facecolor="#E4E4E4", edgecolor="#555555", label=label))
+    causes = {cause for lane in rows for _, cause in lane.marks}
+    found += [
+        Line2D([], [], linestyle="", marker=marker, color=colour, markersize=5, label=words)
+        for cause, (marker, colour, words) in MARKS.items()
+        if cause in causes
+    ]
+    if any(lane.failures for lane in rows):
+        found.append(
+            Line2D([], [], linestyle="", marker="x", color=RED, mew=1.8, markersize=6, label="failed")
+        )
+    return found
