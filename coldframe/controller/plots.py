@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,11 @@ def save(figure: Figure, path: Path) -> None:
 
 def svg(figure: Figure, name: str) -> str:
     """Give a figure as an SVG element for a page; `name` keeps its ids apart from other figures'."""
-    text = io.StringIO()
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name, "svg.id": name}):
-        figure.savefig(text, format="svg", metadata=UNTIMED)
-    return text.getvalue().partition("<svg")[1] + text.getvalue().partition("<svg")[2]
+    file = io.StringIO()
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure.savefig(file, format="svg", metadata=UNTIMED)
+    text = file.getvalue()
+    return re.sub(r'(\bid="|url\(#|xlink:href="#)', rf"\1{name}-", text[text.index("<svg") :])
 
 
 def rounds(events: Mapping[int, Mapping[str, Any]]) -> Figure:

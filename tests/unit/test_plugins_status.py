@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from plugins.filter.status import coldframe_status, coldframe_status_text, coldframe_with_keys
+from plugins.filter.status import (
+    coldframe_inventory,
+    coldframe_status,
+    coldframe_status_text,
+    coldframe_with_keys,
+)
 
 LIMITS = {"cpu": 0.5, "memory": 1 << 30, "pids": 256}
 USE = {"memory": 300 << 20, "cpu_seconds": 3.0, "throttled_share": 0.25, "oom_kills": 0}
@@ -63,6 +68,28 @@ def test_machine_whose_agent_does_not_answer_holds_nothing() -> None:
     assert [client["client"] for client in report["clients"]] == ["c1-0"]
     assert not report["clients"][0]["limits_hold"]
     assert "DO NOT HOLD" in "\n".join(coldframe_status_text(report))
+
+
+def test_inventory_of_a_run_joins_registration_limits_and_machines() -> None:
+    """A client that has left the roster keeps its line, without limits; so does a machine that is silent."""
+    registered = [
+        {"name": name, "machine": "c1", "partition_id": i} for i, name in enumerate(("c1-0", "c1-1"))
+    ]
+    roster = [{"name": "c1-0", "cpu": 0.5, "memory": 1 << 30, "pids": 256, "profile": None}]
+    facts = {
+        "cpus": 2,
+        "memory_total": 4 << 30,
+        "arch": "x86_64",
+        "kernel": "6.1",
+        "docker": {"version": "26"},
+    }
+    hostvars = {"srv": {"machine_facts": facts}, "c1": {}}
+    groups = {"fl_machines": ["srv", "c1"], "fl_server": ["srv"], "fl_clients": ["srv", "c1"]}
+    found = coldframe_inventory(registered, roster, groups, hostvars)
+    assert [(client["name"], client["cpu"]) for client in found["clients"]] == [("c1-0", 0.5), ("c1-1", None)]
+    machine, silent = found["machines"]
+    assert (machine["roles"], machine["cores"], machine["docker"]) == (["server", "clients"], 2, "26")
+    assert (silent["name"], silent["cores"]) == ("c1", None)
 
 
 def test_registration_joins_roster_and_public_keys() -> None:

@@ -228,12 +228,13 @@ def test_diff_shows_what_differs() -> None:
 
 
 def test_events_of_all_machines_are_in_the_order_of_time() -> None:
-    results = [
-        {"item": "c1", "events": [{"time": 1, "client": "c1-0"}, {"time": 3, "client": "c1-0"}]},
-        {"item": "c2", "events": [{"time": 2, "client": "c2-0"}]},
-        {"item": "c3", "msg": "no agent answers"},
-    ]
-    lines = [json.loads(line) for line in coldframe_events(results).splitlines()]
+    answers = {
+        "c1": {"events": [{"time": 1, "client": "c1-0"}, {"time": 3, "client": "c1-0"}]},
+        "c2": {"events": [{"time": 2, "client": "c2-0"}]},
+        "c3": {"msg": "no agent answers"},
+    }
+    hostvars = {name: {"coldframe_events": answer} for name, answer in answers.items()} | {"c4": {}}
+    lines = [json.loads(line) for line in coldframe_events(hostvars, hostvars).splitlines()]
     assert [(line["time"], line["machine"]) for line in lines] == [(1, "c1"), (2, "c2"), (3, "c1")]
 
 
