@@ -307,7 +307,8 @@ def class_map(histogram: Mapping[str, Sequence[int]], names: Mapping[int, str]) 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 0.9 + 0.24 * len(ids)), layout="constrained")
         axes = figure.subplots()
-        axes.imshow(counts, aspect="auto", cmap="Blues", vmin=0, vmax=most, interpolation="nearest")
+        edges = [[place - 0.5 for place in range(n + 1)] for n in (len(counts[0]) if counts else 0, len(ids))]
+        axes.pcolormesh(*edges, counts, cmap="Blues", vmin=0, vmax=most, edgecolors="white", linewidth=0.5)
         for place, row in enumerate(counts):
             for column, count in enumerate(row if len(row) <= 20 else ()):
                 colour = "white" if count > 0.6 * most else "black"
@@ -318,7 +319,7 @@ def class_map(histogram: Mapping[str, Sequence[int]], names: Mapping[int, str]) 
         axes.xaxis.set_major_locator(MaxNLocator(20, integer=True))
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        axes.set(xlabel="Class")
+        axes.set(xlabel="Class", ylim=(len(ids) - 0.5, -0.5))
     return figure
 
 

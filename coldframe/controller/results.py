@@ -4,8 +4,8 @@
     python -m coldframe.controller.results --purge NAME --results results
 
 DIR holds what was fetched from the machines: `journal.jsonl` and, where the run got that far,
-`model.pt`, and the containers' `logs/`. A run of a foreign app has no journal; then the folder holds what is known without one: what the
-SuperLink says of the run (`--record`) and what the agents have recorded.
+`model.pt`, and the containers' `logs/`. A run of a foreign app has no journal; then the folder holds what
+is known without one: what the SuperLink says of the run (`--record`) and what the agents have recorded.
 Whatever cannot be known is null in `summary.json` and empty in the tables, never a guess.
 With `--purge` the results of one federation are removed, and their folders named.
 """

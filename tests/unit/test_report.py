@@ -60,7 +60,8 @@ class Page(HTMLParser):
         for name, value in attrs:
             if name == "id":
                 self.ids.append(str(value))
-            if name in ("src", "href", "xlink:href", "srcset", "data") and not str(value).startswith("#"):
+            within = str(value).startswith(("#", "data:"))
+            if name in ("src", "href", "xlink:href", "srcset", "data") and not within:
                 self.fetched.append(str(value))
 
     def handle_data(self, data: str) -> None:
