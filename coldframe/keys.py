@@ -1,11 +1,11 @@
 """Makes the private keys of a machine's clients and of the server, on the machine where they stay.
 
 Only public parts are printed. Called in the FL image, so that a machine needs nothing but its engine:
-    python3 -m coldframe.keys nodes DIR NAME...
+    python3 -m coldframe.keys nodes [--new] DIR NAME...
         -> {"changed": bool, "public_keys": {name: "ecdsa-sha2-nistp384 ..."}}
-    python3 -m coldframe.keys server DIR COMMON_NAME SAN...
+    python3 -m coldframe.keys server [--new] DIR COMMON_NAME SAN...
         -> {"changed": bool, "csr": "-----BEGIN ..."}
-A SAN is IP:1.2.3.4 or DNS:name.
+A SAN is IP:1.2.3.4 or DNS:name. With --new, keys that are there are replaced.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def write_private(path: Path, key: ec.EllipticCurvePrivateKey, form: serializati
     part.rename(path)
 
 
-def node_keys(directory: Path, names: list[str]) -> dict[str, object]:
-    """Make the keys that are missing (P-384, as Flower's node authentication wants them) and return all
-    public ones."""
+def node_keys(directory: Path, names: list[str], new: bool = False) -> dict[str, object]:
+    """Make the keys that are missing, or all (P-384, as Flower's node authentication wants them), and return
+    all public ones."""
     changed = False
     public: dict[str, str] = {}
     for name in names:
         path = directory / name
-        if not path.exists():
+        if new or not path.exists():
             write_private(path, ec.generate_private_key(ec.SECP384R1()), serialization.PrivateFormat.OpenSSH)
             changed = True
         key = serialization.load_ssh_private_key(path.read_bytes(), password=None)
@@ -50,11 +50,13 @@ def node_keys(directory: Path, names: list[str]) -> dict[str, object]:
     return {"changed": changed, "public_keys": public}
 
 
-def server_request(directory: Path, common_name: str, names: list[str]) -> dict[str, object]:
-    """Make the server's key if it is missing and return a signing request for ``names`` (``IP:...`` or
-    ``DNS:...``)."""
+def server_request(
+    directory: Path, common_name: str, names: list[str], new: bool = False
+) -> dict[str, object]:
+    """Make the server's key if it is missing, or a new one, and return a signing request for ``names``
+    (``IP:...`` or ``DNS:...``)."""
     path = directory / "server.key"
-    changed = not path.exists()
+    changed = new or not path.exists()
     if changed:
         write_private(
             path, ec.generate_private_key(ec.SECP256R1()), serialization.PrivateFormat.TraditionalOpenSSL
@@ -78,11 +80,12 @@ def server_request(directory: Path, common_name: str, names: list[str]) -> dict[
 
 def main(arguments: list[str]) -> int:
     """Run one of the two commands; JSON on stdout."""
-    command, directory, *rest = arguments
+    new = "--new" in arguments
+    command, directory, *rest = (word for word in arguments if word != "--new")
     if command == "nodes":
-        result = node_keys(Path(directory), rest)
+        result = node_keys(Path(directory), rest, new)
     else:
-        result = server_request(Path(directory), rest[0], rest[1:])
+        result = server_request(Path(directory), rest[0], rest[1:], new)
     print(json.dumps(result))
     return 0
 

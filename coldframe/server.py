@@ -15,12 +15,14 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
+from coldframe.journal import Journal, read_journal
 from coldframe.supervise import Child, say, supervise
 
 SUPERLINK = "127.0.0.1:9091"  # loopback of the container: reached by the gateway and by `docker exec` alone
 PKI = Path("/run/coldframe/pki")
 NGINX_CONFIG = Path("/run/coldframe/gateway/nginx.conf")
 
+RESTARTED = "the server restarted in the middle of the run"
 
 # flwr's own commands with Coldframe's adapters, in place of flower-superlink and the like.
 ADAPTED = [sys.executable, "-m", "coldframe.adapters"]
@@ -88,11 +90,39 @@ def forget_presence(database: Path) -> None:
             )
 
 
+def fail_interrupted_runs(state: Path) -> None:
+    """Mark the runs that were going when the server went down as failed, with the reason.
+
+    Their ServerApps were this container's processes. Flower would find that out a minute later, and say that
+    they had expired; runs that nobody has started yet stay as they are.
+    """
+    database = state / "superlink.db"
+    if not database.exists():
+        return
+    with closing(sqlite3.connect(database)) as connection, connection:
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name = 'task'")
+        if not tables.fetchone():
+            return
+        ended = connection.execute(
+            "UPDATE task SET finished_at = ?, sub_status = 'failed', details = ?, active_until = NULL,"
+            " token = NULL WHERE starting_at IS NOT NULL AND finished_at IS NULL RETURNING run_id",
+            (datetime.now(UTC).isoformat(), RESTARTED),
+        ).fetchall()
+    for (number,) in ended:
+        path = state / "runs" / str(number % 2**64) / "journal.jsonl"  # the database holds it with a sign
+        events = {event["event"] for event in read_journal(path)}
+        if events and "run_finished" not in events:
+            journal = Journal(path)
+            journal.append("run_finished", status="failed", error=RESTARTED)
+            journal.close()
+
+
 def main() -> int:
     """Run the server until SIGTERM."""
     state = Path(os.environ.get("COLDFRAME_STATE", "/state"))
     (state / "runs").mkdir(parents=True, exist_ok=True)
     forget_presence(state / "superlink.db")
+    fail_interrupted_runs(state)
     say("server starts")
     return supervise(children(state, write_secret(Path("/tmp/superexec.secret")), is_warm()))
 

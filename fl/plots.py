@@ -38,9 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     counts = partition.histogram(labels, parts, data.SPECS[options.dataset].classes)
     # The controller draws the same picture for each run; an app's server or client has no use for it.
-    from coldframe.controller.plots import partitions
+    from coldframe.controller.plots import partitions, save
 
-    partitions({str(row): counts[row].tolist() for row in range(len(counts))}, {}, options.out)
+    save(partitions({str(row): counts[row].tolist() for row in range(len(counts))}, {}), options.out)
     print(f"{options.out}: {len(labels[np.concatenate(parts)])} samples over {options.clients} clients")
     return 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,10 @@ class ActionModule(ActionBase):
                 (server.settings.get("fl_image_builder") if server else "") or (server.name if server else "")
             )
             findings += checks.check_architectures(answered, builder)
+        # site.yml renews it by itself.
+        if verb in ("run", "throttle", "status") and server:
+            state = Path(str(hostvars[server.name].get("coldframe_controller_state", ""))).expanduser()
+            warnings += checks.warn_certificate(state / "pki" / "server.crt", datetime.now(UTC))
         for machine in answered:
             clients = [client for client in roster if client["machine"] == machine.name]
             if verb == "site":

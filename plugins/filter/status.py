@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugi
 
 from plugins.filter.roster import coldframe_status_table
 from plugins.filter.throttle import text_of
+from plugins.module_utils.checks import CERTIFICATE_DAYS
 
 SHOWN_RUNS = 5
 
@@ -129,6 +131,19 @@ def coldframe_status(
     return {"machines": rows, "clients": clients, "runs": list(runs)}
 
 
+def coldframe_moment(not_after: str) -> str:
+    """The end of a certificate as ISO 8601, from how community.crypto writes it."""
+    return datetime.strptime(not_after, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).isoformat()
+
+
+def until(moment: str) -> str:
+    """A certificate's end for people, with what to do where it is near."""
+    end = datetime.fromisoformat(moment)
+    days = (end - datetime.now(UTC)).days
+    near = ", renew it: ansible-playbook site.yml -e train=false" if days < CERTIFICATE_DAYS else ""
+    return f"{end:%Y-%m-%d} ({days} days{near})"
+
+
 def asked_and_held(client: Mapping[str, Any], limit: str) -> str:
     """A limit as asked for, and what the kernel says where that is something else."""
     texts = [text_of(limit, client[f"{limit}_{what}"]) for what in ("desired", "verified")]
@@ -164,8 +179,9 @@ def coldframe_status_text(status: Mapping[str, Any]) -> list[str]:
         for run in status["runs"][:SHOWN_RUNS]
     ]
     return [
-        f"Federation {status['federation']}   gateway {status['gateway']}   "
-        f"server certificate until {status['certificate_expires']}",
+        f"Federation {status['federation']}   gateway {status['gateway']}",
+        f"Certificates: server until {until(status['certificate_expires'])}, "
+        f"authority until {until(status['authority_expires'])}",
         "",
         *coldframe_status_table(status["machines"]).splitlines(),
         "",
@@ -185,4 +201,5 @@ class FilterModule:
             "coldframe_with_keys": coldframe_with_keys,
             "coldframe_status": coldframe_status,
             "coldframe_status_text": coldframe_status_text,
+            "coldframe_moment": coldframe_moment,
         }

@@ -272,7 +272,10 @@ RUN = _table(
     Variable("stop", "text", "RUN_ID", "", pattern=r"\d+"),
 )
 VERBS: dict[str, dict[str, Variable]] = {
-    "site": {**RUN, **_table(Variable("train", "truth", "true", True))},
+    "site": {
+        **RUN,
+        **_table(Variable("train", "truth", "true", True), Variable("rotate_keys", "truth", "true", False)),
+    },
     "run": RUN,
     "throttle": _table(
         Variable("cpu", "number", "0.5", low=0.05),

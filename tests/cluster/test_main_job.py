@@ -133,6 +133,19 @@ def test_results_folder_holds_the_run(federation: Lab) -> None:
     summary = federation.summary()
     assert len((latest / "rounds.csv").read_text().splitlines()) >= summary["rounds"] + 1
     assert json.loads((latest / "versions.json").read_text())["flwr"] == "1.41.0"
+    report = (latest / "report.html").read_text()
+    assert f"{summary['accuracy']:.4f}" in report
+    titles = ["Accuracy and loss", "Time by phase of the round", "Clients over time"]
+    for words in (*titles, *CLIENTS, "Debian GNU/Linux", "num-server-rounds", str(summary["model_sha256"])):
+        assert words in report, words
+    # The containers' logs, each from the machine that it ran on, since the run's start.
+    logs = {str(path.relative_to(latest / "logs")) for path in latest.glob("logs/*/*")}
+    assert logs >= {"server/coldframe-server.log", *(f"c1/coldframe-{name}.log" for name in CLIENTS)}
+    assert "c1/coldframe-agent.log" in logs
+    lines = (latest / "logs" / "server" / "coldframe-server.log").read_text().splitlines()
+    assert lines
+    assert all(line[:19] >= summary["started"][:17] for line in lines[1:] if line[:2] == "20")
+    assert max(path.stat().st_size for path in latest.glob("logs/*/*")) <= 1 << 20
 
 
 def test_second_deployment_changes_nothing(federation: Lab) -> None:
@@ -490,7 +503,8 @@ def test_killed_server_comes_back_with_its_state(federation: Lab) -> None:
     output = federation.must("status.yml", output="json").output
     report = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
     broken = next(run for run in report["runs"] if run["run_id"] == summary["run_id"])
-    assert (broken["status"], broken["sub_status"]) == ("finished", "stopped")
+    assert (broken["status"], broken["sub_status"]) == ("finished", "failed")
+    assert broken["details"] == "the server restarted in the middle of the run"
 
 
 # --- the end ----------------------------------------------------------------------------------------

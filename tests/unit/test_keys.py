@@ -44,3 +44,16 @@ def test_server_request_names_addresses_and_keeps_the_key(tmp_path: Path) -> Non
     names = requests[0].extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == ["192.0.2.1"]
     assert names.get_values_for_type(x509.DNSName) == ["localhost"]
+
+
+def test_keys_are_replaced_on_demand(tmp_path: Path) -> None:
+    """Clients' and the server's; the next call without the demand keeps the new ones."""
+    old, old_request = node_keys(tmp_path, ["a-0"]), server_request(tmp_path, "lab server", ["DNS:localhost"])
+    new = node_keys(tmp_path, ["a-0"], new=True)
+    request = server_request(tmp_path, "lab server", ["DNS:localhost"], new=True)
+    assert (new["changed"], request["changed"]) == (True, True)
+    assert new["public_keys"] != old["public_keys"]
+    keys = [x509.load_pem_x509_csr(str(r["csr"]).encode()).public_key() for r in (old_request, request)]
+    assert keys[0] != keys[1]
+    again = node_keys(tmp_path, ["a-0"])
+    assert (again["changed"], again["public_keys"]) == (False, new["public_keys"])

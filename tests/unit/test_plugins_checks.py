@@ -1,6 +1,12 @@
 """Tests of plugins/module_utils/checks.py: what preflight finds, from facts as a machine would give them."""
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from plugins.module_utils import checks
 from plugins.module_utils.checks import Machine
@@ -147,7 +153,9 @@ def test_one_machine_under_two_names():
     assert checks.check_identity([machine("a", machine_id=""), machine("b", machine_id="")]) == []
 
 
-@pytest.mark.parametrize(("clock", "message"), [(1041.0, "40 s ahead of"), (960.0, "40 s behind")])
+@pytest.mark.parametrize(
+    ("clock", "message"), [(1041.0, "40 s ahead of"), (960.0, "40 s behind"), (1601.0, "600 s ahead of")]
+)
 def test_a_wrong_clock(clock, message):
     assert f"the clock is {message} the controller's" in only(checks.check_clock(machine(time=clock)))
 
@@ -256,6 +264,30 @@ def test_paths_on_the_controller(tmp_path):
     )
     (tmp_path / "app" / "pyproject.toml").touch()
     assert checks.check_controller({"app": "app"}, {"fl_data_dir": str(tmp_path)}, tmp_path) == []
+
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("days", "words"),
+    [
+        (200, []),
+        (31, []),
+        (12, ["ends on 2026-12-06, in 12 days: type ansible-playbook site.yml -e train=false to renew it"]),
+        (-1, ["has ended on 2026-11-23: type ansible-playbook site.yml -e train=false to renew it"]),
+    ],
+)
+def test_a_server_certificate_that_ends_soon_is_warned_of(tmp_path, days, words):
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "lab server")])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(NOW - timedelta(days=99)).not_valid_after(NOW + timedelta(days=days))
+    path = tmp_path / "server.crt"
+    path.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    expected = [f"the server's certificate {text}" for text in words]
+    assert checks.warn_certificate(path, NOW) == expected
+    assert checks.warn_certificate(tmp_path / "none.crt", NOW) == []
 
 
 def test_our_variables_given_for_another_app_are_warned_of():

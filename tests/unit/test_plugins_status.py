@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from plugins.filter.status import (
     coldframe_inventory,
+    coldframe_moment,
     coldframe_status,
     coldframe_status_text,
     coldframe_with_keys,
@@ -29,7 +31,11 @@ def status(verified: dict[str, Any] | None, answers: bool = True) -> dict[str, A
     agent = {"clients": {"c1-0": answer}} if answers else {"failed": False, "msg": "no agent answers"}
     hostvars = {"c1": {"coldframe_containers": containers, "coldframe_agent": agent}}
     found = coldframe_status(["c1"], hostvars, [{"name": "c1-0", "status": "online"}], [])
-    return {**found, "federation": "lab", "gateway": "https://192.0.2.1:9092", "certificate_expires": "never"}
+    ends = {
+        "certificate_expires": "2999-01-01T00:00:00+00:00",
+        "authority_expires": "2999-01-01T00:00:00+00:00",
+    }
+    return {**found, "federation": "lab", "gateway": "https://192.0.2.1:9092", **ends}
 
 
 def test_limits_that_the_kernel_holds_are_said_to_hold() -> None:
@@ -99,3 +105,14 @@ def test_registration_joins_roster_and_public_keys() -> None:
     assert coldframe_with_keys(roster, hostvars) == [
         {"name": "c1-0", "machine": "c1", "partition_id": 0, "public_key": "ecdsa-sha2-nistp384 AAAA"}
     ]
+
+
+def test_end_of_certificates_is_shown_with_what_to_do_where_it_is_near() -> None:
+    """The way community.crypto writes a time, and days for people."""
+    assert coldframe_moment("20290227102311Z") == "2029-02-27T10:23:11+00:00"
+    soon = datetime.now(UTC) + timedelta(days=5, hours=1)
+    report = status(LIMITS) | {"certificate_expires": soon.isoformat()}
+    line = coldframe_status_text(report)[1]
+    near = f"{soon:%Y-%m-%d} (5 days, renew it: ansible-playbook site.yml -e train=false)"
+    assert line.startswith(f"Certificates: server until {near}, authority until 2999-01-01 (")
+    assert line.count("renew") == 1

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from flwr.server.superlink.linkstate import LinkStateFactory
+from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.superlink.federation import NoOpFederationManager
 
-from coldframe.server import forget_presence
+from coldframe.journal import Journal, read_journal
+from coldframe.server import RESTARTED, fail_interrupted_runs, forget_presence
 
 
 def test_a_restart_forgets_who_was_online_and_a_heartbeat_brings_it_back(tmp_path: Path) -> None:
@@ -35,5 +38,41 @@ def test_a_server_that_never_ran_has_nothing_to_forget(tmp_path: Path) -> None:
     database = tmp_path / "superlink.db"
     forget_presence(database)
     assert not database.exists()
+    fail_interrupted_runs(tmp_path)
+    assert not database.exists()
     database.touch()
     forget_presence(database)
+    fail_interrupted_runs(tmp_path)
+
+
+@pytest.mark.parametrize("phase", ["starting", "running"])
+def test_a_restart_fails_the_runs_that_were_going_and_says_why(tmp_path: Path, phase: str) -> None:
+    """With Flower's own database: a run that waits for its start is left alone, and so is one that ended."""
+    state = LinkStateFactory(
+        str(tmp_path / "superlink.db"), NoOpFederationManager(), ObjectStoreFactory()
+    ).state()
+    going, waiting, ended = (
+        state.create_run(None, None, "", {}, NOOP_FEDERATION_ID, None, None, TaskType.SERVER_APP)
+        for _ in range(3)
+    )
+    tasks = {task.run_id: task.task_id for task in state.get_tasks()}
+    for run in (going, ended):
+        assert state.claim_task(tasks[run])
+        if phase == "running" or run == ended:
+            assert state.activate_task(tasks[run])
+    assert state.finish_task(tasks[ended], "completed", "")
+    journal = Journal(tmp_path / "runs" / str(going) / "journal.jsonl")
+    journal.append("run_started", run_id=str(going))
+
+    fail_interrupted_runs(tmp_path)
+
+    found = state.get_run_status({going, waiting, ended})
+    assert (found[going].status, found[going].sub_status) == ("finished", "failed")
+    assert found[going].details == RESTARTED
+    assert found[waiting].status == "pending"
+    assert found[ended].sub_status == "completed"
+    last = read_journal(journal.path)[-1]
+    assert (last["event"], last["status"], last["error"]) == ("run_finished", "failed", RESTARTED)
+    assert not (tmp_path / "runs" / str(ended)).exists()
+    fail_interrupted_runs(tmp_path)  # a second restart says it once
+    assert len(read_journal(journal.path)) == 2
