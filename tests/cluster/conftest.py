@@ -13,6 +13,11 @@ from tests.hosts import Hosts
 from tests.hosts.hosts import load
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the faults come last: the main job begins with blank hosts."""
+    items.sort(key=lambda item: item.path.name == "test_faults.py")
+
+
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """Hosts `server` and `c1` with blank engines. COLDFRAME_HOSTS=<prefix> takes a standing set (make

@@ -36,6 +36,7 @@ class Play:
 
     arguments: list[str]
     code: int = -1
+    pid: int = 0
     lines: list[tuple[float, str]] = field(default_factory=list)
 
     @property
@@ -63,6 +64,7 @@ class Lab:
     hosts: Hosts
     directory: Path
     deployed: set[str] = field(default_factory=set)
+    federation: str = ""  # what every verb is about, where that is not the inventory's
 
     @property
     def inventory(self) -> Path:
@@ -114,6 +116,8 @@ class Lab:
             str(self.inventory),
             *arguments,
         ]
+        if self.federation:
+            variables = {"fl_federation": self.federation, **variables}
         for name, value in variables.items():
             command += ["-e", json.dumps({name: value}) if not isinstance(value, str) else f"{name}={value}"]
         play = Play(command)
@@ -126,6 +130,8 @@ class Lab:
             stderr=subprocess.STDOUT,
             text=True,
         )
+
+        play.pid = process.pid
 
         def read() -> None:
             assert process.stdout is not None

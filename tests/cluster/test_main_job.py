@@ -9,6 +9,7 @@ import json
 import shutil
 import socket
 import ssl
+import subprocess
 import textwrap
 import time
 import urllib.error
@@ -16,6 +17,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.cluster.lab import ROOT, Lab, sh
 
@@ -90,6 +92,51 @@ def test_port_in_use_is_refused_before_anything_changes(lab: Lab) -> None:
     assert set(play.changed.values()) == {0}
 
 
+def test_machines_that_will_not_do_are_named_with_cause_and_remedy(lab: Lab, tmp_path: Path) -> None:
+    """All at once: no answer, the wrong key, one machine twice, too little memory."""
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "key")], check=True)
+    gone = lab.server.address.rpartition(".")[0] + ".199"
+    inventory = yaml.safe_load(lab.inventory.read_text())
+    machines = inventory["fl_machines"]
+    machines["hosts"]["c1"]["ansible_ssh_private_key_file"] = str(tmp_path / "key")
+    machines["hosts"]["gone"] = {"ansible_host": gone}
+    machines["hosts"]["twin"] = {"ansible_host": lab.server.address}
+    machines["hosts"]["server"]["fl_client_list"] = [{"memory": "900g"}]
+    machines["children"]["fl_clients"]["hosts"] |= {"gone": None, "twin": None, "server": None}
+    wrong = Lab(lab.hosts, tmp_path)
+    wrong.inventory.write_text(yaml.safe_dump(inventory, sort_keys=False))
+    play = wrong.play("site.yml")
+    assert play.code != 0
+    user = machines["vars"]["ansible_user"]
+    for words in (
+        "machine gone did not answer",
+        f"check that this works: ssh {user}@{gone}",
+        "machine c1 did not answer",
+        "Permission denied",
+        f"check that this works: ssh {user}@{lab.machine.address}",
+        f"machines server and twin have the same address {lab.server.address}",
+        "server and twin are one machine",
+        "its client may use 900 GB and the server 700 MB, and the machine has",
+        "give it fewer clients (fl_client_count)",
+        "Nothing was changed.",
+    ):
+        assert words in " ".join(play.output.split()), words
+    assert set(play.changed.values()) == {0}
+
+
+def test_check_mode_shows_a_deployment_and_changes_nothing(lab: Lab) -> None:
+    """--check --diff on hosts that have seen none: it passes, says what would change, and leaves no trace."""
+    if lab.deployed:
+        lab.must("teardown.yml", purge="true")
+        lab.deployed.clear()
+    play = lab.must("site.yml", "--check", "--diff")
+    assert max(play.changed.values()) > 0
+    for host in (lab.server, lab.machine):
+        assert sh(host, "ls -A /var/lib/coldframe 2>/dev/null | wc -l").strip() == "0"
+        assert sh(host, "docker ps --all --quiet 2>/dev/null | wc -l").strip() == "0"
+    assert not (lab.directory / "state" / "coldframe" / "coldframe").exists()
+
+
 # --- the main job
 # --------------------------------------------------------------------------------------------------
 
@@ -142,9 +189,10 @@ def test_results_folder_holds_the_run(federation: Lab) -> None:
     logs = {str(path.relative_to(latest / "logs")) for path in latest.glob("logs/*/*")}
     assert logs >= {"server/coldframe-server.log", *(f"c1/coldframe-{name}.log" for name in CLIENTS)}
     assert "c1/coldframe-agent.log" in logs
-    lines = (latest / "logs" / "server" / "coldframe-server.log").read_text().splitlines()
+    submitted = json.loads((latest / "superlink.json").read_text())["submitted"]
+    lines = (latest / "logs" / "server" / "coldframe-server.log").read_text().splitlines()[1:]
     assert lines
-    assert all(line[:19] >= summary["started"][:17] for line in lines[1:] if line[:2] == "20")
+    assert min(lines)[:19] >= submitted[:19]
     assert max(path.stat().st_size for path in latest.glob("logs/*/*")) <= 1 << 20
 
 
