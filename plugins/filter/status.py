@@ -21,11 +21,11 @@ def coldframe_with_keys(
     roster: Iterable[Mapping[str, Any]], hostvars: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """The roster as the server registers it: name, machine, partition_id, and the public key that the
-    machine made."""
+    machine made; in check mode none is made."""
     return [
         {
             **{key: client[key] for key in ("name", "machine", "partition_id")},
-            "public_key": hostvars[client["machine"]]["fl_pki_public_keys"][client["name"]],
+            "public_key": hostvars[client["machine"]]["fl_pki_public_keys"].get(client["name"]),
         }
         for client in roster
     ]

@@ -197,6 +197,8 @@ def test_files_of_the_run_are_copied(tmp_path: Path) -> None:
     start = events[0]["time"]
     source = write_journal(tmp_path / "run", events)
     (source / "model.pt").write_bytes(b"torch")
+    (source / "logs" / "c1").mkdir(parents=True)
+    (source / "logs" / "c1" / "coldframe-c1-0.log").write_text("hello\n", encoding="utf-8")
     given = {
         "inventory": '{"all": 1}\n',
         "versions": '{"docker": "26.1", "flwr": "0"}',
@@ -205,6 +207,7 @@ def test_files_of_the_run_are_copied(tmp_path: Path) -> None:
             for moment in (1.0, start + 5, start + 1e6)
         ),
         "config": "a: 1\n",
+        "record": '{"app": "somebody/app", "started": "2020-01-01T00:00:00+00:00"}',
     }
     options = []
     for option, text in given.items():
@@ -213,6 +216,9 @@ def test_files_of_the_run_are_copied(tmp_path: Path) -> None:
     out = tmp_path / "out" / "latest"
     summary = collect(source, tmp_path / "out", *options)
     assert (out / "model.pt").read_bytes() == b"torch"
+    assert (out / "logs" / "c1" / "coldframe-c1-0.log").read_text(encoding="utf-8") == "hello\n"
+    assert (out / "superlink.json").read_text(encoding="utf-8") == given["record"]
+    assert summary["started"].startswith("2023-11-14"), "the journal knows better than SuperLink's record"
     assert (out / "journal.jsonl").read_bytes() == (source / "journal.jsonl").read_bytes()
     assert (out / "inventory.json").read_text(encoding="utf-8") == given["inventory"]
     # Only the changes of limits that fall into the run's time.
@@ -288,6 +294,19 @@ def test_foreign_app_without_a_journal(tmp_path: Path, capsys: pytest.CaptureFix
     known |= {"round_seconds": [], "failures": []}
     assert summary == dict.fromkeys(SUMMARY_KEYS) | known
     assert "Run 99: completed" in capsys.readouterr().out
+
+
+def test_foreign_app_takes_its_times_and_its_folder_from_superlinks_record(tmp_path: Path) -> None:
+    """Fetched twice it has one folder, as a run of our own has."""
+    (tmp_path / "run").mkdir()
+    record = {"app": "somebody/app", "started": "2026-11-24T10:00:00Z", "finished": "2026-11-24T10:01:30Z"}
+    (tmp_path / "record.json").write_text(json.dumps(record), encoding="utf-8")
+    options = ("--run-id", "99", "--status", "completed", "--record", str(tmp_path / "record.json"))
+    for _ in range(2):
+        summary = collect(tmp_path / "run", tmp_path / "out", *options)
+    assert summary["wall_seconds"] == 90.0
+    assert summary["finished"] == "2026-11-24T10:01:30.000+00:00"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"latest", "20261124-100000-99"}
 
 
 def test_diverged_loss_stays_null(tmp_path: Path) -> None:
