@@ -23,16 +23,17 @@ ROUNDS = 25  # of more rounds the table shows some; rounds.csv has all
 NOTHING = "\u2013"
 TOGETHER = 2.0  # seconds: the same change of several clients within this time is one line
 CAUSES = {cause: words for cause, (_, _, words) in timeline.MARKS.items()}
+# Columns of the table of rounds: key of the event -> heading and format.
 COLUMNS = {
-    "round": "Round",
-    "accuracy": "Accuracy",
-    "loss": "Loss",
-    "client_accuracy": "Accuracy, clients' mean",
-    "client_loss": "Loss, clients' mean",
-    "train_loss": "Loss in training",
-    "seconds": "Seconds",
-    "clients": "Clients",
-    "failures": "Failures",
+    "round": ("Round", "d"),
+    "accuracy": ("Accuracy", ".4f"),
+    "loss": ("Loss", ".4f"),
+    "client_accuracy": ("Accuracy, clients' mean", ".4f"),
+    "client_loss": ("Loss, clients' mean", ".4f"),
+    "train_loss": ("Loss in training", ".4f"),
+    "seconds": ("Seconds", ".1f"),
+    "clients": ("Clients", "d"),
+    "failures": ("Failures", "d"),
 }
 
 
@@ -73,8 +74,8 @@ def write(
         federation=inventory.get("federation"),
         headline=headline(run, summary, record),
         figures=figures(run, events, inventory, clients),
-        columns=columns(run),
-        rounds=thinned([run.rounds[number] for number in sorted(run.rounds)]),
+        columns=[COLUMNS[key][0] for key in columns(run)],
+        rounds=round_rows(run),
         rounds_in_all=len(run.rounds),
         clients=clients,
         failures=run.failures,
@@ -185,13 +186,17 @@ def figures(
     ]
 
 
-def columns(run: Run) -> dict[str, str]:
-    """Give the columns of the table of rounds that have any value: key of the event -> heading."""
-    return {
-        key: words
-        for key, words in COLUMNS.items()
-        if any(event.get(key) is not None for event in run.rounds.values())
-    }
+def columns(run: Run) -> list[str]:
+    """Give the columns of the table of rounds that have any value."""
+    return [key for key in COLUMNS if any(event.get(key) is not None for event in run.rounds.values())]
+
+
+def round_rows(run: Run) -> list[list[str]]:
+    """Give the table of rounds, each cell written as its column wants it."""
+    return [
+        [NOTHING if event.get(key) is None else format(event[key], COLUMNS[key][1]) for key in columns(run)]
+        for event in thinned([run.rounds[number] for number in sorted(run.rounds)])
+    ]
 
 
 def thinned(rows: list[Event]) -> list[Event]:
