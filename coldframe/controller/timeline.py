@@ -169,12 +169,13 @@ def draw_lane(
     if named:
         for moment, (_, value), height in zip(moments, lane.limits, heights, strict=False):
             if value is not None:
+                low = value < 0.45 * most  # no room for it below the line
                 axes.annotate(
                     f"{value:.2g}",
                     (moment, height),
-                    xytext=(3, -1.5),
+                    xytext=(3, 1 if low else -1.5),
                     textcoords="offset points",
-                    va="top",
+                    va="bottom" if low else "top",
                     fontsize=7,
                     zorder=3,
                 )
