@@ -137,7 +137,7 @@ def test_reboot_of_the_servers_machine(faults: Lab) -> None:
 
 def test_controller_killed_in_the_middle(faults: Lab) -> None:
     """Hurts the controller: the run goes on, status.yml finds it, its keys are safe, collect fetches it."""
-    play, wait = start(faults, rounds="8", run_name="orphan")
+    play, wait = start(faults, rounds="16", run_name="orphan")
     os.kill(play.pid, signal.SIGKILL)
     (going,) = [run for run in status(faults)["runs"] if run["status"] != "finished"]
     refused = faults.play("site.yml", train="false", dataset="synthetic", rotate_keys="true")
@@ -158,8 +158,8 @@ def test_controller_killed_in_the_middle(faults: Lab) -> None:
     faults.must("run.yml", collect=going["run_id"])
     summary = faults.summary()
     assert (summary["run_id"], summary["run_name"]) == (going["run_id"], "orphan")
-    assert (summary["status"], summary["rounds"], summary["failures"]) == ("completed", 8, [])
-    assert "num-server-rounds: 8" in (faults.results / "latest" / "config.yml").read_text()
+    assert (summary["status"], summary["rounds"], summary["failures"]) == ("completed", 16, [])
+    assert "num-server-rounds: 16" in (faults.results / "latest" / "config.yml").read_text()
 
 
 def refused(lab: Lab, host: Host, key: str) -> bool:
