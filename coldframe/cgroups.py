@@ -9,8 +9,39 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
-CONTROLLERS = ("cpu", "cpuacct", "cpuset", "memory", "pids")
+CONTROLLERS = ("cpu", "cpuacct", "cpuset", "memory", "pids", "blkio")
 UNLIMITED = 1 << 62  # v1 writes "no memory limit" as the largest multiple of the page size in 63 bits
+USER_HZ = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class CpuUse:
+    """What a group has used of the CPU since it was made; all in seconds but for the two counts.
+
+    Attributes
+    ----------
+    periods, throttled_periods : int
+        Enforcement periods, and those in which the group was throttled.
+    throttled : float
+        Summed over CPUs: no share of anything.
+    """
+
+    usage: float
+    user: float
+    system: float
+    periods: int
+    throttled_periods: int
+    throttled: float
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """What is charged to a group now, in bytes."""
+
+    usage: int
+    working_set: int
+    rss: int
+    cache: int
 
 
 @dataclass(frozen=True)
@@ -20,7 +51,7 @@ class Cgroup:
     Attributes
     ----------
     controllers : dict[str, pathlib.Path]
-        v1: directory by controller (`cpu`, `cpuacct`, `cpuset`, `memory`, `pids`); empty under v2.
+        v1: directory by controller (`cpu`, `cpuacct`, `cpuset`, `memory`, `pids`, `blkio`); empty under v2.
     unified : pathlib.Path or None
         v2: the group's directory. Beside v1 controllers (hybrid) it holds the pressure files only.
     """
@@ -35,12 +66,7 @@ class Cgroup:
 
     def _text(self, controller: str, v1: str, v2: str) -> str | None:
         folder = self.controllers.get(controller) if self.controllers else self.unified
-        if folder is None:
-            return None
-        try:
-            return (folder / (v1 if self.controllers else v2)).read_text()
-        except OSError:
-            return None
+        return None if folder is None else read_file(f"{folder}/{v1 if self.controllers else v2}")
 
     def _number(self, controller: str, v1: str, v2: str) -> int | None:
         text = self._text(controller, v1, v2)
@@ -56,12 +82,17 @@ class Cgroup:
 
     def cpu_limit(self) -> float | None:
         """Return the CPU quota in cores, or None where there is none."""
+        found = self.cpu_quota()
+        return found[0] / found[1] if found else None
+
+    def cpu_quota(self) -> tuple[int, int] | None:
+        """Return CPU quota and period in microseconds, or None where there is no quota."""
         if self.controllers:
             quota = self._number("cpu", "cpu.cfs_quota_us", "")
             period = self._number("cpu", "cpu.cfs_period_us", "")
-            return quota / period if quota and period and quota > 0 else None
+            return (quota, period) if quota and period and quota > 0 else None
         words = (self._text("cpu", "", "cpu.max") or "max").split()
-        return int(words[0]) / int(words[1]) if words[0] != "max" else None
+        return (int(words[0]), int(words[1])) if words[0] != "max" else None
 
     def cpu_usage_seconds(self) -> float | None:
         """Return the CPU time used so far, in seconds."""
@@ -79,6 +110,21 @@ class Cgroup:
         """
         stat = self._table("cpu", "cpu.stat", "cpu.stat")
         return stat.get("nr_periods", 0), stat.get("nr_throttled", 0)
+
+    def cpu_use(self) -> CpuUse | None:
+        """Return all that is known of the CPU time used so far, or None where the group is gone."""
+        usage, stat = self.cpu_usage_seconds(), self._table("cpu", "cpu.stat", "cpu.stat")
+        if usage is None:
+            return None
+        if self.controllers:
+            ticks = self._table("cpuacct", "cpuacct.stat", "")
+            user, system = (ticks.get(name, 0) / USER_HZ for name in ("user", "system"))
+            throttled = stat.get("throttled_time", 0) / 1e9
+        else:
+            user, system = (stat.get(f"{name}_usec", 0) / 1e6 for name in ("user", "system"))
+            throttled = stat.get("throttled_usec", 0) / 1e6
+        periods = stat.get("nr_periods", 0), stat.get("nr_throttled", 0)
+        return CpuUse(usage, user, system, *periods, throttled)
 
     def cpuset_count(self) -> int | None:
         """Return how many CPUs the group may run on."""
@@ -98,14 +144,24 @@ class Cgroup:
         """Return the most that memory_usage has ever been (v2: since Linux 5.19)."""
         return self._number("memory", "memory.max_usage_in_bytes", "memory.peak")
 
-    def working_set(self) -> int | None:
-        """Return the memory in use without the file pages that the kernel would drop first; never below 0."""
+    def memory_use(self) -> MemoryUse | None:
+        """Return how much memory is charged to the group, and what for; None where the group is gone."""
         usage = self.memory_usage()
         if usage is None:
             return None
         stat = self._table("memory", "memory.stat", "memory.stat")
-        inactive = stat.get("total_inactive_file" if self.controllers else "inactive_file", 0)
-        return max(0, usage - inactive)
+        if self.controllers:
+            inactive, rss, cache = (
+                stat.get(f"total_{name}", 0) for name in ("inactive_file", "rss", "cache")
+            )
+        else:
+            inactive, rss, cache = (stat.get(name, 0) for name in ("inactive_file", "anon", "file"))
+        return MemoryUse(usage, max(0, usage - inactive), rss, cache)
+
+    def working_set(self) -> int | None:
+        """Return the memory in use without the file pages that the kernel would drop first; never below 0."""
+        use = self.memory_use()
+        return use.working_set if use else None
 
     def oom_kills(self) -> int:
         """Return how many processes of the group the kernel has killed for want of memory."""
@@ -118,6 +174,22 @@ class Cgroup:
     def pids_current(self) -> int | None:
         """Return the number of processes and threads."""
         return self._number("pids", "pids.current", "pids.current")
+
+    def processes(self) -> list[int]:
+        """Return the ids of the group's processes, as this process's own pid namespace numbers them."""
+        # Any controller knows; that of memory is there wherever there are limits.
+        text = self._text("memory", "cgroup.procs", "cgroup.procs") or ""
+        return [int(line) for line in text.split()]
+
+    def block_bytes(self) -> tuple[int, int]:
+        """Return the bytes that the group has read from and written to block devices."""
+        if not self.controllers:
+            words = (self._text("io", "", "io.stat") or "").split()
+            pairs = [word.split("=") for word in words if "=" in word]
+            return _sum(pairs, "rbytes"), _sum(pairs, "wbytes")
+        text = self._text("blkio", "blkio.throttle.io_service_bytes_recursive", "") or ""
+        lines = [line.split()[1:] for line in text.splitlines()]
+        return _sum(lines, "Read"), _sum(lines, "Write")
 
     def pressure(self, resource: str) -> dict[str, dict[str, float]] | None:
         """Return pressure stall information, or None where the kernel has none for the group.
@@ -132,16 +204,35 @@ class Cgroup:
         dict
             `some` and `full`, each with avg10, avg60, avg300 (percent) and total (microseconds).
         """
-        if self.unified is None:
-            return None
-        try:
-            lines = (self.unified / f"{resource}.pressure").read_text().splitlines()
-        except OSError:  # EOPNOTSUPP where PSI is switched off
+        # Unreadable (EOPNOTSUPP) where PSI is switched off.
+        text = read_file(f"{self.unified}/{resource}.pressure") if self.unified else None
+        if text is None:
             return None
         return {
             kind: {key: float(value) for key, value in (pair.split("=") for pair in pairs)}
-            for kind, *pairs in (line.split() for line in lines)
+            for kind, *pairs in (line.split() for line in text.splitlines())
         }
+
+
+def read_file(path: str) -> str | None:
+    """Return the text of a small file, or None where it cannot be read; a third of Path.read_text's time."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        parts = []
+        while part := os.read(descriptor, 16384):
+            parts.append(part)
+        return b"".join(parts).decode()
+    except OSError:  # the group has just gone
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _sum(pairs: list[list[str]], name: str) -> int:
+    return sum(int(pair[1]) for pair in pairs if len(pair) == 2 and pair[0] == name)
 
 
 def count_cpus(ranges: str) -> int:
@@ -155,8 +246,16 @@ def of_container(container_id: str, root: Path = ROOT) -> Cgroup | None:
     for base in (root, root / "memory", root / "unified"):
         for folder in (f"docker/{container_id}", f"system.slice/docker-{container_id}.scope"):
             if (base / folder).is_dir():
-                return _group(root, dict.fromkeys((*CONTROLLERS, ""), folder))
+                return _below(_group(root, dict.fromkeys((*CONTROLLERS, ""), folder)), Path(folder).name)
     return None
+
+
+def _below(group: Cgroup, name: str) -> Cgroup | None:
+    # A group that has just gone, or that a controller does not know, must not give the machine's figures.
+    controllers = {key: path for key, path in group.controllers.items() if path.name == name}
+    unified = group.unified if group.unified and group.unified.name == name else None
+    gone = group.controllers and not controllers
+    return None if gone or not (controllers or unified) else Cgroup(controllers, unified)
 
 
 def own(root: Path = ROOT, lines: str | None = None) -> Cgroup:

@@ -63,6 +63,44 @@ def _finite(value: Any) -> Any:
     return value
 
 
+class Tail:
+    """Reads what has been appended to a file of JSON lines since the last look.
+
+    A file that has become shorter, or another one, is read from its start: `fresh` says so.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._offset, self._inode, self._rest = 0, 0, b""
+        self.fresh = False
+
+    def new(self) -> list[dict[str, Any]]:
+        """Return the new entries; a last line that has no end yet waits for it, a torn one is left out."""
+        self.fresh = False
+        try:
+            status = self.path.stat()
+        except FileNotFoundError:
+            return []
+        if status.st_ino != self._inode or status.st_size < self._offset:
+            self._offset, self._inode, self._rest, self.fresh = 0, status.st_ino, b"", True
+        if status.st_size == self._offset:
+            return []
+        with self.path.open("rb") as file:
+            file.seek(self._offset)
+            content = file.read()
+        self._offset += len(content)
+        *lines, self._rest = (self._rest + content).split(b"\n")
+        entries = []
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(entry, dict):
+                entries.append(entry)
+        return entries
+
+
 def read_journal(path: Path) -> list[dict[str, Any]]:
     """Return the events of a journal, in order; lines that a dying writer tore are left out."""
     events = []

@@ -53,6 +53,8 @@ class Client:
         Whether anything of ours may stand on its link.
     oom_kills : int
         The kernel's count of processes killed for want of memory, as last seen.
+    link : dict
+        What tc said of its link when it was last asked; the exporter, which may not ask, reads it.
     """
 
     identity: dict[str, Any]
@@ -65,6 +67,7 @@ class Client:
     oom_kills: int | None = None
     cause: str = "start"
     failed: tuple[dict[str, Any], float] | None = None
+    link: limits.Limits | None = None
 
     @property
     def name(self) -> str:
@@ -167,6 +170,7 @@ class Keeper:
                 "undone": client.undone,
                 "shaped": client.shaped,
                 "desired": client.desired,
+                "link": client.link,
                 "revert_at": limits.next_expiry(client.asked),
                 "container_id": client.container and client.container.id,
             },
@@ -220,8 +224,9 @@ class Keeper:
         if network:
             try:
                 device = self.device(client)
-                found |= limits.both_ways(*links.read(client.container.pid, device))
-                found["online"] = links.online(device)
+                client.link = limits.both_ways(*links.read(client.container.pid, device))
+                client.link["online"] = links.online(device)
+                found |= client.link
             except (links.LinkError, OSError):
                 self.stale = True
                 return None  # it has just ended
@@ -397,6 +402,7 @@ class Keeper:
         for client in self.clients.values():
             if client.overlay is not None:
                 client.overlay, client.planned, client.cause = None, None, "trace ended"
+                self._save(client)
 
 
 def without_network(wanted: limits.Limits) -> limits.Limits:

@@ -1,4 +1,4 @@
-"""The server container: nginx as gateway, SuperLink on loopback, and what runs ServerApps.
+"""The server container: nginx as gateway, SuperLink on loopback, what runs ServerApps, the FL exporter.
 
 All share one network namespace by being one container, so no bridge address leads to the SuperLink, whose
 Control and
@@ -19,6 +19,7 @@ from coldframe.journal import Journal, read_journal
 from coldframe.supervise import Child, say, supervise
 
 SUPERLINK = "127.0.0.1:9091"  # loopback of the container: reached by the gateway and by `docker exec` alone
+METRICS_PORT = 9095  # of the loopback too: the gateway publishes it
 PKI = Path("/run/coldframe/pki")
 NGINX_CONFIG = Path("/run/coldframe/gateway/nginx.conf")
 
@@ -59,6 +60,7 @@ def children(state: Path, secret: Path, warm: bool) -> list[Child]:
             # The poll finds the ServerApp of a new run; a short one costs nothing where no limit holds.
             {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"},
         ),
+        Child("exporter", [sys.executable, "-m", "coldframe.fl_exporter", str(METRICS_PORT)]),
     ]
 
 

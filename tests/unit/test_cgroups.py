@@ -14,27 +14,37 @@ V1 = {
     "cpu/cpu.cfs_period_us": "100000\n",
     "cpu/cpu.stat": "nr_periods 200\nnr_throttled 50\nthrottled_time 900000000\n",
     "cpuacct/cpuacct.usage": "12500000000\n",
+    "cpuacct/cpuacct.stat": "user 900\nsystem 350\n",
     "cpuset/cpuset.effective_cpus": "0-2,5\n",
     "memory/memory.limit_in_bytes": "536870912\n",
     "memory/memory.usage_in_bytes": "400000000\n",
     "memory/memory.max_usage_in_bytes": "450000000\n",
-    "memory/memory.stat": "inactive_file 1\ntotal_inactive_file 150000000\n",
+    "memory/memory.stat": "inactive_file 1\ntotal_inactive_file 150000000\ntotal_rss 7\ntotal_cache 8\n",
     "memory/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n",
+    "memory/cgroup.procs": "41\n12\n",
     "pids/pids.max": "256\n",
     "pids/pids.current": "17\n",
+    "blkio/blkio.throttle.io_service_bytes_recursive": (
+        "8:0 Read 4096\n8:0 Write 8192\n8:0 Total 12288\n8:16 Read 1\n8:16 Write 2\nTotal 12291\n"
+    ),
 }
 V2 = {
     "cgroup.controllers": "cpuset cpu memory pids\n",
     "cpu.max": "50000 100000\n",
-    "cpu.stat": "usage_usec 12500000\nuser_usec 1\nnr_periods 200\nnr_throttled 50\nthrottled_usec 900000\n",
+    "cpu.stat": (
+        "usage_usec 12500000\nuser_usec 9000000\nsystem_usec 3500000\n"
+        "nr_periods 200\nnr_throttled 50\nthrottled_usec 900000\n"
+    ),
     "cpuset.cpus.effective": "0-2,5\n",
     "memory.max": "536870912\n",
     "memory.current": "400000000\n",
     "memory.peak": "450000000\n",
-    "memory.stat": "anon 1\ninactive_file 150000000\n",
+    "memory.stat": "anon 7\nfile 8\ninactive_file 150000000\n",
     "memory.events": "low 0\noom 5\noom_kill 3\n",
     "pids.max": "256\n",
     "pids.current": "17\n",
+    "cgroup.procs": "41\n12\n",
+    "io.stat": "8:0 rbytes=4096 wbytes=8192 rios=1\n8:16 rbytes=1 wbytes=2 rios=1\n",
 }
 PRESSURE = (
     "some avg10=1.50 avg60=0.70 avg300=0.10 total=1234\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=5\n"
@@ -52,7 +62,7 @@ def v1_tree(root: Path, group: str) -> None:
 
 
 def v1_lines(group: str) -> str:
-    names = ["name=systemd", "pids", "memory", "cpuset", "cpu,cpuacct"]
+    names = ["name=systemd", "pids", "memory", "cpuset", "blkio", "cpu,cpuacct"]
     return "".join(f"{9 - i}:{name}:/{group}\n" for i, name in enumerate(names)) + f"0::/{group}\n"
 
 
@@ -82,6 +92,23 @@ def test_the_same_limits_read_the_same_under_every_version(tmp_path: Path, versi
     assert group.working_set() == 250_000_000
     assert group.oom_kills() == 3
     assert (group.pids_limit(), group.pids_current()) == (256, 17)
+    assert group.cpu_quota() == (50_000, 100_000)
+    assert group.cpu_use() == cgroups.CpuUse(12.5, 9.0, 3.5, 200, 50, 0.9)
+    assert group.memory_use() == cgroups.MemoryUse(400_000_000, 250_000_000, 7, 8)
+    assert group.processes() == [41, 12]
+    assert group.block_bytes() == (4097, 8194)
+
+
+def test_a_controller_that_does_not_know_the_container_gives_nothing_of_the_machine(tmp_path: Path) -> None:
+    v1_tree(tmp_path, f"docker/{ID}")
+    (tmp_path / "blkio" / "blkio.throttle.io_service_bytes_recursive").write_text("8:0 Read 999\n")
+    for path in (tmp_path / "blkio" / "docker" / ID).iterdir():
+        path.unlink()
+    (tmp_path / "blkio" / "docker" / ID).rmdir()
+    group = cgroups.of_container(ID, tmp_path)
+    assert group is not None
+    assert group.block_bytes() == (0, 0)
+    assert group.cpu_limit() == 0.5
 
 
 @pytest.mark.parametrize("version", ["v2", "hybrid"])

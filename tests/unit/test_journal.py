@@ -4,7 +4,7 @@ import json
 import multiprocessing
 from pathlib import Path
 
-from coldframe.journal import Journal, read_journal
+from coldframe.journal import Journal, Tail, read_journal
 
 
 def test_events_come_back_in_order_with_their_time(tmp_path: Path) -> None:
@@ -71,3 +71,27 @@ def test_two_writers_do_not_mix_their_lines(tmp_path: Path) -> None:
     events = read_journal(path)
     for name in ("a", "b"):
         assert [event["count"] for event in events if event["client"] == name] == list(range(200))
+
+
+def test_a_tail_gives_each_event_once_and_waits_for_the_end_of_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    tail = Tail(path)
+    assert tail.new() == []
+    path.write_bytes(b'{"event": "a"}\n{"event": "b')
+    assert tail.new() == [{"event": "a"}]
+    assert tail.fresh
+    with path.open("ab") as file:
+        file.write(b'"}\ntorn\n{"event": "c"}\n')
+    assert tail.new() == [{"event": "b"}, {"event": "c"}]
+    assert not tail.fresh
+    assert tail.new() == []
+
+
+def test_a_tail_begins_anew_where_the_file_is_another_one(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"event": "a"}\n{"event": "b"}\n')
+    tail = Tail(path)
+    tail.new()
+    path.write_text('{"event": "c"}\n')
+    assert tail.new() == [{"event": "c"}]
+    assert tail.fresh

@@ -1,0 +1,153 @@
+"""The exporters' page is what Prometheus reads, and their server lets in who knows the password."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import http.client
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from prometheus_client.parser import text_string_to_metric_families
+
+from coldframe import exposition
+from coldframe.controller.passwords import bcrypt
+
+FAMILIES = {"a_total": ("counter", "Counts a."), "b": ("gauge", "Is b."), "c": ("gauge", "Is c.")}
+
+
+def test_the_page_is_what_prometheus_reads() -> None:
+    page, other = exposition.Page(FAMILIES), exposition.Page(FAMILIES)
+    page.add("b", exposition.labels({"x": 'quote " backslash \\ line \n end'}), 1.5)
+    page.add("a_total", "", 3)
+    page.add("b", "", None)
+    other.add("b", exposition.labels({"x": 2}), 1e-9)
+    page.extend(other)
+    families = list(text_string_to_metric_families(page.text()))
+    assert [(family.name, family.type, family.documentation) for family in families] == [
+        ("a", "counter", "Counts a."),
+        ("b", "gauge", "Is b."),
+    ]
+    assert families[0].samples[0].value == 3
+    assert [(sample.labels["x"], sample.value) for sample in families[1].samples] == [
+        ('quote " backslash \\ line \n end', 1.5),
+        ("2", 1e-9),
+    ]
+
+
+def test_a_metric_that_is_not_listed_is_refused() -> None:
+    with pytest.raises(KeyError):
+        exposition.Page(FAMILIES).add("d", "", 1)
+
+
+def test_the_exporters_own_use_is_shown() -> None:
+    assert "process_cpu_seconds_total" in exposition.own_process()()
+
+
+def header(user: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+def test_the_guard_admits_the_right_password_alone() -> None:
+    guard = exposition.Guard([f"coldframe:{bcrypt('right')}\n", "\n"])
+    for _ in range(2):
+        assert guard.admits(header("coldframe", "right"))
+        for wrong in (
+            None,
+            "",
+            "Basic",
+            "Basic !",
+            "Bearer right",
+            header("coldframe", "wrong"),
+            header("coldframe", "right\0"),
+            header("coldframe", ""),
+            header("other", "right"),
+        ):
+            assert not guard.admits(wrong), wrong
+
+
+def write_certificate(directory: Path, days: int = 30) -> Path:
+    """Write machine.key and machine.crt for localhost; the certificate."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "machine")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=days))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    form = serialization.PrivateFormat.TraditionalOpenSSL
+    (directory / "machine.key").write_bytes(key.private_bytes(pem, form, serialization.NoEncryption()))
+    (directory / "machine.crt").write_bytes(certificate.public_bytes(pem))
+    return directory / "machine.crt"
+
+
+@pytest.fixture
+def port(tmp_path: Path) -> Iterator[int]:
+    """A server with TLS and a password."""
+    certificate = write_certificate(tmp_path)
+    server = exposition.Server(
+        ("127.0.0.1", 0),
+        lambda: "b 1\n",
+        exposition.Guard([f"coldframe:{bcrypt('right')}"]),
+        exposition.encrypted(certificate, tmp_path / "machine.key"),
+    )
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server.server_address[1]
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_the_server_demands_tls_and_password_and_keeps_the_connection(port: int, tmp_path: Path) -> None:
+    context = ssl.create_default_context(cafile=str(tmp_path / "machine.crt"))
+    with closing(http.client.HTTPSConnection("localhost", port, context=context, timeout=10)) as connection:
+        socket = None
+        for path, password, code, body in [
+            ("/metrics", "right", 200, b"b 1\n"),
+            ("/metrics", "wrong", 401, b""),
+            ("/", "wrong", 401, b""),
+            ("/", "right", 404, b""),
+            ("/metrics?name=x", "right", 200, b"b 1\n"),
+        ]:
+            connection.request("GET", path, headers={"Authorization": header("coldframe", password)})
+            answer = connection.getresponse()
+            assert (answer.status, answer.read()) == (code, body), path
+            assert socket in (None, connection.sock)
+            socket = connection.sock
+    with closing(http.client.HTTPConnection("localhost", port, timeout=10)) as plain:
+        plain.request("GET", "/metrics", headers={"Authorization": header("coldframe", "right")})
+        with pytest.raises((http.client.HTTPException, ConnectionError)):
+            plain.getresponse()
+
+
+def test_the_end_of_a_certificate_is_shown_and_read_anew_when_it_is_renewed(tmp_path: Path) -> None:
+    path = write_certificate(tmp_path, days=1)
+    expiry = exposition.Expiry({"machine": path, "absent": tmp_path / "absent.crt"})
+
+    def ends() -> list[float]:
+        page = exposition.Page(exposition.EXPIRY)
+        expiry.add(page)
+        found = next(iter(text_string_to_metric_families(page.text()))).samples
+        assert [sample.labels for sample in found] == [{"certificate": "machine"}]
+        return [sample.value for sample in found]
+
+    first = ends()
+    write_certificate(tmp_path, days=2)
+    assert ends()[0] == pytest.approx(first[0] + 86400, abs=60)

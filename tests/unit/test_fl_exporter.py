@@ -1,0 +1,242 @@
+"""The FL exporter says what the journals say, and asks the SuperLink's own database for the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.server.superlink.linkstate import LinkStateFactory
+from flwr.supercore.constant import TaskType
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.superlink.federation import NoOpFederationManager
+from prometheus_client.parser import text_string_to_metric_families
+
+from coldframe import fl_exporter
+from coldframe.fl_exporter import FAMILIES, PHASES, REASONS, RUNS, STATES, Exporter, reason_of
+from coldframe.journal import Journal
+
+Samples = dict[str, list[tuple[dict[str, str], float]]]
+SYSTEM = {
+    "cpu_limit": 0.5,
+    "threads": 1,
+    "train_seconds": 7.5,
+    "throttled_share": 0.25,
+    "memory_peak": 3 << 28,
+    "samples_per_second": 80.0,
+}
+
+
+def scrape(exporter: Exporter) -> Samples:
+    found: Samples = {}
+    for family in text_string_to_metric_families(exporter.page()):
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return found
+
+
+def value(samples: Samples, name: str, **labels: str) -> float:
+    """The value of the only sample with these labels."""
+    found = [number for own, number in samples[name] if labels.items() <= own.items()]
+    assert len(found) == 1, samples[name]
+    return found[0]
+
+
+def start(state: Path, run_id: str = "7") -> Journal:
+    """A journal with a run of two clients that has begun."""
+    journal = Journal(state / "runs" / run_id / "journal.jsonl")
+    clients = [{"name": f"c1-{k}", "partition_id": k, "node_id": str(k)} for k in range(2)]
+    about = {"run_name": "first", "strategy": "fedavg", "dataset": "mnist", "partitioner": "iid", "seed": 3}
+    journal.append("run_started", run_id=run_id, rounds=5, clients=clients, **about)
+    return journal
+
+
+def reply(journal: Journal, client: int, seconds: float, phase: str = "train", **system: Any) -> None:
+    journal.append(
+        "reply",
+        round=1,
+        phase=phase,
+        client=f"c1-{client}",
+        partition_id=client,
+        node_id=str(client),
+        seconds=seconds,
+        examples=600,
+        metrics={},
+        system={**SYSTEM, **system},
+        bytes_down=1000,
+        bytes_up=400,
+    )
+
+
+def finish_round(journal: Journal, number: int = 1, **more: Any) -> None:
+    phases = {"configure": 0.5, "train": 9.0, "aggregate": 0.25, "evaluate": 2.0, "server_evaluate": 1.0}
+    figures = {"accuracy": 0.9, "loss": 0.4, "client_accuracy": 0.8, "client_loss": 0.5, "train_loss": 0.6}
+    fields = {"seconds": 12.75, "phases": phases, "clients": 2, "failures": 1, **figures, **more}
+    journal.append("round", round=number, **fields)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return start(tmp_path)
+
+
+@pytest.fixture
+def exporter(tmp_path: Path) -> Exporter:
+    return Exporter(tmp_path)
+
+
+def test_a_round_is_shown_as_the_journal_has_it(journal: Journal, exporter: Exporter) -> None:
+    journal.append("phase_started", round=1, phase="train", clients=["c1-0", "c1-1"])
+    reply(journal, 0, 4.0)
+    reply(journal, 1, 9.0, cpu_limit=-1, train_seconds=8.5)
+    reply(journal, 1, 99.0, phase="evaluate", train_seconds=0.1)
+    finish_round(journal)
+    samples = scrape(exporter)
+    info = {"run_name": "first", "strategy": "fedavg", "dataset": "mnist", "partitioner": "iid", "seed": "3"}
+    assert samples["fl_run_info"] == [({"run": "7", **info}, 1)]
+    expected = {
+        "fl_run_rounds_planned": 5,
+        "fl_run_round": 1,
+        "fl_run_accuracy": 0.9,
+        "fl_run_loss": 0.4,
+        "fl_run_client_accuracy": 0.8,
+        "fl_run_client_loss": 0.5,
+        "fl_run_train_loss": 0.6,
+        "fl_round_seconds": 12.75,
+        "fl_round_participants": 2,
+        "fl_round_straggler_gap_seconds": 2.5,
+    }
+    assert {name: value(samples, name, run="7") for name in expected} == expected
+    assert value(samples, "fl_round_phase_seconds", phase="train") == 9.0
+    assert {labels["phase"] for labels, _ in samples["fl_round_phase_seconds"]} == set(PHASES)
+    assert value(samples, "fl_run_bytes_total", direction="down") == 3000
+    assert value(samples, "fl_run_bytes_total", direction="up") == 1200
+    assert value(samples, "fl_client_round_seconds", client="c1-1", partition="1") == 9.0
+    assert value(samples, "fl_client_train_seconds", client="c1-1") == 8.5
+    assert value(samples, "fl_client_cpu_limit_cores") == 0.5  # c1-1 has none
+    assert value(samples, "fl_client_memory_peak_bytes", client="c1-0") == 3 << 28
+    assert value(samples, "fl_client_throttled_ratio", client="c1-0") == 0.25
+
+
+def test_reading_goes_on_where_it_stopped_and_sums_add_up(journal: Journal, exporter: Exporter) -> None:
+    finish_round(journal, 1)
+    scrape(exporter)
+    finish_round(journal, 2, accuracy=0.95, loss=None)
+    samples = scrape(exporter)
+    assert value(samples, "fl_run_round") == 2
+    assert value(samples, "fl_run_accuracy") == 0.95
+    assert "fl_run_loss" not in samples  # it diverged: no number
+    assert value(samples, "fl_run_seconds_total", phase="train") == 18.0
+    again = scrape(Exporter(exporter.state))  # a restart
+    assert again["fl_run_seconds_total"] == samples["fl_run_seconds_total"]
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "expected"),
+    [
+        (8, "the task's process was killed by SIGKILL (OOM: memory limit 512 MB)", "oom"),
+        (-1, "no reply within 600 s", "timeout"),
+        (-1, "the message could not be sent", "lost"),
+        (5, "the client restarted while it was to train", "lost"),
+        (2, "ValueError: x", "exception"),
+        (0, "no reason given", "other"),
+        (77, "new", "other"),
+    ],
+)
+def test_failures_have_few_classes(code: int, reason: str, expected: str) -> None:
+    assert reason_of({"code": code, "reason": reason}) == expected
+    assert expected in REASONS
+
+
+def test_failures_are_counted_from_zero(journal: Journal, exporter: Exporter) -> None:
+    samples = scrape(exporter)
+    assert {labels["reason"]: number for labels, number in samples["fl_run_failures_total"]} == dict.fromkeys(
+        REASONS, 0
+    )
+    assert value(samples, "fl_client_failures_total", client="c1-0") == 0
+    journal.append(
+        "failure", round=1, phase="train", client="c1-0", partition_id=0, node_id="0", code=2, reason="x"
+    )
+    samples = scrape(exporter)
+    assert value(samples, "fl_run_failures_total", reason="exception") == 1
+    assert value(samples, "fl_client_failures_total", client="c1-0") == 1
+
+
+def state_of(samples: Samples, run: str = "7") -> str:
+    found = {labels["state"]: number for labels, number in samples["fl_run_state"] if labels["run"] == run}
+    assert set(found) == set(STATES)
+    assert sum(found.values()) == 1
+    return max(found, key=found.__getitem__)
+
+
+@pytest.mark.parametrize("status", ["completed", "failed"])
+def test_a_closed_run_stays_visible_with_its_end(journal: Journal, exporter: Exporter, status: str) -> None:
+    assert state_of(scrape(exporter)) == "running"
+    assert "fl_run_finished_timestamp_seconds" not in scrape(exporter)
+    journal.append("run_finished", status=status, error=None)
+    samples = scrape(exporter)
+    assert state_of(samples) == status
+    begin, end = (value(samples, f"fl_run_{what}_timestamp_seconds") for what in ("started", "finished"))
+    assert end >= begin > 1.6e9
+    assert value(samples, "fl_run_last_event_timestamp_seconds") == end
+
+
+def test_no_more_than_the_newest_runs_are_shown(tmp_path: Path, exporter: Exporter) -> None:
+    for number in range(RUNS + 3):
+        path = start(tmp_path, str(number)).path
+        os.utime(path, (number, number))
+    shown = {labels["run"] for labels, _ in scrape(exporter)["fl_run_info"]}
+    assert shown == {str(number) for number in range(3, RUNS + 3)}
+    assert len(exporter.runs) == RUNS
+    series = [line for line in exporter.runs["5"].page().text().splitlines() if not line.startswith("#")]
+    assert len(series) < 45
+
+
+def test_clients_and_foreign_runs_come_from_flowers_own_database(tmp_path: Path, exporter: Exporter) -> None:
+    """One of two clients is online; a run of an app that keeps no journal, and one that was stopped."""
+    factory = LinkStateFactory(str(tmp_path / "superlink.db"), NoOpFederationManager(), ObjectStoreFactory())
+    link = factory.state()
+    nodes = [link.create_node("", "", bytes([i]), 30.0, name=f"c1-{i}") for i in range(2)]
+    assert link.activate_node(nodes[0], 30.0)
+    roster = {str(node): {"name": f"c1-{i}", "partition_id": i} for i, node in enumerate(nodes)}
+    (tmp_path / "nodes.json").write_text(json.dumps(roster))
+    about = ("other/app", "1.0", "hash", {}, "@none/default", None, None, TaskType.SERVER_APP)
+    numbers = [link.create_run(*about) for _ in range(2)]
+    assert link.stop_run(numbers[1])
+    run_ids = [str(number) for number in numbers]
+    journal = start(tmp_path, run_ids[1])
+    samples = scrape(exporter)
+    assert value(samples, "fl_clients", state="registered") == 2
+    assert value(samples, "fl_clients", state="online") == 1
+    assert value(samples, "fl_client_connected", client="c1-0", partition="0") == 1
+    assert value(samples, "fl_client_connected", client="c1-1") == 0
+    now = time.time()
+    seen = value(samples, "fl_client_last_seen_timestamp_seconds", client="c1-0")
+    assert seen == pytest.approx(now, abs=5)
+    foreign = next(labels for labels, _ in samples["fl_run_info"] if labels["run"] == run_ids[0])
+    assert (foreign["run_name"], foreign["strategy"]) == ("other/app", "")
+    assert value(samples, "fl_run_started_timestamp_seconds", run=run_ids[0]) == pytest.approx(now, abs=5)
+    assert state_of(samples, run_ids[0]) == "running"
+    assert state_of(samples, run_ids[1]) == "stopped"
+    assert value(samples, "fl_run_round", run=run_ids[1]) == 0
+    journal.append("run_finished", status="failed", error="x")
+    assert state_of(scrape(exporter), run_ids[1]) == "failed"
+
+
+def test_nothing_is_there_before_the_first_registration(exporter: Exporter) -> None:
+    samples = scrape(exporter)
+    assert "fl_clients" not in samples
+    assert "fl_run_info" not in samples
+
+
+def test_every_metric_is_described(journal: Journal, exporter: Exporter) -> None:
+    journal.append("phase_started", round=1, phase="train", clients=["c1-0"])
+    reply(journal, 0, 1.0)
+    finish_round(journal)
+    samples = scrape(exporter)
+    assert set(samples) - set(FAMILIES) == {name for name in samples if name.startswith("process_")}
+    assert all(words.endswith(".") for _, words in FAMILIES.values())
+    assert fl_exporter.REASON_OF_CODE.keys() >= set(range(1, 9))
