@@ -1,5 +1,5 @@
 # The base of the FL image: Debian, and a virtual environment with every package of requirements.txt. Made rarely.
-# DEBIAN is made by roles/fl_image from Debian packages: python3, python3-venv, tini, nginx-light, iproute2.
+# DEBIAN is made by roles/fl_image from Debian packages: python3, python3-venv, tini, nginx-light, iproute2, prometheus-node-exporter.
 # The build needs no network: wheels/ is the wheelhouse that the controller made.
 ARG DEBIAN
 FROM ${DEBIAN} AS build

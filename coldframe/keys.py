@@ -1,10 +1,10 @@
-"""Makes the private keys of a machine's clients and of the server, on the machine where they stay.
+"""Makes the private keys of clients, of the server and of what is monitored, on the machine where they stay.
 
 Only public parts are printed. Called in the FL image, so that a machine needs nothing but its engine:
     python3 -m coldframe.keys nodes [--new] DIR NAME...
         -> {"changed": bool, "public_keys": {name: "ecdsa-sha2-nistp384 ..."}}
-    python3 -m coldframe.keys server [--new] DIR COMMON_NAME SAN...
-        -> {"changed": bool, "csr": "-----BEGIN ..."}
+    python3 -m coldframe.keys request [--new] DIR NAME COMMON_NAME SAN...
+        -> {"changed": bool, "csr": "-----BEGIN ..."}, of the key DIR/NAME.key
 A SAN is IP:1.2.3.4 or DNS:name. With --new, keys that are there are replaced.
 """
 
@@ -50,12 +50,9 @@ def node_keys(directory: Path, names: list[str], new: bool = False) -> dict[str,
     return {"changed": changed, "public_keys": public}
 
 
-def server_request(
-    directory: Path, common_name: str, names: list[str], new: bool = False
-) -> dict[str, object]:
-    """Make the server's key if it is missing, or a new one, and return a signing request for ``names``
+def signing_request(path: Path, common_name: str, names: list[str], new: bool = False) -> dict[str, object]:
+    """Make a key if it is missing, or a new one, and return a signing request for ``names``
     (``IP:...`` or ``DNS:...``)."""
-    path = directory / "server.key"
     changed = new or not path.exists()
     if changed:
         write_private(
@@ -85,7 +82,7 @@ def main(arguments: list[str]) -> int:
     if command == "nodes":
         result = node_keys(Path(directory), rest, new)
     else:
-        result = server_request(Path(directory), rest[0], rest[1:], new)
+        result = signing_request(Path(directory) / f"{rest[0]}.key", rest[1], rest[2:], new)
     print(json.dumps(result))
     return 0
 

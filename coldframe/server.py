@@ -60,7 +60,7 @@ def children(state: Path, secret: Path, warm: bool) -> list[Child]:
             # The poll finds the ServerApp of a new run; a short one costs nothing where no limit holds.
             {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"},
         ),
-        Child("exporter", [sys.executable, "-m", "coldframe.fl_exporter", str(METRICS_PORT)]),
+        Child("exporter", [sys.executable, "-m", "coldframe.fl_exporter", str(METRICS_PORT)], vital=False),
     ]
 
 

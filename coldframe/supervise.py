@@ -89,13 +89,15 @@ def thread_count() -> int:
 class Child:
     """One supervised process; ``environment`` is added to the supervisor's own.
 
-    With a ``function``, ``command`` is what it gets as arguments; without, it is the command to run.
+    With a ``function``, ``command`` is what it gets as arguments; without, it is the command to run. One that
+    is not ``vital`` is left alone when it dies too often: the others go on without it.
     """
 
     name: str
     command: list[str]
     environment: Mapping[str, str] = field(default_factory=dict)
     function: Callable[[list[str]], None] | None = None
+    vital: bool = True
     process: subprocess.Popen[bytes] | Forked | None = None
     started: float = 0.0
     restarts: deque[float] = field(default_factory=deque)
@@ -139,7 +141,7 @@ def supervise(
     tick: Callable[[], None] = lambda: None,
     interval: float = 0.5,
 ) -> int:
-    """Run ``children`` until SIGTERM (returns 0) or until one of them dies too often (returns 1).
+    """Run ``children`` until SIGTERM (returns 0) or until a vital one dies too often (returns 1).
 
     Parameters
     ----------
@@ -175,6 +177,9 @@ def supervise(
             say(f"{child.name} ended with code {child.process.returncode}")
             if len(child.restarts) > MAX_RESTARTS:
                 say(f"{child.name} ended {len(child.restarts)} times in {RESTART_WINDOW:.0f} s: giving up")
+                if not child.vital:
+                    child.process = None
+                    continue
                 stopping, code = True, 1
                 break
             time.sleep(RESTART_DELAY)

@@ -110,4 +110,15 @@ if [ -n "$dev" ]; then
     touch "$venv/.dev-$devkey"
   fi
 fi
+if [ -n "$dev" ] && ! command -v promtool >/dev/null && [ ! -x "$cache/tools/promtool" ]; then
+  # Unpacked, not installed: the package would start a Prometheus on this machine.
+  command -v apt-get >/dev/null || die "please install promtool (this machine has no apt-get), then run it again"
+  say "promtool"
+  unpacked=$(mktemp -d)
+  fetch() { (cd "$unpacked" && { apt-get download -q promtool || apt-get download -q prometheus; } && dpkg-deb -x ./*.deb .) >"$venv/apt.log" 2>&1; }
+  fetch || { $as_root apt-get update -qq && fetch; } || { cat "$venv/apt.log" >&2; die "the Debian package with promtool could not be fetched: see above"; }
+  mkdir -p "$cache/tools"
+  mv "$unpacked/usr/bin/promtool" "$cache/tools/promtool"
+  rm -rf "$unpacked"
+fi
 [ "$(readlink .venv 2>/dev/null)" = "$venv" ] || { rm -rf .venv; ln -s "$venv" .venv; }

@@ -38,7 +38,7 @@ display = Display()
 ROOT = Path(__file__).resolve().parents[2]
 GROUPS = ("fl_server", "fl_clients", "fl_monitor")
 FEDERATION = "coldframe"
-PORTS = {"fl_port": 9092}  # what the server publishes, by the variable that moves it
+PORT = 9092  # of the server; the others follow it (coldframe_ports)
 PROVISIONAL = ("partition_id", "num_partitions")  # the server's machine gives the ids, and remembers them
 LINK = Finding(
     "group_vars is not loaded: playbooks/group_vars is no link to ../group_vars in this checkout",
@@ -146,11 +146,8 @@ class ActionModule(ActionBase):
                 findings += checks.check_disk(machine)
                 findings += checks.check_memory(machine, clients)
                 warnings += checks.warn_platform(machine)
-                if machine is server:
-                    ports = {name: machine.settings.get(name, port) for name, port in PORTS.items()}
-                    findings += checks.check_ports(
-                        machine, machine.settings.get("fl_federation", FEDERATION), ports
-                    )
+                federation = machine.settings.get("fl_federation", FEDERATION)
+                findings += checks.check_ports(machine, federation, _ports(machine, server, hostvars))
             if verb in ("site", "run"):
                 over = checks.warn_cpu(machine, clients)
                 oversubscribed = oversubscribed or bool(over)
@@ -182,6 +179,24 @@ class ActionModule(ActionBase):
             "stamp": time.time(),
             "warned": warnings,
         }
+
+
+def _ports(machine: Machine, server: Machine | None, hostvars: Mapping[str, Any]) -> dict[str, int]:
+    """What the machine is to listen on, by the variable that moves it."""
+    ports: dict[str, int] = {}
+    if server is None:
+        return ports
+    variables = hostvars[machine.name]
+    monitoring = variables.get("coldframe_monitoring", False)
+    planned = variables.get("coldframe_ports", {})
+    if machine is server:
+        ports["fl_port"] = machine.settings.get("fl_port", PORT)
+    wanted = []
+    if monitoring:
+        wanted = ["node_exporter_port", "container_exporter_port"]
+        wanted += ["fl_metrics_port"] if machine is server else []
+        wanted += ["prometheus_port"] if machine.name == variables["coldframe_monitor_machine"] else []
+    return ports | {name: int(planned[name]) for name in wanted}
 
 
 def _machines(

@@ -97,6 +97,7 @@ def coldframe_status(
     hostvars: Mapping[str, Any],
     nodes: Iterable[Mapping[str, Any]],
     runs: Sequence[Mapping[str, Any]],
+    addresses: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """All that stands: machines, clients and the newest runs.
 
@@ -107,11 +108,16 @@ def coldframe_status(
         agent's answer.
     nodes, runs : sequences of dict
         Answers of ``coldframe.control nodes`` and ``runs``.
+    addresses : sequence of dict
+        What one can open in a browser: ``name``, ``role`` (of the container that has to be there), ``url``,
+        ``user``, ``password_file``.
     """
     online = {node["name"]: node["status"] for node in nodes if "name" in node}
     clients, rows = [], []
+    roles: set[str] = set()
     for machine in machines:
         containers = hostvars[machine].get("coldframe_containers", [])
+        roles |= {item["role"] for item in containers}
         answer = (hostvars[machine].get("coldframe_agent") or {}).get("clients") or {}
         there: dict[str, Any] = {item["client"]: {} for item in containers if item["role"] == "client"}
         found = {**there, **answer}
@@ -128,7 +134,16 @@ def coldframe_status(
                 ),
             }
         )
-    return {"machines": rows, "clients": clients, "runs": list(runs)}
+    return {
+        "machines": rows,
+        "clients": clients,
+        "runs": list(runs),
+        "addresses": [
+            {key: value for key, value in address.items() if key != "role"}
+            for address in addresses
+            if address["role"] in roles
+        ],
+    }
 
 
 def coldframe_moment(not_after: str) -> str:
@@ -188,6 +203,7 @@ def coldframe_status_text(status: Mapping[str, Any]) -> list[str]:
         *coldframe_status_table(clients).splitlines(),
         "",
         *(coldframe_status_table(runs).splitlines() or ["No run yet: type ansible-playbook run.yml"]),
+        *(["", *coldframe_status_table(status["addresses"]).splitlines()] if status["addresses"] else []),
     ]
 
 

@@ -345,7 +345,14 @@ def check_ports(machine: Machine, federation: str, ports: Mapping[str, int]) -> 
     """Nothing but this federation's own containers holds the ports (by the variable that sets them)."""
     facts = machine.facts or {}
     findings = []
+    names = list(ports)
     for name, port in ports.items():
+        twin = next((other for other in names[: names.index(name)] if ports[other] == port), None)
+        if twin:
+            remedy = f"type -e {name}={_other(port)}"
+            findings.append(Finding(f"{twin} and {name} are both {port}", remedy, machine.name))
+        elif not 0 < port < 65536:
+            findings.append(Finding(f"{name} would be {port}", f"type -e {name}=9190", machine.name))
         if str(port) not in facts["ports"]:
             continue
         holders = [c for c in facts["docker"]["containers"] if re.search(rf":{port}->", c["ports"])]

@@ -227,7 +227,8 @@ def docker() -> dict[str, Any]:
         found["containers"].append(
             {
                 "name": container["Names"],
-                "ports": container["Ports"],
+                # A container in the machine's own network says by a label what it listens on.
+                "ports": f"{container['Ports']} :{labels.get('coldframe.port', '')}->",
                 "federation": labels.get("coldframe.federation", ""),
                 "role": labels.get("coldframe.role", ""),
             }

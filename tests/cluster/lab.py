@@ -98,7 +98,9 @@ class Lab:
         """Write the inventory with that many clients on the second host and variables for all machines."""
         inventory = yaml.safe_load(self.hosts.inventory())
         variables = inventory["fl_machines"].setdefault("vars", {})
-        variables.update({"fl_client_count": clients, "fl_results_dir": str(self.results), **more})
+        # Monitoring has tests of its own (test_monitoring.py): the others need not wait for it.
+        settings = {"fl_client_count": clients, "fl_results_dir": str(self.results), "fl_monitoring": False}
+        variables.update({**settings, **more})
         self.inventory.write_text(yaml.safe_dump(inventory, sort_keys=False))
 
     def environment(self) -> dict[str, str]:

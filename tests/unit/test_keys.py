@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.supercore.primitives.asymmetric import uses_nist_ec_curve
 
-from coldframe.keys import node_keys, server_request
+from coldframe.keys import node_keys, signing_request
 
 
 def test_node_keys_are_made_once(tmp_path: Path) -> None:
@@ -35,9 +35,12 @@ def test_node_keys_are_what_flower_accepts_and_private(tmp_path: Path) -> None:
     assert "PRIVATE" not in str(answer)
 
 
-def test_server_request_names_addresses_and_keeps_the_key(tmp_path: Path) -> None:
+def test_signing_request_names_addresses_and_keeps_the_key(tmp_path: Path) -> None:
     """IP and DNS names stand in the request; the key is the same the second time."""
-    answers = [server_request(tmp_path, "lab server", ["IP:192.0.2.1", "DNS:localhost"]) for _ in range(2)]
+    answers = [
+        signing_request(tmp_path / "server.key", "lab server", ["IP:192.0.2.1", "DNS:localhost"])
+        for _ in range(2)
+    ]
     assert [answer["changed"] for answer in answers] == [True, False]
     requests = [x509.load_pem_x509_csr(str(answer["csr"]).encode()) for answer in answers]
     assert requests[0].public_key() == requests[1].public_key()

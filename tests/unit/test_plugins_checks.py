@@ -253,6 +253,21 @@ def test_a_port_that_a_federation_holds_is_fine_for_that_federation_only():
     )
 
 
+def test_a_port_of_the_machines_own_network_is_known_by_its_label():
+    """The node exporter publishes none; machine_facts adds what it says that it listens on."""
+    holder = {"name": "lab-node-exporter", "ports": " :9100->", "federation": "lab"}
+    busy = machine(ports={"9100": "prometheus-node (pid 7)"}, docker=docker(containers=[holder]))
+    assert checks.check_ports(busy, "lab", {"node_exporter_port": 9100}) == []
+    assert "by the federation lab" in only(checks.check_ports(busy, "x", {"node_exporter_port": 9100}))
+
+
+def test_two_services_want_one_port():
+    wanted = {"fl_port": 9092, "prometheus_port": 9092}
+    assert only(checks.check_ports(machine(), "lab", wanted)) == (
+        "fl_port and prometheus_port are both 9092: type -e prometheus_port=9192"
+    )
+
+
 def test_paths_on_the_controller(tmp_path):
     (tmp_path / "app").mkdir()
     message = only(checks.check_controller({}, {"fl_data_dir": "nowhere"}, tmp_path))

@@ -55,6 +55,22 @@ def test_limits_that_the_kernel_does_not_hold_stand_out() -> None:
     assert "0.5 but none" in text
 
 
+def test_addresses_are_shown_of_what_stands() -> None:
+    """With the file that holds the password, and never the password."""
+    hostvars = {"c1": {"coldframe_containers": [{"role": "prometheus", "client": "", "state": "running"}]}}
+    about = {"url": "https://192.0.2.1:9090", "user": "coldframe", "password_file": "/home/ada/p"}
+    planned = [
+        {"name": "Prometheus", "role": "prometheus", **about},
+        {"name": "Grafana", "role": "grafana", **about},
+    ]
+    report = coldframe_status(["c1"], hostvars, [], [], planned)
+    assert report["addresses"] == [{"name": "Prometheus", **about}]
+    report |= {"federation": "lab", "gateway": "https://192.0.2.1:9092", "certificate_expires": "never"}
+    text = "\n".join(coldframe_status_text(report))
+    assert "https://192.0.2.1:9090" in text
+    assert "Grafana" not in text
+
+
 def test_client_that_does_not_run_holds_nothing() -> None:
     """It is listed all the same."""
     report = status(None)

@@ -1,0 +1,31 @@
+"""Targets and the names in certificates follow the inventory."""
+
+from __future__ import annotations
+
+from plugins.filter.monitoring import coldframe_certificate_names, coldframe_targets
+
+PORTS = {"fl_metrics_port": 9093, "node_exporter_port": 9100, "container_exporter_port": 9101}
+
+
+def test_every_machine_is_a_target_and_the_server_alone_has_the_runs() -> None:
+    hostvars = {
+        name: {"coldframe_address": address, "coldframe_ports": PORTS, "coldframe_federation": "lab"}
+        for name, address in (("server", "192.0.2.1"), ("c1", "2001:db8::1"))
+    }
+    targets = coldframe_targets(["server", "c1"], hostvars, "server")
+    assert targets["node"] == [
+        {"targets": ["192.0.2.1:9100"], "labels": {"federation": "lab", "machine": "server"}},
+        {"targets": ["[2001:db8::1]:9100"], "labels": {"federation": "lab", "machine": "c1"}},
+    ]
+    assert [target["targets"] for target in targets["containers"]] == [
+        ["192.0.2.1:9101"],
+        ["[2001:db8::1]:9101"],
+    ]
+    assert [target["targets"] for target in targets["fl"]] == [["192.0.2.1:9093"]]
+
+
+def test_certificates_bear_address_or_name_and_the_loopback() -> None:
+    loopback = ["DNS:localhost", "IP:127.0.0.1"]
+    assert coldframe_certificate_names(["2001:db8::1"]) == ["IP:2001:db8::1", *loopback]
+    assert coldframe_certificate_names(["desk.example.org"]) == ["DNS:desk.example.org", *loopback]
+    assert coldframe_certificate_names(["127.0.0.1"]) == ["IP:127.0.0.1", "DNS:localhost"]
