@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.lab import Lab
+from tests.cluster.watch import FEDERATION, WatchedLab
 from tests.hosts import Hosts
 from tests.hosts.hosts import load
 
@@ -40,3 +41,21 @@ def federation(lab: Lab) -> Lab:
     """The lab with a standing federation of three clients."""
     lab.deploy()
     return lab
+
+
+@pytest.fixture(scope="session")
+def watched(lab: Lab) -> Iterator[WatchedLab]:
+    """A monitored federation with clients on both hosts; the second host joined when the first stood.
+
+    Whoever needs the machines' CPU for other things takes it down with ``lab.clear()``.
+    """
+    lab.clear()
+    watched = WatchedLab(lab.hosts, lab.directory, lab.deployed)
+    watched.write(["server"])
+    watched.must("site.yml", train="false", dataset="synthetic")
+    lab.deployed.add(FEDERATION)
+    watched.before = watched.container(watched.server, f"{FEDERATION}-prometheus")
+    watched.write(["server", "c1"])
+    watched.must("site.yml", train="false", dataset="synthetic")
+    yield watched
+    lab.clear()

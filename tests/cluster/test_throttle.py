@@ -101,9 +101,7 @@ class Pacing:
 
 @pytest.fixture(scope="module")
 def pacing(lab: Lab) -> Iterator[Pacing]:
-    if "coldframe" in lab.deployed:
-        lab.must("teardown.yml")  # an idle federation takes CPU too
-        lab.deployed.discard("coldframe")
+    lab.clear()
     lab = PacingLab(lab.hosts, lab.directory)
     lab.write_inventory(2, fl_client_cpu=CPU, fl_port=9192)
     inventory = yaml.safe_load(lab.inventory.read_text())

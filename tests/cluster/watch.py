@@ -1,0 +1,94 @@
+"""A lab whose federation is monitored, and what tests ask its Prometheus."""
+
+from __future__ import annotations
+
+import base64
+import json
+import ssl
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.cluster.lab import ROOT, Lab, Play
+
+FEDERATION = "watched"
+PORT = 9292  # fl_port; the others follow it
+PORTS = {"prometheus": PORT - 2, "fl": PORT + 1, "node": PORT + 8, "containers": PORT + 9}
+CLIENTS = 2  # per machine
+
+Series = tuple[dict[str, str], float]
+
+
+class WatchedLab(Lab):
+    """The lab, but every verb is about the monitored federation, which has an inventory of its own."""
+
+    before: dict[str, Any]  # what the engine said of Prometheus before the second host joined
+
+    @property
+    def inventory(self) -> Path:
+        """The inventory file."""
+        return self.directory / "watched.yml"
+
+    @property
+    def state(self) -> Path:
+        """What the controller keeps of the federation."""
+        return self.directory / "state" / "coldframe" / FEDERATION
+
+    def write(self, machines: list[str]) -> None:
+        """Write the inventory with these of the hosts; clients are on all of them."""
+        variables = {
+            "fl_client_cpu": 0.4,
+            "fl_port": PORT,
+            "fl_monitoring": True,
+            "prometheus_scrape_interval": "1s",
+        }
+        self.write_inventory(CLIENTS, **variables)
+        inventory = yaml.safe_load(self.inventory.read_text())
+        every = inventory["fl_machines"]
+        if "hosts" in every:
+            every["hosts"] = {name: every["hosts"][name] for name in machines}
+        every["children"]["fl_clients"]["hosts"] = dict.fromkeys(machines)
+        self.inventory.write_text(yaml.safe_dump(inventory, sort_keys=False))
+
+    def start(
+        self, verb: str, *arguments: str, root: Path = ROOT, **variables: Any
+    ) -> tuple[Play, Callable[[], Play]]:
+        """Start a verb."""
+        return super().start(verb, *arguments, root=root, fl_federation=FEDERATION, **variables)
+
+    def password(self, name: str) -> str:
+        """A password that the controller has made: `prometheus` or `scrape`."""
+        return (self.state / "monitoring" / f"{name}.password").read_text()
+
+    def read(self, url: str, user: str, password: str) -> str:
+        """What a server with a certificate of the federation answers to who knows the password."""
+        context = ssl.create_default_context(cafile=str(self.state / "pki" / "ca.crt"))
+        login = base64.b64encode(f"{user}:{password}".encode()).decode()
+        request = urllib.request.Request(url, headers={"Authorization": f"Basic {login}"})
+        with urllib.request.urlopen(request, context=context, timeout=20) as answer:
+            text: str = answer.read().decode()
+        return text
+
+    def prometheus(self, path: str, **parameters: str) -> Any:
+        """The data of an answer of Prometheus' API, such as ``prometheus("targets")``."""
+        address = f"https://{self.server.address}:{PORTS['prometheus']}/api/v1/{path}"
+        query = urllib.parse.urlencode(parameters)
+        answer = json.loads(self.read(f"{address}?{query}", "coldframe", self.password("prometheus")))
+        assert answer["status"] == "success", answer
+        return answer["data"]
+
+    def query(self, expression: str) -> list[Series]:
+        """What Prometheus says now: labels and value of each series."""
+        found = self.prometheus("query", query=expression)
+        assert found["resultType"] == "vector", found
+        return [(item["metric"], float(item["value"][1])) for item in found["result"]]
+
+    def value(self, expression: str) -> float:
+        """The value of an expression that has one series."""
+        found = self.query(expression)
+        assert len(found) == 1, (expression, found)
+        return found[0][1]
