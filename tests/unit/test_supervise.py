@@ -18,13 +18,14 @@ from coldframe.supervise import Child
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def start(tmp_path: Path, *commands: str) -> subprocess.Popen[str]:
-    """Supervise shell commands in a process of their own."""
+def start(tmp_path: Path, *commands: str, vital: bool = True) -> subprocess.Popen[str]:
+    """Supervise shell commands in a process of their own; ``vital`` is about the first."""
     script = textwrap.dedent(f"""
         import sys
         from coldframe import supervise
         supervise.RESTART_DELAY = 0.05
         children = [supervise.Child(str(i), ["sh", "-c", text]) for i, text in enumerate({list(commands)!r})]
+        children[0].vital = {vital!r}
         sys.exit(supervise.supervise(children, interval=0.05))
     """)
     return subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -90,6 +91,22 @@ def test_a_function_runs_in_a_fork_and_is_supervised_like_a_command(tmp_path: Pa
     assert "work ended with code -9" in errors
     assert first[1:] == second[1:] == [*output.split(), "['--x']", "['--x']"]
     assert not Path(f"/proc/{second[0]}").exists()
+
+
+def test_a_child_that_is_not_vital_is_left_alone_and_the_others_go_on(tmp_path: Path) -> None:
+    """An exporter that cannot start takes no training down."""
+    starts, other = tmp_path / "starts", tmp_path / "other"
+    commands = f"echo x >>{starts}; exit 3", f"echo $$ >>{other}; exec sleep 60"
+    process = start(tmp_path, *commands, vital=False)
+    assert len(lines(starts, 6)) == 6
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "giving up" in errors
+    assert len(lines(starts, 6)) == 6
+    assert len(lines(other, 1)) == 1
 
 
 def test_stop_kills_what_ignores_sigterm(tmp_path: Path) -> None:
