@@ -1,0 +1,355 @@
+"""The kinds of panel that the dashboards are made of, in one look: curves, figures, bars and tables."""
+
+from __future__ import annotations
+
+import string
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from grafana_foundation_sdk.cog.builder import Builder
+from grafana_foundation_sdk.cog.variants import Dataquery
+from grafana_foundation_sdk.models import common as model
+from grafana_foundation_sdk.models import dashboard as dashboard_model
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+
+with warnings.catch_warnings():
+    # The SDK prefers the second version of the schema, which Grafana 13 refuses to provision from files.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from grafana_foundation_sdk.builders import (
+        bargauge,
+        common,
+        dashboard,
+        prometheus,
+        stat,
+        table,
+        timeseries,
+    )
+
+DATASOURCE = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
+
+GREEN, AMBER, RED, BLUE, GREY, PURPLE = "#3D9970", "#E6A23C", "#D9534F", "#4878CF", "#8E8E8E", "#8172B2"
+# A round's phases keep their colours on every dashboard.
+PHASES = {
+    "configure": GREY,
+    "train": BLUE,
+    "aggregate": GREEN,
+    "evaluate": AMBER,
+    "server_evaluate": PURPLE,
+}
+CORES = "suffix: cores"
+
+Steps = Iterable[tuple[float | None, str]]
+Properties = Mapping[str, Any]
+PanelBuilder = Builder[dashboard_model.Panel]
+
+
+@dataclass(frozen=True)
+class Query:
+    """A PromQL expression and the name of its series: `{{label}}` stands for a label's value."""
+
+    expr: str
+    legend: str = ""
+
+
+def _targets(queries: Iterable[Query], *, instant: bool, as_table: bool = False) -> list[Builder[Dataquery]]:
+    built: list[Builder[Dataquery]] = []
+    for letter, query in zip(string.ascii_uppercase, queries, strict=False):
+        target = (
+            prometheus.Dataquery().ref_id(letter).expr(" ".join(query.expr.split())).datasource(DATASOURCE)
+        )
+        target = target.instant() if instant else target.range()
+        if as_table:
+            target = target.format(PromQueryFormat.TABLE)
+        if query.legend:
+            target = target.legend_format(query.legend)
+        built.append(target)
+    return built
+
+
+def thresholds(*steps: tuple[float | None, str]) -> dashboard.ThresholdsConfig:
+    """Give colours from values on; the first step's value is None."""
+    return (
+        dashboard.ThresholdsConfig()
+        .mode(dashboard_model.ThresholdsMode.ABSOLUTE)
+        .steps([dashboard_model.Threshold(value=value, color=color) for value, color in steps])
+    )
+
+
+def color(mode: str, fixed: str | None = None) -> dashboard.FieldColor:
+    """Say how series get their colours."""
+    built = dashboard.FieldColor().mode(dashboard_model.FieldColorModeId(mode))
+    return built.fixed_color(fixed) if fixed else built
+
+
+def properties(given: Properties) -> list[dashboard_model.DynamicConfigValue]:
+    """Turn a dictionary into the properties of an override."""
+    return [dashboard_model.DynamicConfigValue(id_val=key, value=value) for key, value in given.items()]
+
+
+def fixed(value: str) -> dict[str, Any]:
+    """Give the property that paints a series."""
+    return {"color": {"mode": "fixed", "fixedColor": value}}
+
+
+def words(options: Mapping[str, tuple[str, str]]) -> list[dashboard_model.ValueMapping]:
+    """Show a word and a colour instead of a value."""
+    results = {
+        value: dashboard_model.ValueMappingResult(text=text, color=paint, index=index)
+        for index, (value, (text, paint)) in enumerate(options.items())
+    }
+    return [dashboard_model.ValueMap(options=results)]
+
+
+def _address(kind: str, value: str) -> str:
+    """Give the address of the dashboard of a client, machine or run, for the federation and time shown."""
+    return f"/d/coldframe-{kind}?var-federation=${{federation}}&var-{kind}=${{{value}}}&${{__url_time_range}}"
+
+
+def to_client() -> dashboard.DashboardLink:
+    """Lead from a series with the label `client` to that client's dashboard."""
+    return dashboard.DashboardLink("Show this client").url(_address("client", "__field.labels.client"))
+
+
+def curves(
+    title: str,
+    description: str,
+    unit: str,
+    *queries: Query,
+    overrides: Mapping[str, Properties] | None = None,
+    low: float | None = 0,
+    high: float | None = None,
+    decimals: int | None = None,
+    steps: bool = False,
+    stacked: bool = False,
+    limits: Steps = (),
+    link: dashboard.DashboardLink | None = None,
+    calcs: Iterable[str] = ("lastNotNull",),
+    legend: bool = True,
+) -> timeseries.Panel:
+    """Show series over time.
+
+    Parameters
+    ----------
+    overrides : Mapping[str, Properties], optional
+        Properties by the series' name; a name between slashes is a regular expression.
+    steps : bool
+        For values that change once a round: keep each until the next instead of drawing slopes.
+    stacked : bool
+        For parts of a whole.
+    limits : Steps
+        Thresholds, drawn as dashed lines.
+    """
+    panel = (
+        timeseries.Panel()
+        .title(title)
+        .description(description)
+        .datasource(DATASOURCE)
+        .targets(_targets(queries, instant=False))
+        .unit(unit)
+        .color_scheme(color("palette-classic"))
+        .line_width(1 if stacked else 2)
+        .fill_opacity(55 if stacked else 6)
+        .gradient_mode(model.GraphGradientMode.NONE)
+        .show_points(model.VisibilityMode.NEVER)
+        .axis_border_show(False)
+        .line_interpolation(model.LineInterpolation.STEP_AFTER if steps else model.LineInterpolation.LINEAR)
+        .tooltip(
+            common.VizTooltipOptions().mode(model.TooltipDisplayMode.MULTI).sort(model.SortOrder.DESCENDING)
+        )
+        .legend(
+            common.VizLegendOptions()
+            .show_legend(legend)
+            .display_mode(model.LegendDisplayMode.LIST)
+            .placement(model.LegendPlacement.BOTTOM)
+            .calcs(list(calcs))
+        )
+    )
+    if stacked:
+        panel = panel.stacking(common.StackingConfig().mode(model.StackingMode.NORMAL).group("A"))
+    if low is not None:
+        panel = panel.min(low)
+    if high is not None:
+        panel = panel.max(high)
+    if decimals is not None:
+        panel = panel.decimals(decimals)
+    if limits := list(limits):
+        panel = panel.thresholds(thresholds(*limits)).thresholds_style(
+            common.GraphThresholdsStyleConfig().mode(model.GraphThresholdsStyleMode.DASHED)
+        )
+    if link:
+        panel = panel.data_links([link])
+    return _overridden(panel, overrides)
+
+
+def figure(
+    title: str,
+    description: str,
+    unit: str,
+    *queries: Query,
+    limits: Steps = ((None, BLUE),),
+    mappings: Mapping[str, tuple[str, str]] | None = None,
+    overrides: Mapping[str, Properties] | None = None,
+    decimals: int | None = None,
+    spark: bool = False,
+    name_only: bool = False,
+    low: float | None = None,
+    high: float | None = None,
+) -> stat.Panel:
+    """Show the latest value in large letters.
+
+    Parameters
+    ----------
+    spark : bool
+        Also show the course of the value.
+    name_only : bool
+        Show the series' name instead of its value, for metrics whose label is the message.
+    """
+    named = len(queries) > 1
+    text = model.BigValueTextMode.VALUE_AND_NAME if named else model.BigValueTextMode.VALUE
+    panel = (
+        stat.Panel()
+        .title(title)
+        .description(description)
+        .datasource(DATASOURCE)
+        .targets(_targets(queries, instant=not spark))
+        .unit(unit)
+        .color_mode(model.BigValueColorMode.VALUE)
+        .color_scheme(color("thresholds"))
+        .thresholds(thresholds(*limits))
+        .graph_mode(model.BigValueGraphMode.AREA if spark else model.BigValueGraphMode.NONE)
+        .text_mode(model.BigValueTextMode.NAME if name_only else text)
+        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+        .orientation(model.VizOrientation.AUTO)
+        .justify_mode(model.BigValueJustifyMode.CENTER)
+    )
+    if mappings:
+        panel = panel.mappings(words(mappings))
+    if decimals is not None:
+        panel = panel.decimals(decimals)
+    if low is not None:
+        panel = panel.min(low)
+    if high is not None:
+        panel = panel.max(high)
+    return _overridden(panel, overrides)
+
+
+def bars(
+    title: str,
+    description: str,
+    unit: str,
+    *queries: Query,
+    overrides: Mapping[str, Properties] | None = None,
+    limits: Steps = ((None, BLUE),),
+    classic: bool = False,
+    high: float | None = None,
+    link: dashboard.DashboardLink | None = None,
+) -> bargauge.Panel:
+    """Show the latest values side by side; `classic` gives every bar a colour of its own."""
+    panel = (
+        bargauge.Panel()
+        .title(title)
+        .description(description)
+        .datasource(DATASOURCE)
+        .targets(_targets(queries, instant=True))
+        .unit(unit)
+        .min(0)
+        .color_scheme(color("palette-classic" if classic else "thresholds"))
+        .thresholds(thresholds(*limits))
+        .display_mode(model.BarGaugeDisplayMode.BASIC)
+        .orientation(model.VizOrientation.HORIZONTAL)
+        .value_mode(model.BarGaugeValueMode.COLOR)
+        .show_unfilled(True)
+        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+    )
+    if high is not None:
+        panel = panel.max(high)
+    if link:
+        panel = panel.data_links([link])
+    return _overridden(panel, overrides)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: a query's value, or where that is empty a label; its properties; its heading."""
+
+    title: str
+    expr: str = ""
+    label: str = ""
+    unit: str = ""
+    properties: Properties | None = None
+
+
+def rows(
+    title: str, description: str, *columns: Column, sort: str = "", descending: bool = False
+) -> table.Panel:
+    """Show a table with a row per combination of labels; all queries have those labels in common."""
+    queries = [column for column in columns if column.expr]
+    letters = dict(zip((column.title for column in queries), string.ascii_uppercase, strict=False))
+    fields = {
+        column.title: (column.label if column.label else f"Value #{letters[column.title]}")
+        for column in columns
+    }
+    # One query alone gets no letter.
+    if len(queries) == 1:
+        fields = {title: field.split(" #")[0] for title, field in fields.items()}
+    panel = (
+        table.Panel()
+        .title(title)
+        .description(description)
+        .datasource(DATASOURCE)
+        .targets(_targets([Query(column.expr) for column in queries], instant=True, as_table=True))
+        .unit("short")
+        .show_header(True)
+        .cell_height(model.TableCellHeight.SM)
+        .transformations(
+            [
+                dashboard_model.DataTransformerConfig(id_val="merge", options={}),
+                dashboard_model.DataTransformerConfig(
+                    id_val="organize",
+                    options={
+                        "excludeByName": {"Time": True},
+                        "indexByName": {field: index for index, field in enumerate(fields.values())},
+                        "renameByName": {field: title for title, field in fields.items()},
+                    },
+                ),
+            ]
+        )
+    )
+    if sort:
+        panel = panel.sort_by([common.TableSortByFieldState().display_name(sort).desc(descending)])
+    for column in columns:
+        given = {**({"unit": column.unit} if column.unit else {}), **(column.properties or {})}
+        if given:
+            panel = panel.override_by_name(column.title, properties(given))
+    return panel
+
+
+def row_link(kind: str, column: str) -> dict[str, Any]:
+    """Give the property that leads from a cell to the dashboard of the client, machine or run in it."""
+    url = _address(kind, f"__data.fields.{column}")
+    return {"links": [{"title": f"Show this {kind}", "url": url, "targetBlank": False}]}
+
+
+def _overridden(panel: Any, overrides: Mapping[str, Properties] | None) -> Any:
+    for name, given in (overrides or {}).items():
+        if name.startswith("/"):
+            panel = panel.override_by_regexp(name, properties(given))
+        else:
+            panel = panel.override_by_name(name, properties(given))
+    return panel
+
+
+DASHED = {
+    "custom.lineStyle": {"fill": "dash", "dash": [8, 6]},
+    "custom.fillOpacity": 0,
+    "custom.lineWidth": 2,
+}
+LIMIT_ASKED = {**fixed(AMBER), **DASHED, "custom.lineInterpolation": "stepAfter"}
+LIMIT_HELD = {
+    **fixed(RED),
+    "custom.fillOpacity": 0,
+    "custom.lineWidth": 1,
+    "custom.lineInterpolation": "stepAfter",
+}

@@ -1,0 +1,188 @@
+"""The dashboards are what their generator writes, what Grafana's schema allows, what our lint asks for."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from typing import Any
+
+import jsonschema
+import promql_parser
+import pytest
+
+from dashboards.__main__ import DIRECTORY, generate
+from dashboards.board import DATASOURCE_UID
+from dashboards.contract import METRICS, TARGET
+from tests.dashboards import Series, misspelt, options, problems, queries, resolve
+from tests.static.dashboard_lint import breaches, panels, query_breaches, selectors
+from tests.static.repository import ROOT
+
+DASHBOARDS = {
+    path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(DIRECTORY.glob("*.json"))
+}
+SCHEMA = json.loads((ROOT / "dashboards" / "dashboard.schema.json").read_text(encoding="utf-8"))
+
+each_dashboard = pytest.mark.parametrize("name", DASHBOARDS)
+
+
+def test_there_are_four_with_addresses_that_stay() -> None:
+    assert {dashboard["uid"]: dashboard["title"] for dashboard in DASHBOARDS.values()} == {
+        "coldframe-federation": "Federation",
+        "coldframe-client": "Client",
+        "coldframe-machine": "Machine",
+        "coldframe-run": "Run comparison",
+    }
+
+
+def test_generator_writes_what_is_committed() -> None:
+    committed = {path.name: path.read_text(encoding="utf-8") for path in DIRECTORY.glob("*")}
+    assert generate() == committed, "type .venv/bin/python -m dashboards"
+
+
+@each_dashboard
+def test_schema_of_grafana_allows_it(name: str) -> None:
+    errors = jsonschema.Draft7Validator(SCHEMA).iter_errors(DASHBOARDS[name])
+    assert [f"{'/'.join(map(str, error.absolute_path))}: {error.message}" for error in errors] == []
+
+
+def test_schema_refuses_what_grafana_does_not_know() -> None:
+    wrong = copy.deepcopy(DASHBOARDS["client"])
+    wrong["refesh"] = "5s"
+    wrong["panels"][0]["gridPos"]["w"] = "wide"
+    assert len(list(jsonschema.Draft7Validator(SCHEMA).iter_errors(wrong))) >= 2
+
+
+@each_dashboard
+def test_lint_finds_nothing(name: str) -> None:
+    assert breaches(DASHBOARDS[name]) == []
+
+
+@each_dashboard
+def test_variables_take_their_first_value_and_the_datasource_is_the_provisioned_one(name: str) -> None:
+    variables = {variable["name"]: variable for variable in DASHBOARDS[name]["templating"]["list"]}
+    assert variables["datasource"]["current"]["value"] == DATASOURCE_UID
+    assert all(item.get("refresh") == 2 for key, item in variables.items() if key != "datasource")
+    assert "federation" in variables
+
+
+@each_dashboard
+def test_links_lead_to_dashboards_and_variables_that_exist(name: str) -> None:
+    text = json.dumps(DASHBOARDS[name])
+    for uid, arguments in re.findall(r"/d/([\w-]+)\?([^\"]*)", text):
+        (there,) = [dashboard for dashboard in DASHBOARDS.values() if dashboard["uid"] == uid]
+        known = {variable["name"] for variable in there["templating"]["list"]}
+        assert set(re.findall(r"var-(\w+)=", arguments)) <= known, arguments
+    for panel in panels(DASHBOARDS[name]):
+        titles = {
+            title
+            for transformation in panel.get("transformations", [])
+            for title in transformation["options"].get("renameByName", {}).values()
+        }
+        assert set(re.findall(r"__data\.fields\.(\w+)", json.dumps(panel))) <= titles
+
+
+def _plant(change: Any) -> list[str]:
+    dashboard = copy.deepcopy(DASHBOARDS["client"])
+    shown = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+    change(dashboard, shown)
+    return breaches(dashboard)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d, p: p[1].update(id=p[0]["id"]), "id 1 is not unique"),
+        (lambda d, p: p[1]["gridPos"].update(x=0), "overlaps"),
+        (lambda d, p: p[1]["gridPos"].update(x=22), "over the edge"),
+        (lambda d, p: p[0].update(description=" "), "no description"),
+        (lambda d, p: p[0]["fieldConfig"]["defaults"].pop("unit"), "no unit"),
+        (
+            lambda d, p: p[0].update(datasource={"type": "prometheus", "uid": "PBFA97CFB590B2093"}),
+            "datasource",
+        ),
+        (lambda d, p: p[0]["targets"][0].pop("datasource"), "datasource"),
+        (lambda d, p: p[0]["targets"].append(p[0]["targets"][0]), "refIds"),
+        (lambda d, p: p[0].update(targets=[]), "no query"),
+        (lambda d, p: d["templating"]["list"].pop(0), "no datasource variable"),
+        (lambda d, p: d["annotations"]["list"][0].update(expr="up"), "not restricted to the federation"),
+        (lambda d, p: p[0]["targets"][0].update(legendFormat="{{partner}}"), "the label partner"),
+    ],
+)
+def test_lint_finds_a_breach(change: Any, words: str) -> None:
+    assert any(words in breach for breach in _plant(change)), _plant(change)
+
+
+@pytest.mark.parametrize(
+    ("expr", "words"),
+    [
+        ('rate(container_cpu_usage_seconds_total{federation="$federation"}[5m])', "not $__rate_interval"),
+        ('fl_run_round{federation="$federation"} or vector(0)', "hides"),
+        ('fl_run_rounds{federation="$federation"}', "unknown metric fl_run_rounds"),
+        ('fl_run_round{federation="$federation", rnu="1"}', "no label rnu"),
+        ('sum by (clinet) (fl_client_online{federation="$federation"})', "the label clinet"),
+        ('fl_run_round{federation="$fedration"}', "unknown variable"),
+        ("sum(fl_run_round", "no PromQL"),
+    ],
+)
+def test_lint_finds_a_wrong_query(expr: str, words: str) -> None:
+    found = query_breaches(expr, {"federation"})
+    assert any(words in breach for breach in found), found
+
+
+class Contract:
+    """A source that has one series of every metric of the contract, with all of its labels."""
+
+    def instant(self, expr: str, at: float) -> list[Series]:
+        tree = promql_parser.parse(expr) if not expr.startswith("{") else None
+        used = [selector.name for selector in selectors(tree)] if tree else ["up"]
+        if any(name not in METRICS for name in used):
+            return []
+        labels = {label for name in used for label in (*METRICS[name], *TARGET)}
+        if "label_join" in expr:
+            labels.add("title")
+        if expr.startswith("1 + 2 * round("):
+            return [({}, [60001.0])]
+        return [(dict.fromkeys(labels, "x"), [1.0])]
+
+    def range(self, expr: str, start: float, end: float, step: float) -> list[Series]:
+        return self.instant(expr, end)
+
+
+@each_dashboard
+def test_every_query_finds_the_metrics_of_the_contract(name: str) -> None:
+    assert problems(DASHBOARDS[name], Contract(), 0, 60) == []
+
+
+@each_dashboard
+def test_a_typo_in_any_query_is_found(name: str) -> None:
+    for query in queries(DASHBOARDS[name]):
+        wrong = json.loads(
+            json.dumps(DASHBOARDS[name]).replace(json.dumps(query.expr), json.dumps(misspelt(query.expr)))
+        )
+        assert any("no data" in problem for problem in problems(wrong, Contract(), 0, 60)), query
+
+
+def test_missing_labels_and_empty_values_are_found() -> None:
+    class Bare(Contract):
+        def range(self, expr: str, start: float, end: float, step: float) -> list[Series]:
+            return [({}, [float("nan") if "train_seconds" in expr else 1.0])]
+
+    found = problems(DASHBOARDS["federation"], Bare(), 0, 60)
+    assert any("Training time by client" in problem and "no data" in problem for problem in found)
+    assert any("CPU limit in force" in problem and "the label client" in problem for problem in found)
+
+
+def test_newest_run_is_the_default_and_the_shift_is_a_number() -> None:
+    class Runs(Contract):
+        def instant(self, expr: str, at: float) -> list[Series]:
+            if "title" not in expr:
+                return super().instant(expr, at)
+            runs = {"22": "baseline fedavg 22", "11": " fedprox 11"}
+            return [({"run": run, "strategy": "s", "title": title}, [1.0]) for run, title in runs.items()]
+
+    variables = {item["name"]: item for item in DASHBOARDS["run"]["templating"]["list"]}
+    assert options(variables["run"], Runs(), 0, {"federation": "a"}) == ["22", "11"]
+    assert resolve(DASHBOARDS["run"], Runs(), 0)["shift"] == "60001"
+    with pytest.raises(ValueError, match="not among run's values"):
+        resolve(DASHBOARDS["run"], Runs(), 0, {"run": "33"})
