@@ -57,7 +57,7 @@ def board() -> Board:
 def _table(built: Board) -> None:
     seconds = {"custom.width": 120, "decimals": 1}
     built.line(
-        9,
+        7,
         (
             24,
             rows(

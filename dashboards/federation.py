@@ -54,7 +54,7 @@ def _figures(built: Board) -> None:
     built.line(
         4,
         (
-            3,
+            4,
             figure(
                 "Run",
                 "State of the chosen run.",
@@ -82,7 +82,6 @@ def _figures(built: Board) -> None:
                 "Share of the test set that the global model gets right, evaluated on the server.",
                 "percentunit",
                 Query(f"max(fl_run_accuracy{{{RUN}}})", "accuracy"),
-                spark=True,
                 decimals=1,
                 limits=((None, BLUE),),
             ),
@@ -94,7 +93,6 @@ def _figures(built: Board) -> None:
                 "Seconds that the last finished round took.",
                 "s",
                 Query(f"max(fl_round_seconds{{{RUN}}})", "round"),
-                spark=True,
                 decimals=1,
             ),
         ),
@@ -110,7 +108,7 @@ def _figures(built: Board) -> None:
             ),
         ),
         (
-            3,
+            2,
             figure(
                 "Limits",
                 "Whether the kernel holds the limits asked for, for every client.",
@@ -242,6 +240,7 @@ def _limits(built: Board) -> None:
                 "Cores used, divided by the limit in force: 100 % is a client that its limit holds back.",
                 "percentunit",
                 Query(f"max by (client) (client:cpu_use:ratio{{{FEDERATION}}})", "{{client}}"),
+                usual_high=1,
                 decimals=0,
                 link=to_client(),
             ),
@@ -315,7 +314,7 @@ def _inventory(built: Board) -> None:
             ],
         },
         "decimals": 0,
-        "custom.minWidth": 110,
+        "custom.minWidth": 95,
     }
     online = {
         "mappings": [
@@ -331,9 +330,10 @@ def _inventory(built: Board) -> None:
         "custom.width": 80,
     }
     by = "by (machine, client)"
+    here = {**row_link("machine", "Machine"), "custom.minWidth": 80}
     built.row("Clients and machines")
     built.line(
-        9,
+        7,
         (
             16,
             rows(
@@ -341,7 +341,7 @@ def _inventory(built: Board) -> None:
                 "Every client with its limits as the kernel holds them and what it uses of them; a"
                 " name leads to its page.",
                 Column("Client", label="client", properties=row_link("client", "Client")),
-                Column("Machine", label="machine", properties=row_link("machine", "Machine")),
+                Column("Machine", label="machine", properties=here),
                 Column(
                     "Online", f"max {by} (fl_client_online{{{FEDERATION}}})", unit="none", properties=online
                 ),
@@ -385,7 +385,7 @@ def _inventory(built: Board) -> None:
                 "Every machine: its cores, the sum of its clients' CPU limits, and how busy it is."
                 " Where the sum exceeds the"
                 " cores, times are the machine's and not the limits'.",
-                Column("Machine", label="machine", properties=row_link("machine", "Machine")),
+                Column("Machine", label="machine", properties=here),
                 Column(
                     "Cores",
                     f'count by (machine) (node_cpu_seconds_total{{{FEDERATION}, mode="idle"}})',

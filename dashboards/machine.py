@@ -54,10 +54,7 @@ def _figures(built: Board) -> None:
                 "percentunit",
                 Query(f"max(machine:cpu_use:ratio{{{MACHINE}}})", "cpu"),
                 limits=use,
-                spark=True,
                 decimals=0,
-                low=0,
-                high=1,
             ),
         ),
         (
@@ -68,10 +65,7 @@ def _figures(built: Board) -> None:
                 "percentunit",
                 Query(f"max(machine:memory_use:ratio{{{MACHINE}}})", "memory"),
                 limits=use,
-                spark=True,
                 decimals=0,
-                low=0,
-                high=1,
             ),
         ),
         (
@@ -104,7 +98,7 @@ def _figures(built: Board) -> None:
                 "s",
                 Query(f"max(node_timex_offset_seconds{{{MACHINE}}})", "offset"),
                 limits=((None, GREEN), (1, RED)),
-                decimals=3,
+                decimals=0,
             ),
         ),
         (
@@ -139,7 +133,6 @@ def _machine(built: Board) -> None:
                 ),
                 Query(CORES_HERE, "cores"),
                 stacked=True,
-                calcs=(),
                 overrides={
                     **{mode: fixed(paint) for mode, paint in MODES.items()},
                     "cores": {

@@ -120,13 +120,12 @@ def curves(
     overrides: Mapping[str, Properties] | None = None,
     low: float | None = 0,
     high: float | None = None,
+    usual_high: float | None = None,
     decimals: int | None = None,
     steps: bool = False,
     stacked: bool = False,
     limits: Steps = (),
     link: dashboard.DashboardLink | None = None,
-    calcs: Iterable[str] = ("lastNotNull",),
-    legend: bool = True,
 ) -> timeseries.Panel:
     """Show series over time.
 
@@ -134,6 +133,8 @@ def curves(
     ----------
     overrides : Mapping[str, Properties], optional
         Properties by the series' name; a name between slashes is a regular expression.
+    usual_high : float, optional
+        The axis reaches at least so far; `high` is where it ends.
     steps : bool
         For values that change once a round: keep each until the next instead of drawing slopes.
     stacked : bool
@@ -150,7 +151,7 @@ def curves(
         .unit(unit)
         .color_scheme(color("palette-classic"))
         .line_width(1 if stacked else 2)
-        .fill_opacity(55 if stacked else 6)
+        .fill_opacity(55 if stacked else 0)
         .gradient_mode(model.GraphGradientMode.NONE)
         .show_points(model.VisibilityMode.NEVER)
         .axis_border_show(False)
@@ -160,10 +161,10 @@ def curves(
         )
         .legend(
             common.VizLegendOptions()
-            .show_legend(legend)
+            .show_legend(True)
             .display_mode(model.LegendDisplayMode.LIST)
             .placement(model.LegendPlacement.BOTTOM)
-            .calcs(list(calcs))
+            .calcs([])
         )
     )
     if stacked:
@@ -172,6 +173,8 @@ def curves(
         panel = panel.min(low)
     if high is not None:
         panel = panel.max(high)
+    if usual_high is not None:
+        panel = panel.axis_soft_max(usual_high)
     if decimals is not None:
         panel = panel.decimals(decimals)
     if limits := list(limits):
@@ -192,17 +195,12 @@ def figure(
     mappings: Mapping[str, tuple[str, str]] | None = None,
     overrides: Mapping[str, Properties] | None = None,
     decimals: int | None = None,
-    spark: bool = False,
     name_only: bool = False,
-    low: float | None = None,
-    high: float | None = None,
 ) -> stat.Panel:
     """Show the latest value in large letters.
 
     Parameters
     ----------
-    spark : bool
-        Also show the course of the value.
     name_only : bool
         Show the series' name instead of its value, for metrics whose label is the message.
     """
@@ -213,12 +211,13 @@ def figure(
         .title(title)
         .description(description)
         .datasource(DATASOURCE)
-        .targets(_targets(queries, instant=not spark))
+        .targets(_targets(queries, instant=True))
         .unit(unit)
         .color_mode(model.BigValueColorMode.VALUE)
         .color_scheme(color("thresholds"))
         .thresholds(thresholds(*limits))
-        .graph_mode(model.BigValueGraphMode.AREA if spark else model.BigValueGraphMode.NONE)
+        .graph_mode(model.BigValueGraphMode.NONE)
+        .text(common.VizTextDisplayOptions().value_size(32).title_size(13))
         .text_mode(model.BigValueTextMode.NAME if name_only else text)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
         .orientation(model.VizOrientation.AUTO)
@@ -228,10 +227,6 @@ def figure(
         panel = panel.mappings(words(mappings))
     if decimals is not None:
         panel = panel.decimals(decimals)
-    if low is not None:
-        panel = panel.min(low)
-    if high is not None:
-        panel = panel.max(high)
     return _overridden(panel, overrides)
 
 
@@ -261,6 +256,10 @@ def bars(
         .orientation(model.VizOrientation.HORIZONTAL)
         .value_mode(model.BarGaugeValueMode.COLOR)
         .show_unfilled(True)
+        .sizing(model.BarGaugeSizing.MANUAL)
+        .min_viz_height(16)
+        .max_viz_height(44)
+        .text(common.VizTextDisplayOptions().title_size(13).value_size(18))
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
     )
     if high is not None:
@@ -300,7 +299,7 @@ def rows(
         .description(description)
         .datasource(DATASOURCE)
         .targets(_targets([Query(column.expr) for column in queries], instant=True, as_table=True))
-        .unit("short")
+        .unit("none")
         .show_header(True)
         .cell_height(model.TableCellHeight.SM)
         .transformations(
@@ -320,9 +319,9 @@ def rows(
     if sort:
         panel = panel.sort_by([common.TableSortByFieldState().display_name(sort).desc(descending)])
     for column in columns:
-        given = {**({"unit": column.unit} if column.unit else {}), **(column.properties or {})}
-        if given:
-            panel = panel.override_by_name(column.title, properties(given))
+        # A run's id is a number of 19 digits, which has to stay a text.
+        unit = {"unit": "string" if column.label else column.unit}
+        panel = panel.override_by_name(column.title, properties({**unit, **(column.properties or {})}))
     return panel
 
 
