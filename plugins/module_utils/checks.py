@@ -388,6 +388,21 @@ def check_controller(values: Mapping[str, Any], settings: Mapping[str, Any], bas
         findings.append(
             Finding("fl_data_source=folder, but there is no fl_data_dir", "type -e fl_data_dir=DIR too")
         )
+    archive = settings.get("grafana_archive")
+    if archive and not (base / Path(archive).expanduser()).is_file():
+        findings.append(
+            Finding(
+                f"grafana_archive={archive} is no file on this machine",
+                "type -e grafana_archive=FILE with what docker save wrote of Grafana's image, or leave it out",
+            )
+        )
+    if archive and settings.get("grafana_directory"):
+        findings.append(
+            Finding(
+                "grafana_archive and grafana_directory are both given",
+                "leave one out: the first runs Grafana in a container, the second leaves it to your own server",
+            )
+        )
     app = values.get("app")
     if app and not (base / Path(app).expanduser() / "pyproject.toml").is_file():
         findings.append(

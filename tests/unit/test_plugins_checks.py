@@ -277,6 +277,12 @@ def test_paths_on_the_controller(tmp_path):
     assert "there is no fl_data_dir" in only(
         checks.check_controller({}, {"fl_data_source": "folder"}, tmp_path)
     )
+    assert "grafana_archive=g.tar is no file" in only(
+        checks.check_controller({}, {"grafana_archive": "g.tar"}, tmp_path)
+    )
+    (tmp_path / "g.tar").touch()
+    grafana = {"grafana_archive": "g.tar", "grafana_directory": "/srv/grafana"}
+    assert "are both given: leave one out" in only(checks.check_controller({}, grafana, tmp_path))
     (tmp_path / "app" / "pyproject.toml").touch()
     assert checks.check_controller({"app": "app"}, {"fl_data_dir": str(tmp_path)}, tmp_path) == []
 
