@@ -7,7 +7,7 @@ PREFIX ?= hosts
 ARGS ?=
 PLAYBOOK = .venv/bin/ansible-playbook
 
-.PHONY: up down setup setup-dev engine test lint test-unit test-cluster hosts hosts-down help
+.PHONY: up down setup setup-dev engine test lint test-unit test-cluster hosts hosts-down screenshots help
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -42,6 +42,9 @@ engine: setup  ## A Docker engine on this machine
 
 hosts: setup-dev engine  ## Make N test hosts and print their inventory: make hosts N=3
 	.venv/bin/python -m tests.hosts up $(N) --prefix $(PREFIX)
+
+screenshots: setup-dev  ## Draw the dashboards of the standing federation into docs/img/
+	scripts/screenshots.sh $(ARGS)
 
 hosts-down: setup-dev  ## Remove them
 	.venv/bin/python -m tests.hosts down --prefix $(PREFIX)

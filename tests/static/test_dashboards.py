@@ -11,12 +11,13 @@ import jsonschema
 import promql_parser
 import pytest
 
+from coldframe import container_exporter, fl_exporter
 from dashboards.__main__ import DIRECTORY, generate
 from dashboards.board import DATASOURCE_UID
 from dashboards.contract import METRICS, TARGET
 from tests.dashboards import Series, misspelt, options, problems, queries, resolve
 from tests.static.dashboard_lint import breaches, panels, query_breaches, selectors
-from tests.static.repository import ROOT
+from tests.static.repository import ROOT, load
 
 DASHBOARDS = {
     path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(DIRECTORY.glob("*.json"))
@@ -147,6 +148,14 @@ class Contract:
 
     def range(self, expr: str, start: float, end: float, step: float) -> list[Series]:
         return self.instant(expr, end)
+
+
+def test_contract_is_kept_by_the_exporters_and_the_rules() -> None:
+    rules = load(ROOT / "roles" / "prometheus" / "files" / "rules" / "recording.yml")
+    made = {rule["record"] for group in rules["groups"] for rule in group["rules"]}
+    made |= {*container_exporter.FAMILIES, *fl_exporter.FAMILIES}
+    ours = {name for name in METRICS if name.startswith(("fl_", "container_")) or ":" in name}
+    assert ours - made == set()
 
 
 @each_dashboard
