@@ -7,7 +7,7 @@ PREFIX ?= hosts
 ARGS ?=
 PLAYBOOK = .venv/bin/ansible-playbook
 
-.PHONY: up down setup setup-dev engine test lint test-unit test-cluster hosts hosts-down screenshots help
+.PHONY: up down setup setup-dev engine test lint test-unit test-cluster test-vagrant test-libvirt hosts hosts-down screenshots help
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -24,7 +24,7 @@ setup:  ## Prepare the controller: .venv and a few Debian packages
 setup-dev:
 	@scripts/setup.sh --dev
 
-test: lint test-unit test-cluster  ## Test everything, on real hosts
+test: lint test-unit test-cluster test-vagrant  ## Test everything, on real hosts
 
 lint: setup-dev  ## ansible-lint, yamllint, ruff, mypy
 	scripts/lint.sh
@@ -36,6 +36,10 @@ test-unit: setup-dev  ## fl/, coldframe/, plugins/, and the repository agrees wi
 
 test-cluster: setup-dev  ## Real deployments on test hosts
 	scripts/with_engine.sh .venv/bin/python -m pytest -v tests/cluster $(ARGS)
+
+test-vagrant: setup-dev  ## Vagrant's machines for real, as containers
+	@scripts/setup.sh --dev --vagrant
+	scripts/with_engine.sh .venv/bin/python -m pytest -v tests/vagrant/test_vagrant.py $(ARGS)
 
 engine: setup  ## A Docker engine on this machine
 	$(PLAYBOOK) playbooks/engine.yml

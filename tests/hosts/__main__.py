@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--user", default="gardener", help="whom the inventory logs in as (default: %(default)s)")
     verb("down", "remove them, and what dead test runs left behind")
     verbs.add_parser("list", help="show all sets")
+    verbs.add_parser("image", help="make sure that the engine has the machines' image, and print its name")
     run = verb("exec", "run a command on one, as root over ssh")
     run.add_argument("name")
     run.add_argument("command", nargs=argparse.REMAINDER)
@@ -61,6 +62,8 @@ def main() -> int:
     elif options.verb == "down":
         hosts.sweep()
         hosts.Hosts(prefix=options.prefix).down()
+    elif options.verb == "image":
+        print(image.ensure_image())
     elif options.verb == "list":
         for prefix, state in hosts.states().items():
             life = "kept" if state["owner"] is None else f"goes with process {state['owner']['pid']}"

@@ -30,23 +30,6 @@ NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 # Names of the other things in the same directory.
 RESERVED = {"images", "seeds"}
 BOOT_SECONDS = 60.0
-CAP_SYS_RESOURCE = 24
-
-AS_A_MACHINE = (
-    "--cgroupns=private",
-    # Not `--privileged`: where this machine's root itself lacks a capability, that fails.
-    "--cap-add=ALL",
-    "--security-opt=seccomp=unconfined",
-    "--security-opt=apparmor=unconfined",
-    "--security-opt=systempaths=unconfined",
-    "--device-cgroup-rule=a *:* rwm",
-    "--tmpfs=/run:exec",
-    "--tmpfs=/run/lock",
-    "--tmpfs=/tmp:exec",
-    "--stop-signal=SIGRTMIN+3",
-    # So that `reboot` inside comes back.
-    "--restart=unless-stopped",
-)
 
 # Naming the table first makes its removal succeed whether it existed or not.
 END_ISOLATION = "table ip isolation\ndelete table ip isolation\n"
@@ -388,8 +371,7 @@ class Hosts:
         docker(
             "run",
             "--detach",
-            *AS_A_MACHINE,
-            *missing_capabilities(),
+            *as_a_machine(),
             f"--name={host.container}",
             f"--hostname={host.name}",
             f"--network={self.prefix}",
@@ -446,15 +428,10 @@ def started(pid: int) -> str | None:
 
 
 @functools.cache
-def missing_capabilities() -> tuple[str, ...]:
-    """Return how to leave out CAP_SYS_RESOURCE where root lacks it.
-
-    An engine before 23 does not know what its machine lacks; one since refuses to drop it.
-    """
-    major = int(docker("version", "--format", "{{.Server.Version}}").split(".")[0])
-    bounding = re.search(r"^CapBnd:\s*(\w+)", Path("/proc/self/status").read_text(), re.MULTILINE)
-    has = bounding is not None and bool(int(bounding[1], 16) >> CAP_SYS_RESOURCE & 1)
-    return () if has or major >= 23 else ("--cap-drop=SYS_RESOURCE",)
+def as_a_machine() -> tuple[str, ...]:
+    """Return the arguments of `docker run` that make a container a machine."""
+    command = ["env", f"DOCKER={' '.join(docker_command())}", str(image.RECIPE / "arguments.sh")]
+    return tuple(call(command).stdout.splitlines())
 
 
 def free_subnets() -> Iterator[str]:

@@ -1,9 +1,8 @@
-"""Makes the image of a test host, once per recipe, and keeps it for the next engine."""
+"""Makes the image of a machine in a container, once per recipe, and keeps it for the next engine."""
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import re
 import shutil
@@ -17,21 +16,13 @@ from pathlib import Path
 from tests.hosts.shell import HostsError, as_root, cache, call, docker, docker_command, say
 
 SUITES = ("trixie", "bookworm")
-RECIPE = ("image.sh", "customize.sh", "init")
-HERE = Path(__file__).parent
-
-
-def recipe_hash(suite: str) -> str:
-    """Name of the image that the present recipe makes."""
-    digest = hashlib.sha256(f"{suite} {os.uname().machine}".encode())
-    for name in RECIPE:
-        digest.update((HERE / name).read_bytes())
-    return digest.hexdigest()[:12]
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "vagrant" / "machine"
 
 
 def mirror() -> str:
     """Return the Debian mirror that this machine itself uses."""
-    found = call([str(HERE.parents[1] / "scripts" / "debian_mirror.sh")]).stdout.strip()
+    found = call([str(ROOT / "scripts" / "debian_mirror.sh")]).stdout.strip()
     if not found:
         raise HostsError(
             "apt's configuration names no Debian mirror: set COLDFRAME_DEBIAN_MIRROR to the address of one"
@@ -49,23 +40,23 @@ def locked(name: str, *, shared: bool = False) -> Iterator[None]:
 
 
 def ensure_image(suite: str = "trixie") -> str:
-    """Return the tag of the test host's image, made now if this engine does not have it."""
+    """Return the tag of the machine's image, made now if this engine does not have it."""
     if suite not in SUITES:
-        raise HostsError(f"no test host of suite {suite!r}: choose one of {', '.join(SUITES)}")
-    tag = f"coldframe/test-host:{suite}-{recipe_hash(suite)}"
+        raise HostsError(f"no machine of suite {suite!r}: choose one of {', '.join(SUITES)}")
+    tag = call([str(RECIPE / "name.sh"), suite]).stdout.strip()
     if docker("images", "--quiet", tag):
         return tag
     with locked("image"):
         if docker("images", "--quiet", tag):
             return tag
-        archive = cache() / "images" / f"{suite}-{recipe_hash(suite)}.tar.zst"
+        archive = cache() / "images" / f"{tag.partition(':')[2]}.tar.zst"
         if not archive.exists():
             build(suite, archive)
-        say(f"test host image: loading {archive.name} into the engine")
+        say(f"machine image: loading {archive.name} into the engine")
         importing = [*docker_command(), "import"]
         importing += [
             "--change",
-            'ENTRYPOINT ["/usr/local/sbin/host-init"]',
+            'ENTRYPOINT ["/usr/local/sbin/machine-init"]',
             "--change",
             "ENV container=docker",
         ]
@@ -81,15 +72,15 @@ def build(suite: str, archive: Path) -> None:
     """Build the root file system with mmdebstrap and compress it to `archive`."""
     for tool in ("mmdebstrap", "zstd"):
         if shutil.which(tool) is None:
-            raise HostsError(f"the image of test hosts is made with {tool}: `apt-get install {tool}` first")
+            raise HostsError(f"the image of machines is made with {tool}: `apt-get install {tool}` first")
     archive.parent.mkdir(parents=True, exist_ok=True)
     plain = archive.with_name(f".{archive.name}.{os.getpid()}.tar")
     log = archive.with_name(f"{archive.name}.log")
     packed = plain.with_suffix(".zst")
     started = time.monotonic()
-    say(f"test host image: building Debian {suite} (2-5 minutes, once; log: {log})")
+    say(f"machine image: building Debian {suite} (2-5 minutes, once; log: {log})")
     try:
-        command = as_root([str(HERE / "image.sh"), suite, mirror(), str(plain)])
+        command = as_root([str(RECIPE / "rootfs.sh"), suite, mirror(), str(plain)])
         with (
             log.open("w") as lines,
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
@@ -99,7 +90,7 @@ def build(suite: str, archive: Path) -> None:
         if process.returncode != 0:
             tail = "\n".join(log.read_text().splitlines()[-15:])
             raise HostsError(f"mmdebstrap failed:\n{tail}")
-        say("test host image: compressing")
+        say("machine image: compressing")
         call(["zstd", "-q", "-3", "-T0", "-f", str(plain), "-o", str(packed)])
         packed.rename(archive)
     finally:
@@ -107,7 +98,7 @@ def build(suite: str, archive: Path) -> None:
             if left.exists():
                 call(as_root(["rm", "-f", str(left)]))
     size = archive.stat().st_size / 1e6
-    say(f"test host image: {size:.0f} MB, {time.monotonic() - started:.0f} s")
+    say(f"machine image: {size:.0f} MB, {time.monotonic() - started:.0f} s")
 
 
 def follow(output: Iterable[str], log: Callable[[str], object], started: float) -> None:
@@ -128,7 +119,7 @@ def follow(output: Iterable[str], log: Callable[[str], object], started: float) 
         if changed or now - said > (0.2 if terminal else 10):
             fetched, ready = counts.values()
             progress = f": {ready or fetched} of {total} packages" if fetched or ready else ""
-            text = f"test host image: [{now - started:3.0f} s] {step}{progress}"
+            text = f"machine image: [{now - started:3.0f} s] {step}{progress}"
             if terminal:
                 print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
             else:

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Builds the root file system of a test host: Debian with systemd, sshd and a Docker engine, as a tar.
+# Builds the root file system of a machine in a container: Debian with systemd, sshd and a Docker engine, as a tar.
 #
-#   image.sh SUITE MIRROR OUTPUT.tar
+#   rootfs.sh SUITE MIRROR OUTPUT.tar
 #
 # The packages that Coldframe's plays would install are baked in, since an `apt-get update` per host costs
 # more time than everything else a host does. The engine is installed but left disabled: roles start it.

@@ -1,18 +1,20 @@
 #!/bin/sh
-# Turns a fresh Debian tree into a test host: users, sshd, and the units that a container must not run.
+# Turns a fresh Debian tree into a machine in a container: users, sshd, and the units that a container must not run.
 set -eu
 
 root=$1
 
-install -m 0755 "$(dirname "$0")/init" "$root/usr/local/sbin/host-init"
+install -m 0755 "$(dirname "$0")/init" "$root/usr/local/sbin/machine-init"
 
-# A user as on a real machine: no password, sudo for everything.
-chroot "$root" useradd --create-home --shell /bin/bash gardener
-printf 'gardener ALL=(ALL) NOPASSWD: ALL\n' >"$root/etc/sudoers.d/gardener"
-chmod 0440 "$root/etc/sudoers.d/gardener"
+# Users as on a real machine: no password, sudo for everything.
+for user in gardener vagrant; do
+    chroot "$root" useradd --create-home --shell /bin/bash "$user"
+    printf '%s ALL=(ALL) NOPASSWD: ALL\n' "$user" >"$root/etc/sudoers.d/$user"
+    chmod 0440 "$root/etc/sudoers.d/$user"
+done
 
 # Ansible opens many sessions at once; reverse look-ups would cost seconds where no resolver answers.
-cat >"$root/etc/ssh/sshd_config.d/test-host.conf" <<'SSHD'
+cat >"$root/etc/ssh/sshd_config.d/machine.conf" <<'SSHD'
 PermitRootLogin prohibit-password
 PasswordAuthentication no
 UseDNS no

@@ -1,0 +1,124 @@
+"""A fresh clone with a config.rb of its own, and vagrant and the verbs run in it as a user would run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.hosts.shell import docker
+
+ROOT = Path(__file__).resolve().parents[2]
+FEDERATION = "vagrant"
+
+
+@dataclass
+class Output:
+    """What a command printed, and how it ended."""
+
+    code: int
+    text: str
+
+
+def ruby(value: Any) -> str:
+    """Write a value as Ruby does."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {ruby(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(ruby, value)) + "]"
+    return "nil" if value is None else json.dumps(value)
+
+
+@dataclass
+class Cluster:
+    """The clone, and the directory of what Vagrant and the verbs keep outside it."""
+
+    checkout: Path
+    home: Path
+    settings: dict[str, Any] = field(default_factory=dict)
+    first_up: str = ""
+
+    @classmethod
+    def clone(cls, directory: Path) -> Cluster:
+        """Clone what is committed, as a newcomer would get it."""
+        checkout = directory / "coldframe"
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(checkout)], check=True)
+        return cls(checkout, directory / "home")
+
+    @property
+    def inventory(self) -> Path:
+        """The inventory that Vagrant makes."""
+        return self.checkout / "vagrant" / ".vagrant" / "coldframe" / "inventory.yml"
+
+    @property
+    def state(self) -> Path:
+        """Where the verbs keep the federation's certificate authority."""
+        return self.home / "state" / "coldframe" / FEDERATION
+
+    def configure(self, **settings: Any) -> None:
+        """Write config.rb."""
+        (self.checkout / "vagrant" / "config.rb").write_text(ruby(settings) + "\n")
+
+    def environment(self, path: Path | None = None) -> dict[str, str]:
+        """Keep what is made apart from the user's; `path` comes first on PATH."""
+        found = {key: value for key, value in os.environ.items() if not key.startswith("VAGRANT_")}
+        found["PATH"] = f"{path}:{found['PATH']}" if path else found["PATH"]
+        own = {"VAGRANT_HOME": str(self.home / "vagrant"), "XDG_STATE_HOME": str(self.home / "state")}
+        return {**found, **own, "VAGRANT_CHECKPOINT_DISABLE": "1", "PYTHONUNBUFFERED": "1"}
+
+    def call(self, *command: str, folder: str = ".", path: Path | None = None) -> Output:
+        """Run a command in the clone."""
+        self.home.mkdir(exist_ok=True)
+        done = subprocess.run(
+            command,
+            cwd=self.checkout / folder,
+            env=self.environment(path),
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        return Output(done.returncode, done.stdout)
+
+    def vagrant(self, *arguments: str, path: Path | None = None) -> Output:
+        """Run vagrant, whatever comes of it."""
+        return self.call("vagrant", *arguments, folder="vagrant", path=path)
+
+    def must(self, *arguments: str) -> str:
+        """Run vagrant, which has to succeed; its output."""
+        done = self.vagrant(*arguments)
+        assert done.code == 0, done.text
+        return done.text
+
+    def play(self, verb: str, *arguments: str) -> str:
+        """Run a verb from the root, which has to succeed; its output."""
+        done = self.call(".venv/bin/ansible-playbook", verb, "-i", str(self.inventory), *arguments)
+        assert done.code == 0, done.text
+        return done.text
+
+    def summary(self) -> dict[str, Any]:
+        """The summary of the newest run."""
+        path = self.checkout / "results" / "latest" / "summary.json"
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+
+    def status(self) -> dict[str, Any]:
+        """What status.yml says."""
+        lines = self.play("status.yml", "-e", "output=json").splitlines()
+        found: dict[str, Any] = json.loads(next(line for line in lines if line.startswith("{")))
+        return found
+
+    def containers(self) -> dict[str, str]:
+        """The machines' containers, running or not: the host name of each, and its id."""
+        listed = docker(
+            "ps", "--all", "--quiet", "--filter", f"label=coldframe.vagrant={self.checkout}/vagrant"
+        )
+        return {docker("inspect", "--format", "{{.Config.Hostname}}", one): one for one in listed.split()}
+
+    def inside(self, machine: str, command: str) -> str:
+        """Run a command on a machine, past the network; its output."""
+        return docker("exec", self.containers()[machine], "sh", "-c", command)

@@ -1,0 +1,168 @@
+"""Vagrant makes machines, the verbs work on them, and nothing is left: for real where they are containers."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hosts.hosts import free_subnets, interrupt
+from tests.hosts.shell import docker
+from tests.vagrant.cluster import FEDERATION, Cluster
+
+CLIENTS = ("client1", "client2")
+# Small enough to be over soon; what the model learns is another test's affair.
+TRAINING = {"rounds": 2, "max_samples": 600}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+    """A fresh clone."""
+    return Cluster.clone(tmp_path_factory.mktemp("vagrant"))
+
+
+def virtualbox(folder: Path, command: str) -> Path:
+    """Make a folder with the one program that Vagrant asks to find out about VirtualBox."""
+    program = folder / "VBoxManage"
+    program.write_text(f"#!/bin/sh\n{command}\n")
+    program.chmod(0o755)
+    return folder
+
+
+@pytest.mark.parametrize("provider", ["virtualbox", "libvirt", "docker"])
+def test_configuration_is_valid_for(provider: str, clone: Cluster, tmp_path: Path) -> None:
+    """Vagrant looks at the block of one provider at a time."""
+    clone.configure(provider=provider)
+    done = clone.vagrant("validate", path=virtualbox(tmp_path, "echo 7.0.20r163906"))
+    assert (done.code, done.text.strip()) == (0, "Vagrantfile validated successfully.")
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem", "remedy"),
+    [
+        ({"clients": 0}, "clients: 0", "write clients: 2"),
+        ({"addresses": ["10.9.8.7", "192.168.56.3", "192.168.56.4"]}, "10.9.8.7", "from 192.168.56.2 to"),
+        ({"addresses": ["192.168.56.2"]}, "addresses", "write as many"),
+        ({"network": "the one upstairs"}, "network", "192.168.56.0/24"),
+        ({"clients": 9, "network": "192.168.56.0/28"}, "network", "write a larger one"),
+        ({"provider": "hyperv"}, "hyperv", "virtualbox, libvirt, docker"),
+        ({"provider": "virtualbox"}, "virtualbox is not installed", "install VirtualBox"),
+        ({"client": 3}, "client is no setting", "clients"),
+        ({"memory": "much"}, "memory", "write memory: 3072"),
+        ({"variables": {"fl_federation": "/"}}, "fl_federation", "vagrant"),
+    ],
+)
+def test_mistake_is_one_clear_message(
+    settings: dict[str, object], problem: str, remedy: str, clone: Cluster, tmp_path: Path
+) -> None:
+    """A wrong override is refused before anything is made, with what to write instead."""
+    clone.configure(**{"provider": "docker", **settings})
+    done = clone.vagrant("up", path=virtualbox(tmp_path, "exit 1"))
+    assert done.code != 0
+    [message] = [line for line in done.text.splitlines() if line.startswith("vagrant/config.rb: ")]
+    assert problem in message
+    assert remedy in message
+    assert len(done.text.split("\n\n")) == 2, done.text  # Vagrant's own sentence, and ours
+    assert not clone.inventory.exists()
+    assert clone.containers() == {}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A server and two machines of clients, once up; whatever happens, all is removed."""
+    cluster = Cluster.clone(tmp_path_factory.mktemp("vagrant-up"))
+    network = random.choice([subnet for subnet in free_subnets() if subnet.startswith("10.213.")])
+    cluster.settings = {"provider": "docker", "clients": len(CLIENTS), "network": network}
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        cluster.configure(**cluster.settings, run=TRAINING)
+        cluster.first_up = cluster.must("up")
+        yield cluster
+    finally:
+        cluster.vagrant("destroy", "-f")
+        for container in cluster.containers().values():
+            docker("rm", "--force", "--volumes", container)
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_up_ends_in_a_finished_run(cluster: Cluster) -> None:
+    """A fresh clone and `vagrant up`: machines, deployment, once, and a run; then where the inventory is."""
+    assert cluster.first_up.count("Running provisioner: site") == 1
+    assert "round 2/2" in cluster.first_up
+    assert f"-i {cluster.inventory}" in cluster.first_up
+    summary = cluster.summary()
+    assert (summary["status"], summary["dataset"], summary["clients"]) == ("finished", "mnist", len(CLIENTS))
+    assert len(summary["round_seconds"]) == TRAINING["rounds"]
+    assert {client["machine"] for client in cluster.status()["clients"]} == set(CLIENTS)
+
+
+def test_throttle_reaches_all_machines_from_the_root(cluster: Cluster) -> None:
+    """`ansible-playbook throttle.yml -i <the inventory>` halves the clients, as their kernel says."""
+    cluster.play("throttle.yml", "-e", "cpu=0.5")
+    assert {quota(cluster, machine) for machine in CLIENTS} == {0.5}
+
+
+def quota(cluster: Cluster, machine: str) -> float:
+    """The cores that the kernel grants a machine's only client."""
+    read = "cat cpu/cpu.cfs_quota_us 2>/dev/null || cat cpu.max"
+    command = f"docker exec -w /sys/fs/cgroup {FEDERATION}-{machine}-0 sh -c '{read}'"
+    return int(cluster.inside(machine, command).split()[0]) / 100_000
+
+
+def processes(cluster: Cluster) -> set[str]:
+    """What of the machines' own containers changes when one is made anew or started again."""
+    command = "docker ps --quiet | xargs docker inspect --format '{{.Id}} {{.State.StartedAt}}'"
+    return {
+        line for machine in cluster.containers() for line in cluster.inside(machine, command).splitlines()
+    }
+
+
+def test_provision_with_another_training_changes_nothing_else(cluster: Cluster) -> None:
+    """`vagrant provision` runs the new training on the federation that stands."""
+    before = processes(cluster)
+    cluster.configure(**cluster.settings, run={**TRAINING, "rounds": 1, "seed": 7})
+    output = cluster.must("provision")
+    assert output.count("Running provisioner: site") == 1
+    summary = cluster.summary()
+    assert (summary["status"], summary["seed"], len(summary["round_seconds"])) == ("finished", 7, 1)
+    assert processes(cluster) == before
+    assert quota(cluster, "client1") == 0.5
+
+
+def test_halt_and_up_bring_the_federation_back(cluster: Cluster) -> None:
+    """All machines stop and start; no playbook runs, and the clients are back with their limits."""
+    before = cluster.containers()
+    cluster.must("halt")
+    states = {docker("inspect", "--format", "{{.State.Status}}", one) for one in before.values()}
+    assert states == {"exited"}
+    output = cluster.must("up")
+    assert "Running provisioner" not in output
+    assert cluster.containers() == before
+    end = time.monotonic() + 120
+    while {client["online"] for client in cluster.status()["clients"]} != {"online"}:
+        assert time.monotonic() < end, cluster.status()
+        time.sleep(2)
+    assert {quota(cluster, machine) for machine in CLIENTS} == {0.5}
+    cluster.play("run.yml", "-e", "rounds=1", "-e", "max_samples=600")
+    assert cluster.summary()["status"] == "finished"
+
+
+def test_destroy_leaves_nothing(cluster: Cluster) -> None:
+    """No container, volume, network or file; results are the user's and stay."""
+    containers = cluster.containers()
+    described = [docker("inspect", "--format", "{{json .}}", one) for one in containers.values()]
+    volumes = docker("volume", "ls", "--quiet").split()
+    mine = [name for name in volumes if any(name in text for text in described)]
+    assert len(mine) == len(containers) == 1 + len(CLIENTS)
+    cluster.must("destroy", "-f")
+    assert cluster.containers() == {}
+    assert set(docker("volume", "ls", "--quiet").split()) & set(mine) == set()
+    assert cluster.settings["network"] not in docker("network", "ls", "--format", "{{.Name}}")
+    left = [path for path in (cluster.checkout / "vagrant" / ".vagrant").rglob("*") if path.is_file()]
+    assert {path.parent.name for path in left} <= {"rgloader"}  # Vagrant's own, whatever is up
+    assert not cluster.state.exists()
+    assert cluster.summary()["status"] == "finished"
