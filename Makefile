@@ -41,6 +41,11 @@ test-vagrant: setup-dev  ## Vagrant's machines for real, as containers
 	@scripts/setup.sh --dev --vagrant
 	scripts/with_engine.sh .venv/bin/python -m pytest -v tests/vagrant/test_vagrant.py $(ARGS)
 
+# Not part of `make test`: it needs libvirt and a box, and is very slow without KVM.
+test-libvirt: setup-dev  ## Vagrant's machines as virtual machines (needs libvirt)
+	@scripts/setup.sh --dev --vagrant
+	.venv/bin/python -m pytest -v -s tests/vagrant/test_libvirt.py $(ARGS)
+
 engine: setup  ## A Docker engine on this machine
 	$(PLAYBOOK) playbooks/engine.yml
 

@@ -13,9 +13,8 @@ module Coldframe
     "libvirt" => "install libvirt and the plugin vagrant-libvirt (Debian: apt install vagrant-libvirt libvirt-daemon-system)",
     "docker" => "type make engine in #{ROOT}, and look that `docker version` shows a server for your user",
   }.freeze
-  # Of the variables of the inventory, those that differ from everybody's.
+  # Another name than that of `make up`, so that both can stand side by side.
   FEDERATION = "vagrant".freeze
-  KVM_GET_API_VERSION = 0xAE00
 
   # A mistake of the user's, in one message. Vagrant shows errors of its own kind as they are.
   def self.fail_with(message)
@@ -79,11 +78,9 @@ module Coldframe
       arguments + ["--label=coldframe.vagrant=#{__dir__}"]
     end
 
-    # The file may be there and not be usable; only a try tells.
+    # How libvirt runs virtual machines: with the processor's help where that is to be had.
     def driver
-      self[:driver] || (File.open("/dev/kvm", "r+") { |kvm| kvm.ioctl(KVM_GET_API_VERSION, 0) } && "kvm")
-    rescue SystemCallError
-      "qemu"
+      @driver ||= self[:driver] || (system(File.join(__dir__, "kvm.sh")) ? "kvm" : "qemu")
     end
 
     # The inventory, which calls every machine by its address in the private network: that one stays.
@@ -240,6 +237,8 @@ module Coldframe
     def installed?(name)
       found, = Vagrant.plugin("2").manager.providers[name.to_sym]
       !found.nil? && found.usable?(false)
+    rescue Vagrant::Errors::VagrantError
+      false
     end
 
     # Not ed25519, which Vagrant's own ssh client knows only with further gems.

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.hosts.hosts import interrupt
 from tests.hosts.shell import docker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,6 +87,21 @@ class Cluster:
             check=False,
         )
         return Output(done.returncode, done.stdout)
+
+    @contextmanager
+    def standing(self, settings: dict[str, Any], run: dict[str, Any]) -> Iterator[Cluster]:
+        """Keep the machines up; whatever happens, all of them are removed in the end."""
+        self.settings = settings
+        before = signal.signal(signal.SIGTERM, interrupt)
+        try:
+            self.configure(**settings, run=run)
+            self.first_up = self.must("up")
+            yield self
+        finally:
+            self.vagrant("destroy", "-f")
+            for container in self.containers().values():
+                docker("rm", "--force", "--volumes", container)
+            signal.signal(signal.SIGTERM, before)
 
     def vagrant(self, *arguments: str, path: Path | None = None) -> Output:
         """Run vagrant, whatever comes of it."""

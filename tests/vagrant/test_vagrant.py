@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.hosts.hosts import free_subnets, interrupt
+from tests.hosts.hosts import free_subnets
 from tests.hosts.shell import docker
 from tests.vagrant.cluster import FEDERATION, Cluster
 
@@ -61,7 +60,7 @@ def test_mistake_is_one_clear_message(
 ) -> None:
     """A wrong override is refused before anything is made, with what to write instead."""
     clone.configure(**{"provider": "docker", **settings})
-    done = clone.vagrant("up", path=virtualbox(tmp_path, "exit 1"))
+    done = clone.vagrant("up", path=virtualbox(tmp_path, "echo The vboxdrv kernel module is not loaded"))
     assert done.code != 0
     [message] = [line for line in done.text.splitlines() if line.startswith("vagrant/config.rb: ")]
     assert problem in message
@@ -73,20 +72,11 @@ def test_mistake_is_one_clear_message(
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A server and two machines of clients, once up; whatever happens, all is removed."""
-    cluster = Cluster.clone(tmp_path_factory.mktemp("vagrant-up"))
+    """A server and two machines of clients, containers of this machine's engine."""
     network = random.choice([subnet for subnet in free_subnets() if subnet.startswith("10.213.")])
-    cluster.settings = {"provider": "docker", "clients": len(CLIENTS), "network": network}
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        cluster.configure(**cluster.settings, run=TRAINING)
-        cluster.first_up = cluster.must("up")
+    settings = {"provider": "docker", "clients": len(CLIENTS), "network": network}
+    with Cluster.clone(tmp_path_factory.mktemp("vagrant-up")).standing(settings, TRAINING) as cluster:
         yield cluster
-    finally:
-        cluster.vagrant("destroy", "-f")
-        for container in cluster.containers().values():
-            docker("rm", "--force", "--volumes", container)
-        signal.signal(signal.SIGTERM, before)
 
 
 def test_up_ends_in_a_finished_run(cluster: Cluster) -> None:
