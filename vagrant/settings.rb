@@ -48,8 +48,10 @@ module Coldframe
       @machines ||= ["server", *(1..self[:clients]).map { |k| "client#{k}" }].zip(addresses).to_h
     end
 
+    # Docker wants the length of the prefix, virtual machines the mask itself.
     def netmask
-      IPAddr.new(self[:network]).prefix
+      length = IPAddr.new(self[:network]).prefix
+      provider == "docker" ? length : IPAddr.new("255.255.255.255").mask(length).to_s
     end
 
     def inventory_path
