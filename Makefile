@@ -38,12 +38,12 @@ test-cluster: setup-dev  ## Real deployments on test hosts
 	scripts/with_engine.sh .venv/bin/python -m pytest -v tests/cluster $(ARGS)
 
 test-vagrant: setup-dev  ## Vagrant's machines for real, as containers
-	@scripts/setup.sh --dev --vagrant
+	@scripts/setup_vagrant.sh
 	scripts/with_engine.sh .venv/bin/python -m pytest -v tests/vagrant/test_vagrant.py $(ARGS)
 
 # Not part of `make test`: it needs libvirt and a box, and is very slow without KVM.
 test-libvirt: setup-dev  ## Vagrant's machines as virtual machines (needs libvirt)
-	@scripts/setup.sh --dev --vagrant
+	@scripts/setup_vagrant.sh
 	.venv/bin/python -m pytest -v -s tests/vagrant/test_libvirt.py $(ARGS)
 
 engine: setup  ## A Docker engine on this machine

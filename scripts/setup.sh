@@ -2,7 +2,6 @@
 # Prepare the controller: the Debian packages that the verbs call, and the virtual environment .venv (a link into the cache).
 #   scripts/setup.sh        what `make up` needs
 #   scripts/setup.sh --dev  also linters, pytest and what makes test hosts
-#   scripts/setup.sh --dev --vagrant  also Vagrant with its plugin for libvirt
 # Environment: COLDFRAME_CACHE (default ~/.cache/coldframe), PYTHON (default python3),
 #   TORCH_INDEX: index of CPU builds of torch; default: PyTorch's own where it answers, else pip's configuration; "" = pip's configuration alone.
 set -euo pipefail
@@ -11,14 +10,12 @@ cache=${COLDFRAME_CACHE:-$HOME/.cache/coldframe}
 say() { printf '\033[1m==>\033[0m %s\n' "$*" >&2; }
 die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
-dev="" vagrant=""
-for argument; do
-  case "$argument" in
-    --dev) dev=1 ;;
-    --vagrant) vagrant=1 ;;
-    *) die "unknown argument $argument: type scripts/setup.sh, or add --dev, --vagrant" ;;
-  esac
-done
+dev=""
+case "${1:-}" in
+  --dev) dev=1 ;;
+  "") ;;
+  *) die "unknown argument $1: type scripts/setup.sh or scripts/setup.sh --dev" ;;
+esac
 
 terminal=""
 [ ! -t 2 ] || terminal=1
@@ -30,7 +27,6 @@ fi
 
 # --- Debian packages -------------------------------------------------------------------------------------------------
 declare -A package_of=([rsync]=rsync [zstd]=zstd [ssh]=openssh-client [git]=git [mmdebstrap]=mmdebstrap [ip]=iproute2 [tar]=tar)
-[ -z "$vagrant" ] || package_of+=([vagrant]=vagrant)
 missing=()
 for command in "${!package_of[@]}"; do
   command -v "$command" >/dev/null || missing+=("${package_of[$command]}")
@@ -48,9 +44,6 @@ fi
 [ -n "$python" ] || { command -v apt-get >/dev/null && missing+=(python3); python=python3; }
 if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
   missing+=(python3-venv)
-fi
-if [ -n "$vagrant" ] && ! dpkg -s vagrant-libvirt >/dev/null 2>&1 && ! vagrant plugin list 2>/dev/null | grep -q vagrant-libvirt; then
-  missing+=(vagrant-libvirt)
 fi
 if [ ${#missing[@]} -gt 0 ]; then
   command -v apt-get >/dev/null || die "please install: ${missing[*]} (this machine has no apt-get), then run it again"
