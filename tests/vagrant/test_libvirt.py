@@ -32,7 +32,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def test_virtual_machines_train_are_throttled_and_go(cluster: Cluster) -> None:
     """`vagrant up` ends in a finished run, throttle.yml reaches the machine, destroy leaves none."""
     assert cluster.first_up.count("Running provisioner: site") == 1
-    assert cluster.summary()["status"] == "finished"
+    assert cluster.summary()["status"] == "completed"
     cluster.play("throttle.yml", "-e", "cpu=0.5")
     ssh = ["ssh", "client1", "-c", f"sudo docker exec {FEDERATION}-client1-0 cat /sys/fs/cgroup/cpu.max"]
     assert cluster.must(*ssh).split()[:2] == ["50000", "100000"]

@@ -85,7 +85,7 @@ def test_up_ends_in_a_finished_run(cluster: Cluster) -> None:
     assert "round 2/2" in cluster.first_up
     assert f"-i {cluster.inventory}" in cluster.first_up
     summary = cluster.summary()
-    assert (summary["status"], summary["dataset"], summary["clients"]) == ("finished", "mnist", len(CLIENTS))
+    assert (summary["status"], summary["dataset"], summary["clients"]) == ("completed", "mnist", len(CLIENTS))
     assert len(summary["round_seconds"]) == TRAINING["rounds"]
     assert {client["machine"] for client in cluster.status()["clients"]} == set(CLIENTS)
 
@@ -118,7 +118,7 @@ def test_provision_with_another_training_changes_nothing_else(cluster: Cluster) 
     output = cluster.must("provision")
     assert output.count("Running provisioner: site") == 1
     summary = cluster.summary()
-    assert (summary["status"], summary["seed"], len(summary["round_seconds"])) == ("finished", 7, 1)
+    assert (summary["status"], summary["seed"], len(summary["round_seconds"])) == ("completed", 7, 1)
     assert processes(cluster) == before
     assert quota(cluster, "client1") == 0.5
 
@@ -138,7 +138,7 @@ def test_halt_and_up_bring_the_federation_back(cluster: Cluster) -> None:
         time.sleep(2)
     assert {quota(cluster, machine) for machine in CLIENTS} == {0.5}
     cluster.play("run.yml", "-e", "rounds=1", "-e", "max_samples=600")
-    assert cluster.summary()["status"] == "finished"
+    assert cluster.summary()["status"] == "completed"
 
 
 def test_destroy_leaves_nothing(cluster: Cluster) -> None:
@@ -155,4 +155,4 @@ def test_destroy_leaves_nothing(cluster: Cluster) -> None:
     left = [path for path in (cluster.checkout / "vagrant" / ".vagrant").rglob("*") if path.is_file()]
     assert {path.parent.name for path in left} <= {"rgloader"}  # Vagrant's own, whatever is up
     assert not cluster.state.exists()
-    assert cluster.summary()["status"] == "finished"
+    assert cluster.summary()["status"] == "completed"
