@@ -393,14 +393,14 @@ def check_controller(values: Mapping[str, Any], settings: Mapping[str, Any], bas
         findings.append(
             Finding(
                 f"grafana_archive={archive} is no file on this machine",
-                "type -e grafana_archive=FILE with what docker save wrote of Grafana's image, or leave it out",
+                "type -e grafana_archive=FILE with what docker save wrote of Grafana's image",
             )
         )
     if archive and settings.get("grafana_directory"):
         findings.append(
             Finding(
                 "grafana_archive and grafana_directory are both given",
-                "leave one out: the first runs Grafana in a container, the second leaves it to your own server",
+                "leave one out: the first is for a container, the second for a server of your own",
             )
         )
     app = values.get("app")

@@ -51,9 +51,10 @@ def test_signing_request_names_addresses_and_keeps_the_key(tmp_path: Path) -> No
 
 def test_keys_are_replaced_on_demand(tmp_path: Path) -> None:
     """Clients' and the server's; the next call without the demand keeps the new ones."""
-    old, old_request = node_keys(tmp_path, ["a-0"]), server_request(tmp_path, "lab server", ["DNS:localhost"])
+    path = tmp_path / "server.key"
+    old, old_request = node_keys(tmp_path, ["a-0"]), signing_request(path, "lab server", ["DNS:localhost"])
     new = node_keys(tmp_path, ["a-0"], new=True)
-    request = server_request(tmp_path, "lab server", ["DNS:localhost"], new=True)
+    request = signing_request(path, "lab server", ["DNS:localhost"], new=True)
     assert (new["changed"], request["changed"]) == (True, True)
     assert new["public_keys"] != old["public_keys"]
     keys = [x509.load_pem_x509_csr(str(r["csr"]).encode()).public_key() for r in (old_request, request)]
