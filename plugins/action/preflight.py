@@ -19,6 +19,7 @@ from ansible.utils.vars import load_extra_vars
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugins by path, not as a package
 
+from plugins.filter.monitoring import PORT, coldframe_ports
 from plugins.filter.roster import build_roster, coldframe_run_config
 from plugins.module_utils import checks, throttle
 from plugins.module_utils.checks import Machine
@@ -38,7 +39,6 @@ display = Display()
 ROOT = Path(__file__).resolve().parents[2]
 GROUPS = ("fl_server", "fl_clients", "fl_monitor")
 FEDERATION = "coldframe"
-PORT = 9092  # of the server; the others follow it (coldframe_ports)
 PROVISIONAL = ("partition_id", "num_partitions")  # the server's machine gives the ids, and remembers them
 LINK = Finding(
     "group_vars is not loaded: playbooks/group_vars is no link to ../group_vars in this checkout",
@@ -128,6 +128,7 @@ class ActionModule(ActionBase):
         else:
             warnings += [str(finding) for finding in checks.check_answers(machines)]
         answered = [m for m in machines if m.facts]
+        monitor = next((m.name for m in machines if "fl_monitor" in m.groups), server.name if server else "")
         if verb == "site":
             findings += checks.check_identity(answered)
             builder = str(
@@ -147,7 +148,9 @@ class ActionModule(ActionBase):
                 findings += checks.check_memory(machine, clients)
                 warnings += checks.warn_platform(machine)
                 federation = machine.settings.get("fl_federation", FEDERATION)
-                findings += checks.check_ports(machine, federation, _ports(machine, server, hostvars))
+                findings += checks.check_ports(
+                    machine, federation, _ports(machine, server, monitor, hostvars)
+                )
             if verb in ("site", "run"):
                 over = checks.warn_cpu(machine, clients)
                 oversubscribed = oversubscribed or bool(over)
@@ -181,22 +184,23 @@ class ActionModule(ActionBase):
         }
 
 
-def _ports(machine: Machine, server: Machine | None, hostvars: Mapping[str, Any]) -> dict[str, int]:
+def _ports(
+    machine: Machine, server: Machine | None, monitor: str, hostvars: Mapping[str, Any]
+) -> dict[str, int]:
     """What the machine is to listen on, by the variable that moves it."""
     ports: dict[str, int] = {}
     if server is None:
         return ports
-    variables = hostvars[machine.name]
-    monitoring = variables.get("coldframe_monitoring", False)
-    planned = variables.get("coldframe_ports", {})
+    monitoring = machine.settings.get("fl_monitoring", server.settings.get("fl_monitoring", True))
+    planned = coldframe_ports(machine.name, hostvars, [server.name])
     if machine is server:
         ports["fl_port"] = machine.settings.get("fl_port", PORT)
     wanted = []
     if monitoring:
         wanted = ["node_exporter_port", "container_exporter_port"]
         wanted += ["fl_metrics_port"] if machine is server else []
-        wanted += ["prometheus_port"] if machine.name == variables["coldframe_monitor_machine"] else []
-    return ports | {name: int(planned[name]) for name in wanted}
+        wanted += ["prometheus_port"] if machine.name == monitor else []
+    return ports | {name: planned[name] for name in wanted}
 
 
 def _machines(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+PORT = 9092  # fl_port, where nothing else is said
+OFFSETS = {"fl_metrics_port": 1, "prometheus_port": -2, "node_exporter_port": 8, "container_exporter_port": 9}
 
 
 def is_address(name: str) -> bool:
@@ -26,27 +29,47 @@ def coldframe_certificate_names(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys([*found, "DNS:localhost", "IP:127.0.0.1"]))
 
 
+def coldframe_ports(machine: str, hostvars: Mapping[str, Any], servers: Sequence[str]) -> dict[str, int]:
+    """What a machine listens on for the monitoring, by the variable that moves it.
+
+    A value that is no number counts as none: preflight says so of it.
+
+    Parameters
+    ----------
+    servers : sequence of str
+        The group fl_server; the ports follow fl_port of the first of it.
+    """
+    base = whole(hostvars[servers[0]].get("fl_port") if servers else None, PORT)
+    given = hostvars[machine]
+    # 3000 beside the usual fl_port; where that one is low there is no room so far below it.
+    offsets = {**OFFSETS, "grafana_port": -6092 if base > 7115 else -3}
+    return {name: whole(given.get(name), base + offset) for name, offset in offsets.items()}
+
+
+def whole(value: object, default: int) -> int:
+    """A value as a whole number; the default if it is none."""
+    return int(str(value)) if str(value).isdecimal() else default
+
+
 def coldframe_targets(
-    machines: Iterable[str], hostvars: Mapping[str, Any], server: str
+    machines: Iterable[str], hostvars: Mapping[str, Any], server: str, federation: str
 ) -> dict[str, list[dict[str, Any]]]:
     """What Prometheus is to ask, by job, as its file_sd wants it.
 
     Parameters
     ----------
     machines : iterable of str
-        Inventory names; ``hostvars`` of each holds ``coldframe_address``, ``coldframe_ports``, and
-        ``coldframe_federation``.
+        Inventory names; ``hostvars`` of each holds ``coldframe_address``.
     server : str
         The machine whose gateway publishes the FL exporter.
     """
 
     def target(machine: str, port: str) -> dict[str, Any]:
-        variables = hostvars[machine]
-        address = str(variables["coldframe_address"])
+        address = str(hostvars[machine]["coldframe_address"])
         host = f"[{address}]" if ":" in address else address
         return {
-            "targets": [f"{host}:{variables['coldframe_ports'][port]}"],
-            "labels": {"federation": variables["coldframe_federation"], "machine": machine},
+            "targets": [f"{host}:{coldframe_ports(machine, hostvars, [server])[port]}"],
+            "labels": {"federation": federation, "machine": machine},
         }
 
     names = list(machines)
@@ -64,5 +87,6 @@ class FilterModule:
         """Return them."""
         return {
             "coldframe_certificate_names": coldframe_certificate_names,
+            "coldframe_ports": coldframe_ports,
             "coldframe_targets": coldframe_targets,
         }

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from plugins.filter.monitoring import coldframe_certificate_names, coldframe_targets
-
-PORTS = {"fl_metrics_port": 9093, "node_exporter_port": 9100, "container_exporter_port": 9101}
+from plugins.filter.monitoring import coldframe_certificate_names, coldframe_ports, coldframe_targets
 
 
 def test_every_machine_is_a_target_and_the_server_alone_has_the_runs() -> None:
-    hostvars = {
-        name: {"coldframe_address": address, "coldframe_ports": PORTS, "coldframe_federation": "lab"}
-        for name, address in (("server", "192.0.2.1"), ("c1", "2001:db8::1"))
-    }
-    targets = coldframe_targets(["server", "c1"], hostvars, "server")
+    hostvars = {"server": {"coldframe_address": "192.0.2.1"}, "c1": {"coldframe_address": "2001:db8::1"}}
+    targets = coldframe_targets(["server", "c1"], hostvars, "server", "lab")
     assert targets["node"] == [
         {"targets": ["192.0.2.1:9100"], "labels": {"federation": "lab", "machine": "server"}},
         {"targets": ["[2001:db8::1]:9100"], "labels": {"federation": "lab", "machine": "c1"}},
@@ -22,6 +17,19 @@ def test_every_machine_is_a_target_and_the_server_alone_has_the_runs() -> None:
         ["[2001:db8::1]:9101"],
     ]
     assert [target["targets"] for target in targets["fl"]] == [["192.0.2.1:9093"]]
+
+
+def test_ports_follow_that_of_the_server_and_each_can_be_moved() -> None:
+    hostvars = {"server": {"fl_port": "9292"}, "c1": {"node_exporter_port": 9500, "prometheus_port": "x"}}
+    assert coldframe_ports("c1", hostvars, ["server"]) == {
+        "fl_metrics_port": 9293,
+        "prometheus_port": 9290,
+        "node_exporter_port": 9500,
+        "container_exporter_port": 9301,
+        "grafana_port": 3200,
+    }
+    assert coldframe_ports("c1", {"c1": {}, "server": {"fl_port": "443"}}, ["server"])["grafana_port"] == 440
+    assert coldframe_ports("server", {"server": {}}, [])["fl_metrics_port"] == 9093
 
 
 def test_certificates_bear_address_or_name_and_the_loopback() -> None:
