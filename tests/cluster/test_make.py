@@ -31,20 +31,24 @@ def clone(target: Path) -> Path:
 
 
 def test_make_up_and_down_in_a_fresh_clone(lab: Lab, tmp_path: Path) -> None:
-    """make up CLIENTS=2 ROUNDS=1, once more, and make down; ARGS sends it to the lab."""
+    """make up CLIENTS=2 ROUNDS=1 with its monitoring, once more, and make down; ARGS sends it to the lab."""
     checkout = clone(tmp_path / "coldframe")
-    lab.write_inventory()
+    lab.clear()
+    lab.write_inventory(fl_monitoring=True)
     arguments = f"ARGS=-i {lab.inventory} -e dataset=synthetic"
     output = make(checkout, lab.environment(), "up", "CLIENTS=2", "ROUNDS=1", arguments)
     assert "round 1/1" in output
     assert "accuracy" in output
     assert "What to type next" in output
     assert lab.summary()["clients"] == 2
+    assert "coldframe-prometheus" in lab.on_server("docker ps --format '{{.Names}}'")
 
     again = make(checkout, lab.environment(), "up", "CLIENTS=2", "ROUNDS=2", arguments)
     assert "round 2/2" in again
     make(checkout, lab.environment(), "down", f"ARGS=-i {lab.inventory} -e purge=true")
-    assert lab.on_machine("docker ps --all --quiet").strip() == ""
+    for host in lab.hosts:
+        assert host.run("docker ps -aq --filter label=coldframe.federation").stdout.strip() == ""
+    lab.write_inventory()
     lab.deployed.clear()
 
 
