@@ -502,7 +502,13 @@ def test_foreign_app_trains(federation: Lab, tmp_path: Path) -> None:
     federation.must(
         "run.yml", app=str(tmp_path / "counting"), run_config={"num-server-rounds": 2, "step": 0.5}
     )
-    assert federation.summary()["status"] == "completed"
+    summary = federation.summary()
+    assert summary["status"] == "completed"
+    assert summary["wall_seconds"] > 0
+    # No journal, so the report has what SuperLink and the machines have recorded.
+    report = (federation.results / "latest" / "report.html").read_text()
+    for words in ("Federated run of the app somebody/counting", "Traffic", "Wall time", *CLIENTS):
+        assert words in report, words
 
 
 # --- faults -----------------------------------------------------------------------------------------
