@@ -166,3 +166,22 @@ def test_two_clients_of_one_name_are_found(preflight):
     code, output, _plan = preflight('{"fl_client_list": [{"name": "a"}, {"name": "a"}]}')
     assert code != 0
     assert "two clients are called a (machines one and one)\n     -> give one of them another name" in output
+
+
+def test_a_machine_that_stands_twice_in_the_inventory_is_an_error_with_its_line(tmp_path):
+    """Ansible by itself would take the last of the two, and the first would never be deployed."""
+    twice = (
+        "fl_machines:\n  hosts:\n    bench: {ansible_host: 192.0.2.1}\n    bench: {ansible_host: 192.0.2.2}\n"
+    )
+    (tmp_path / "lab.yml").write_text(twice, encoding="utf-8")
+    command = [
+        str(Path(sys.executable).parent / "ansible-playbook"),
+        "status.yml",
+        "-i",
+        tmp_path / "lab.yml",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "Found duplicate mapping key 'bench'" in done.stderr
+    assert f"{tmp_path}/lab.yml:4:" in done.stderr
+    assert "PLAY [" not in done.stdout
