@@ -90,9 +90,13 @@ def served_certificate(lab: Lab) -> x509.Certificate:
 
 
 def test_power_cut_of_a_client_machine(faults: Lab) -> None:
-    """Hurts c1 in the second round: its clients are missed, come back by themselves, and train again."""
+    """Hurts c1 in the second round: its clients are missed, come back by themselves, and train again.
+
+    Flower lets nobody in who counts as connected, so they are back a minute after their last heartbeat; a
+    round that finds too few connected waits for them.
+    """
     before = {client: begun(faults, client) for client in HURT}
-    _, wait = start(faults, rounds="6", round_timeout="15")
+    _, wait = start(faults, rounds="6", round_timeout="20", local_epochs="2", min_available_clients="4")
     faults.machine.power_cut()
     faults.machine.start()
     play = wait()
@@ -100,6 +104,7 @@ def test_power_cut_of_a_client_machine(faults: Lab) -> None:
     summary = faults.summary()
     assert summary["status"] == "completed"
     assert {failure["client"] for failure in summary["failures"]} == HURT
+    assert set(CLIENTS) - HURT in [trained(faults, number) for number in range(2, 6)], "it went on without"
     assert trained(faults, 1) == trained(faults, 6) == set(CLIENTS)
     assert all(begun(faults, client) > before[client] for client in HURT)
 
@@ -107,7 +112,7 @@ def test_power_cut_of_a_client_machine(faults: Lab) -> None:
 def test_partition_for_a_minute(faults: Lab) -> None:
     """Hurts c1's cable for longer than two heartbeats: its clients stay up, and train again."""
     before = {client: begun(faults, client) for client in HURT}
-    _, wait = start(faults, rounds="9", round_timeout="12")
+    _, wait = start(faults, rounds="8", round_timeout="12", local_epochs="2", min_available_clients="4")
     faults.machine.partition()
     time.sleep(60)
     faults.machine.rejoin()
@@ -116,7 +121,8 @@ def test_partition_for_a_minute(faults: Lab) -> None:
     summary = faults.summary()
     assert summary["status"] == "completed"
     assert {failure["client"] for failure in summary["failures"]} == HURT
-    assert trained(faults, 1) == trained(faults, 9) == set(CLIENTS)
+    assert set(CLIENTS) - HURT in [trained(faults, number) for number in range(2, 8)], "it went on without"
+    assert trained(faults, 1) == trained(faults, 8) == set(CLIENTS)
     assert {client: begun(faults, client) for client in HURT} == before
 
 
