@@ -200,6 +200,9 @@ def _ports(
         wanted = ["node_exporter_port", "container_exporter_port"]
         wanted += ["fl_metrics_port"] if machine is server else []
         wanted += ["prometheus_port"] if machine.name == monitor else []
+        # With grafana_directory there is a Grafana of the user's own, which may well have that port.
+        own = machine.settings.get("grafana_directory")
+        wanted += ["grafana_port"] if machine.name == monitor and not own else []
     return ports | {name: planned[name] for name in wanted}
 
 

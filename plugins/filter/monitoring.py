@@ -8,6 +8,7 @@ from typing import Any
 
 PORT = 9092  # fl_port, where nothing else is said
 OFFSETS = {"fl_metrics_port": 1, "prometheus_port": -2, "node_exporter_port": 8, "container_exporter_port": 9}
+GRAFANA = 3000  # beside the usual fl_port
 
 
 def is_address(name: str) -> bool:
@@ -41,9 +42,10 @@ def coldframe_ports(machine: str, hostvars: Mapping[str, Any], servers: Sequence
     """
     base = whole(hostvars[servers[0]].get("fl_port") if servers else None, PORT)
     given = hostvars[machine]
-    # 3000 beside the usual fl_port; where that one is low there is no room so far below it.
-    offsets = {**OFFSETS, "grafana_port": -6092 if base > 7115 else -3}
-    return {name: whole(given.get(name), base + offset) for name, offset in offsets.items()}
+    # Below a low fl_port there is no room for a port so far away.
+    grafana = base + GRAFANA - PORT if base + GRAFANA - PORT >= 1024 else base - 3
+    usual = {**{name: base + offset for name, offset in OFFSETS.items()}, "grafana_port": grafana}
+    return {name: whole(given.get(name), port) for name, port in usual.items()}
 
 
 def whole(value: object, default: int) -> int:

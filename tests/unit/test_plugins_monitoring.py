@@ -28,8 +28,9 @@ def test_ports_follow_that_of_the_server_and_each_can_be_moved() -> None:
         "container_exporter_port": 9301,
         "grafana_port": 3200,
     }
-    assert coldframe_ports("c1", {"c1": {}, "server": {"fl_port": "443"}}, ["server"])["grafana_port"] == 440
     assert coldframe_ports("server", {"server": {}}, [])["fl_metrics_port"] == 9093
+    assert coldframe_ports("server", {"server": {}}, [])["grafana_port"] == 3000
+    assert coldframe_ports("low", {"low": {"fl_port": 6500}}, ["low"])["grafana_port"] == 6497
 
 
 def test_certificates_bear_address_or_name_and_the_loopback() -> None:
