@@ -99,6 +99,7 @@ def test_machines_that_will_not_do_are_named_with_cause_and_remedy(lab: Lab, tmp
     inventory = yaml.safe_load(lab.inventory.read_text())
     machines = inventory["fl_machines"]
     machines["hosts"]["c1"]["ansible_ssh_private_key_file"] = str(tmp_path / "key")
+    machines["hosts"]["c1"]["ansible_ssh_args"] = "-o ControlMaster=no"  # not by a connection that is open
     machines["hosts"]["gone"] = {"ansible_host": gone}
     machines["hosts"]["twin"] = {"ansible_host": lab.server.address}
     machines["hosts"]["server"]["fl_client_list"] = [{"memory": "900g"}]
