@@ -237,8 +237,9 @@ def test_values_agree_with_the_engine_the_journal_and_proc(watched: WatchedLab, 
     wrong = {}
     for expression, value in expected.items():
         # Of a point in time two per cent would be a year.
-        near = {"abs": 2.0, "rel": 0.0} if value > 1.5e9 and "bytes" not in expression else {"rel": 0.02}
-        if measured[expression] != pytest.approx(value, **near):
+        in_time = value > 1.5e9 and "bytes" not in expression
+        near = pytest.approx(value, abs=2.0, rel=0.0) if in_time else pytest.approx(value, rel=0.02)
+        if measured[expression] != near:
             wrong[expression] = (measured[expression], value)
     assert wrong == {}
 
