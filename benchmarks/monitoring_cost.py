@@ -52,9 +52,9 @@ def docker(*words: str) -> str:
 @contextlib.contextmanager
 def clients(state: Path, count: int) -> Iterator[None]:
     """Containers that sleep under limits, and the files of deployment and agent that tell of them."""
-    image = docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}", "coldframe/fl").splitlines()
+    image = docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}", "coldframe/*").splitlines()
     if not image:
-        sys.exit("monitoring_cost: there is no FL image here: type make up")
+        sys.exit("monitoring_cost: there is no image of ours on this machine's engine: type make up")
     limits = {"cpu": 0.5, "memory": 64 << 20, "pids": 64}
     started = []
     try:
@@ -69,7 +69,16 @@ def clients(state: Path, count: int) -> Iterator[None]:
                 "--memory-swap",
                 "64m",
             ]
-            words += ["--pids-limit", "64", "--name", f"{FEDERATION}-c-{k}", image[0], "sleep", "infinity"]
+            words += [
+                "--pids-limit",
+                "64",
+                "--name",
+                f"{FEDERATION}-c-{k}",
+                "--entrypoint",
+                "sleep",
+                image[0],
+                "infinity",
+            ]
             started.append(docker("run", "--detach", *words))
             identity = {"name": f"c-{k}", "partition_id": k, "profile": None, "baseline": limits}
             asked = {"container_id": started[-1], "desired": limits | {"online": True}, "link": None}
