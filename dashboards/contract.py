@@ -57,7 +57,6 @@ _NODE = {
     "node_pressure_cpu_waiting_seconds_total": (),
     "node_pressure_memory_waiting_seconds_total": (),
     "node_pressure_io_waiting_seconds_total": (),
-    "node_timex_offset_seconds": (),
     "node_boot_time_seconds": (),
     "node_time_seconds": (),
 }

@@ -94,9 +94,12 @@ def _figures(built: Board) -> None:
             4,
             figure(
                 "Clock",
-                "Offset of the machine's clock from its time server.",
+                "How far the machine's clock is from that of Prometheus.",
                 "s",
-                Query(f"max(node_timex_offset_seconds{{{MACHINE}}})", "offset"),
+                Query(
+                    f"max(node_time_seconds{{{MACHINE}}} - timestamp(node_time_seconds{{{MACHINE}}}))",
+                    "offset",
+                ),
                 limits=((None, GREEN), (1, RED)),
                 decimals=0,
             ),
