@@ -97,7 +97,7 @@ def _figures(built: Board) -> None:
                 "How far the machine's clock is from that of Prometheus.",
                 "s",
                 Query(
-                    f"max(node_time_seconds{{{MACHINE}}} - timestamp(node_time_seconds{{{MACHINE}}}))",
+                    f"max(abs(node_time_seconds{{{MACHINE}}} - timestamp(node_time_seconds{{{MACHINE}}})))",
                     "offset",
                 ),
                 limits=((None, GREEN), (1, RED)),
