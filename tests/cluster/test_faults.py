@@ -40,7 +40,7 @@ def federation_to_hurt(lab: Lab) -> Iterator[Lab]:
     mine.inventory.write_text(yaml.safe_dump(inventory, sort_keys=False))
     mine.must("site.yml", train="false", dataset="synthetic")
     yield mine
-    mine.must("teardown.yml", purge="true")
+    mine.must("teardown.yml")
     lab.write_inventory()
 
 
