@@ -30,9 +30,7 @@ SMALL = {"dataset": "synthetic", "max_samples": "800", "fraction_evaluate": "0"}
 
 @pytest.fixture(scope="module", name="faults")
 def federation_to_hurt(lab: Lab) -> Iterator[Lab]:
-    if "coldframe" in lab.deployed:
-        lab.must("teardown.yml")  # an idle federation takes CPU too
-        lab.deployed.discard("coldframe")
+    lab.clear()
     mine = Lab(lab.hosts, lab.directory, federation=FEDERATION)
     mine.write_inventory(2, fl_client_cpu=0.45, fl_port=9392)
     inventory = yaml.safe_load(mine.inventory.read_text())
