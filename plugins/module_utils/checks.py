@@ -355,7 +355,7 @@ def check_ports(machine: Machine, federation: str, ports: Mapping[str, int]) -> 
             findings.append(Finding(f"{name} would be {port}", f"type -e {name}=9190", machine.name))
         if str(port) not in facts["ports"]:
             continue
-        holders = [c for c in facts["docker"]["containers"] if re.search(rf":{port}->", c["ports"])]
+        holders = [c for c in facts["docker"]["containers"] if _publishes(c["ports"], port)]
         if any(holder["federation"] == federation for holder in holders):
             continue
         who = facts["ports"][str(port)] or "another program"
@@ -367,6 +367,12 @@ def check_ports(machine: Machine, federation: str, ports: Mapping[str, int]) -> 
             )
         )
     return findings
+
+
+def _publishes(ports: str, port: int) -> bool:
+    """Whether a container's ports, as ``docker ps`` writes them, hold one; neighbours are written as a range."""
+    ranges = re.findall(r":(\d+)(?:-(\d+))?->", ports)
+    return any(int(first) <= port <= int(last or first) for first, last in ranges)
 
 
 def _other(port: int) -> int:

@@ -253,6 +253,13 @@ def test_a_port_that_a_federation_holds_is_fine_for_that_federation_only():
     )
 
 
+def test_neighbouring_ports_of_one_container_are_written_as_a_range():
+    holder = {"name": "lab-server", "ports": "0.0.0.0:9092-9093->9092-9093/tcp", "federation": "lab"}
+    busy = machine(ports={"9092": "", "9093": "", "9094": ""}, docker=docker(containers=[holder]))
+    assert checks.check_ports(busy, "lab", {"fl_port": 9092, "fl_metrics_port": 9093}) == []
+    assert "9094 is in use by another program" in only(checks.check_ports(busy, "lab", {"fl_port": 9094}))
+
+
 def test_a_port_of_the_machines_own_network_is_known_by_its_label():
     """The node exporter publishes none; machine_facts adds what it says that it listens on."""
     holder = {"name": "lab-node-exporter", "ports": " :9100->", "federation": "lab"}
