@@ -370,7 +370,7 @@ def check_ports(machine: Machine, federation: str, ports: Mapping[str, int]) -> 
 
 
 def _publishes(ports: str, port: int) -> bool:
-    """Whether a container's ports, as ``docker ps`` writes them, hold one; neighbours are written as a range."""
+    """Whether ports as ``docker ps`` writes them hold one; neighbours are written as a range."""
     ranges = re.findall(r":(\d+)(?:-(\d+))?->", ports)
     return any(int(first) <= port <= int(last or first) for first, last in ranges)
 
