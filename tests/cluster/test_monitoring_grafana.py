@@ -31,14 +31,14 @@ def archive(watched: WatchedLab, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """An archive of the stand-in under the name of Grafana's image; no engine has the image itself."""
     source = (ROOT / "tests" / "cluster" / "grafana_stand_in.py").read_text()
     base = watched.on_server(f"docker inspect --format {{{{.Config.Image}}}} {FEDERATION}-server").strip()
-    recipe = (
-        f"FROM {base}\nUSER root\nCOPY stand_in.py /stand_in.py\nRUN ln -s /stand_in.py /usr/local/bin/curl\n"
-        'USER 472\nENTRYPOINT ["/opt/venv/bin/python3", "/stand_in.py"]\n'
-    )
-    for name, text in {"stand_in.py": source, "Dockerfile": recipe}.items():
-        watched.on_server(f"mkdir -p /tmp/stand && cat > /tmp/stand/{name} <<'END'\n{text}END")
+    watched.on_server(f"mkdir -p /tmp/stand && cat > /tmp/stand/stand_in.py <<'END'\n{source}END")
+    # The FL image's Python without the packages: a tenth of its size.
+    inside = "rm -rf /opt/venv; cp /in/stand_in.py /; chmod 755 /stand_in.py; ln -s /stand_in.py /usr/local/bin/curl"
+    settings = ["ENV PATH=/usr/local/bin:/usr/bin:/bin", "USER 472", 'ENTRYPOINT ["python3", "/stand_in.py"]']
+    given = " ".join(f"--change '{setting}'" for setting in settings)
     watched.on_server(
-        f"chmod +x /tmp/stand/stand_in.py && docker build -q -t {IMAGE} /tmp/stand"
+        f"docker run --name stand-in --user 0 --entrypoint sh --volume /tmp/stand:/in {base} -c '{inside}'"
+        f" && docker export stand-in | docker import {given} - {IMAGE} && docker rm stand-in"
         f" && docker save {IMAGE} | gzip -1 > /tmp/stand/grafana.tar.gz && docker rmi {IMAGE}"
     )
     path = tmp_path_factory.mktemp("grafana") / "grafana.tar.gz"
