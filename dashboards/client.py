@@ -129,7 +129,7 @@ def _figures(built: Board) -> None:
         (
             2,
             figure(
-                "OOM kills",
+                "Killed",
                 "How often the kernel killed it for lack of memory.",
                 "none",
                 Query(f"sum(fl_client_oom_kills_total{{{CLIENT}}})", "kills"),
@@ -147,7 +147,7 @@ def _cpu(built: Board) -> None:
             12,
             curves(
                 "CPU: use and limit",
-                "Cores used, averaged over the scrape interval, with the limit as asked for and as"
+                "Cores used, averaged over the last minute, with the limit as asked for and as"
                 " the kernel holds it.",
                 CORES,
                 Query(f"max(client:cpu_usage:rate{{{CLIENT}}})", "used"),

@@ -309,7 +309,7 @@ def _inventory(built: Board) -> None:
             "mode": "absolute",
             "steps": [
                 {"value": None, "color": GREEN},
-                {"value": 0.5, "color": AMBER},
+                {"value": 0.7, "color": AMBER},
                 {"value": 0.9, "color": RED},
             ],
         },
