@@ -33,10 +33,7 @@ def archive(watched: WatchedLab, tmp_path_factory: pytest.TempPathFactory) -> Pa
     base = watched.on_server(f"docker inspect --format {{{{.Config.Image}}}} {FEDERATION}-server").strip()
     watched.on_server(f"mkdir -p /tmp/stand && cat > /tmp/stand/stand_in.py <<'END'\n{source}END")
     # The FL image's Python without the packages: a tenth of its size.
-    inside = (
-        "rm -rf /opt/venv; cp /in/stand_in.py /; chmod 755 /stand_in.py; "
-        "ln -s /stand_in.py /usr/local/bin/curl"
-    )
+    inside = "rm -rf /opt/venv; install /in/stand_in.py /; ln -s /stand_in.py /usr/local/bin/curl"
     settings = ["ENV PATH=/usr/local/bin:/usr/bin:/bin", "USER 472", 'ENTRYPOINT ["python3", "/stand_in.py"]']
     given = " ".join(f"--change '{setting}'" for setting in settings)
     watched.on_server(
