@@ -255,10 +255,10 @@ function Page({ dashboard, texts, marks, frames, span, width, theme }: Shown) {
   return (
     <div style={{ width, padding: GAP }}>
       <div style={{ display: 'flex', alignItems: 'center', gap: 12, marginBottom: 4 }}>
-        <h3 style={{ margin: '0 16px 0 4px' }}>{dashboard.title}</h3>
+        <h3 style={{ margin: '0 8px 0 4px', whiteSpace: 'nowrap' }}>{dashboard.title}</h3>
         {shown.map((item: any) => (
           <InlineField key={item.name} label={item.label} transparent={false} style={{ margin: 0 }}>
-            <Input readOnly value={texts[item.name]} width={Math.max(14, Math.ceil(texts[item.name].length * 1.1) + 5)} suffix={<Icon name="angle-down" />} />
+            <Input readOnly value={texts[item.name]} width={Math.max(14, Math.ceil(texts[item.name].length) + 5)} suffix={<Icon name="angle-down" />} />
           </InlineField>
         ))}
         <div style={{ flexGrow: 1 }} />
