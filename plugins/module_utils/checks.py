@@ -6,8 +6,11 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from cryptography import x509
 
 from plugins.module_utils.variables import Finding, format_size, typed
 
@@ -15,6 +18,7 @@ GB = 1 << 30
 DISK_WITHOUT_IMAGE = 4 * GB
 DISK_WITH_IMAGE = 1 * GB
 SERVER_MEMORY = 700 << 20  # bytes that SuperLink, ServerApp and gateway take
+CERTIFICATE_DAYS = 30  # site.yml renews a server certificate that ends sooner: fl_pki_renew_days
 CLOCK_SKEW = 5.0  # seconds; signed requests and certificates depend on the clocks
 ENGINE_API = (1, 41)  # Docker 20.10
 PYTHON = (3, 9)
@@ -351,7 +355,7 @@ def check_ports(machine: Machine, federation: str, ports: Mapping[str, int]) -> 
             findings.append(Finding(f"{name} would be {port}", f"type -e {name}=9190", machine.name))
         if str(port) not in facts["ports"]:
             continue
-        holders = [c for c in facts["docker"]["containers"] if re.search(rf":{port}->", c["ports"])]
+        holders = [c for c in facts["docker"]["containers"] if _publishes(c["ports"], port)]
         if any(holder["federation"] == federation for holder in holders):
             continue
         who = facts["ports"][str(port)] or "another program"
@@ -363,6 +367,12 @@ def check_ports(machine: Machine, federation: str, ports: Mapping[str, int]) -> 
             )
         )
     return findings
+
+
+def _publishes(ports: str, port: int) -> bool:
+    """Whether ports as ``docker ps`` writes them hold one; neighbours are written as a range."""
+    ranges = re.findall(r":(\d+)(?:-(\d+))?->", ports)
+    return any(int(first) <= port <= int(last or first) for first, last in ranges)
 
 
 def _other(port: int) -> int:
@@ -389,7 +399,7 @@ def check_controller(values: Mapping[str, Any], settings: Mapping[str, Any], bas
         findings.append(
             Finding(
                 f"grafana_archive={archive} is no file on this machine",
-                "type -e grafana_archive=FILE with what docker save wrote of its image, or leave it out",
+                "type -e grafana_archive=FILE with what docker save wrote of Grafana's image",
             )
         )
     if archive and settings.get("grafana_directory"):
@@ -411,6 +421,18 @@ def check_controller(values: Mapping[str, Any], settings: Mapping[str, Any], bas
     if trace and not (base / Path(trace).expanduser()).is_file():
         findings.append(Finding(f"trace={trace} is no file on this machine", "type -e trace=FILE"))
     return findings
+
+
+def warn_certificate(path: Path, now: datetime) -> list[str]:
+    """A warning if the server's certificate, as this controller has signed it, ends soon or has ended."""
+    if not path.is_file():
+        return []  # another controller has deployed the federation, or nobody yet
+    end = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
+    days = (end - now).days
+    if days >= CERTIFICATE_DAYS:
+        return []
+    when = f"ends on {end:%Y-%m-%d}, in {days} days" if end > now else f"has ended on {end:%Y-%m-%d}"
+    return [f"the server's certificate {when}: type ansible-playbook site.yml -e train=false to renew it"]
 
 
 def warn_foreign_app(values: Mapping[str, Any], given: Iterable[str], known: Iterable[str]) -> list[str]:
