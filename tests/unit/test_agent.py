@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 
 from coldframe import agent as agent_module
 from coldframe import limits, links
-from coldframe.agent import Agent, Server, measured
+from coldframe.agent import Agent, measured
 from coldframe.engine import EngineError
 
 BASELINE = {"cpu": 0.4, "memory": 1 << 30, "pids": 256}
@@ -411,25 +410,6 @@ def test_measurement_is_a_difference_of_counters() -> None:
     assert measured(before, after) == {
         **{"seconds": 10.0, "cpu": 0.1, "throttled_share": 0.5, "down": 1000.0, "up": 2000.0}
     }
-
-
-def test_socket_answers_a_line_with_a_line(bench: Bench, tmp_path: Path) -> None:
-    from plugins.modules.client_limits import ask
-
-    path = tmp_path / "s"
-    server = Server(path, bench.agent)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        assert oct(path.stat().st_mode)[-3:] == "600"
-        answer = ask(str(path), {"do": "status"}, 5)
-        assert answer["clients"]["a"]["holds"]
-        assert "knows set" in ask(str(path), {"do": "dance"}, 5)["error"]
-        assert "cannot be read" in ask(str(path), {"do": "set"}, 5)["error"]
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def test_agent_says_how_many_cores_there_are() -> None:
