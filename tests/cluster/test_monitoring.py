@@ -183,7 +183,7 @@ class Engine:
         self.host = watched.hosts[machine]
         self.name = f"{FEDERATION}-{client}"
         path = f"/containers/{self.name}/stats?stream=false&one-shot=true"
-        self.stats = json.loads(sh(self.host, f"curl -s --unix-socket /var/run/docker.sock http://e{path}"))
+        self.stats = json.loads(sh(self.host, f"curl -s --unix-socket /var/run/docker.sock 'http://e{path}'"))
         self.described = watched.container(self.host, self.name)
 
     def blocks(self, way: str) -> int:
