@@ -35,7 +35,7 @@ test-unit: setup-dev  ## fl/, coldframe/, plugins/, and the repository agrees wi
 	.venv/bin/python -m pytest -q tests/unit --ignore-glob='*/test_plugins_*.py' $(ARGS)
 
 test-cluster: setup-dev  ## Real deployments on test hosts
-	scripts/with_engine.sh .venv/bin/python -m pytest -v tests/cluster $(ARGS)
+	scripts/with_engine.sh .venv/bin/python -m pytest -v --durations=25 tests/cluster $(ARGS)
 
 test-vagrant: setup-dev  ## Vagrant's machines for real, as containers
 	@scripts/setup_vagrant.sh
