@@ -45,7 +45,7 @@ def federation_to_hurt(lab: Lab) -> Iterator[Lab]:
 def start(lab: Lab, **variables: Any) -> tuple[Play, Callable[[], Play]]:
     """Start a run and wait until its first round is over."""
     play, wait = lab.start("run.yml", **{**SMALL, **variables})
-    lab.wait_for("the first round", lambda: "round 1/" in play.output or play.code >= 0, 120)
+    lab.wait_for("the first round", lambda: "round 1/" in play.output or play.code >= 0, 180)
     return play, wait
 
 
