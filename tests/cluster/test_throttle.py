@@ -109,7 +109,7 @@ def pacing(lab: Lab) -> Iterator[Pacing]:
     lab.inventory.write_text(yaml.safe_dump(inventory, sort_keys=False))
     lab.must("site.yml", train="false", dataset="synthetic")
     lab.must("throttle.yml", undo="true")
-    lab.must("calibrate.yml")
+    lab.must("calibrate.yml", "--forks", "1")  # one after the other: the hosts share their cores
     yield Pacing(lab)
     lab.must("teardown.yml")
     lab.write_inventory()
