@@ -215,11 +215,12 @@ class ActionModule(ActionBase):
             columns=display.columns or 79,
         )
         state = self._watch(directory, output)
-        if state == "lost":
-            raise AnsibleActionFail(
+        if state == "lost":  # not raised: Ansible does not ask `failed_when` about what is raised
+            message = (
                 "the command is gone from the machine without an exit code: killed, or a restart. "
                 f"Its last lines:\n{_tail(output.lines)}"
             )
+            return {**result, "failed": True, "changed": args["changed"], "msg": message}
         self._low_level_execute_command(f"rm -rf -- {shlex.quote(directory)}")
         rc = int(state)
         if rc != 0:

@@ -98,9 +98,9 @@ def test_an_answer_that_is_not_whole_is_no_answer():
 def playbook(tmp_path):
     """Make a playbook of one follow task; the command line that plays it and its environment."""
 
-    def make(arguments):
+    def make(arguments, **keywords):
         tasks = [
-            {"name": "Follow it", "follow": arguments, "register": "r"},
+            {"name": "Follow it", "follow": arguments, "register": "r", **keywords},
             {"ansible.builtin.debug": {"var": "r.rc"}},
         ]
         play = [{"hosts": "all", "gather_facts": False, "connection": "local", "tasks": tasks}]
@@ -169,6 +169,13 @@ def test_a_failure_is_told_once_with_the_last_lines(playbook, tmp_path):
     assert "\n80\n" not in told
     assert "ERROR" not in done.stdout + done.stderr
     assert leftovers(tmp_path) == []
+
+
+def test_a_playbook_may_go_on_after_a_command_that_was_killed(playbook):
+    command, environment = playbook({"cmd": "kill -9 $PPID"}, failed_when=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "fatal" not in done.stdout
 
 
 def test_the_command_outlives_the_controller(playbook, tmp_path):
