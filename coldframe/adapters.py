@@ -152,9 +152,7 @@ def install(process: str) -> None:
             entry.apply()
 
 
-# An optimizer imports torch._dynamo when it is made: a second of CPU time in every task, and ten under a
-# limit of a tenth of a core.
-PRELOAD = "torch,torch._dynamo,numpy"
+PRELOAD = "torch,numpy"
 
 
 @adapter("executor", get_executor="891abfc53747", run_superexec="d11f4e7fbc8f")

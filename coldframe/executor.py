@@ -9,7 +9,7 @@ A task that dies without a reply (killed, out of memory, `os._exit`) would keep 
 minute, and in some places for ever. The executor sees the end of the process, so it sends the error reply
 that flwr would have made up.
 
-Environment: `COLDFRAME_PRELOAD` (default `torch,torch._dynamo,numpy`): what the zygote imports besides flwr.
+Environment: `COLDFRAME_PRELOAD` (default `torch,numpy`): what the zygote imports besides flwr.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ import socket
 import sys
 import time
 import traceback
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,12 +35,14 @@ from flwr.supercore.exit.exit_handler import registered_exit_handlers
 from flwr.supercore.tls import validate_and_resolve_root_certificates
 from flwr.supernode.runtime.run_clientapp import run_clientapp
 
-from coldframe import adapters, cgroups
+from coldframe import adapters, cgroups, lazydynamo
 from coldframe.supervise import thread_count
 
 PACKET = 1 << 16
 # What a child has told the SuperNode so far; a child writes it into memory that it shares with the zygote.
 NOTHING, REPLIED, DONE = 0, 1, 2
+# What modules import only when it is first used, which is in every task.
+LAZY = {"numpy": ["numpy.random"]}
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -60,12 +63,16 @@ def preload(modules: list[str]) -> list[str]:
     for name in modules:
         try:
             importlib.import_module(name)
+            for part in LAZY.get(name, ()):
+                importlib.import_module(part)
             loaded.append(name)
         except ModuleNotFoundError as error:
             if error.name != name.partition(".")[0]:
                 raise
             print(f"zygote: {name} is not installed, not preloaded", file=sys.stderr, flush=True)
     adapters.install("task")
+    if adapters.enabled():
+        lazydynamo.install()
     # Children share these pages; a collection in a child would write to all of them.
     gc.collect()
     gc.freeze()
@@ -153,6 +160,9 @@ def _become_task(zygote: int, environment: dict[str, str | None]) -> None:
         if value is not None:
             os.environ[name] = value
     registered_exit_handlers.clear()
+    # What the zygote's modules would tidy up at their end is the zygote's: torch alone takes 30 ms for it.
+    for finalizer in weakref.finalize._registry.values():  # type: ignore[attr-defined]
+        finalizer.atexit = False
     sys.argv[:] = ["flwr-clientapp"]
     reseed()
     if torch := sys.modules.get("torch"):
