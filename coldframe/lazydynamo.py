@@ -1,10 +1,10 @@
 """Keeps `torch._dynamo` from being imported by tasks that compile nothing.
 
-torch's optimizers import the compiler when they are made, only to tell it to keep off them: 1.2 s of CPU, 70 MB
-and 800 modules in every client, whose owner has asked for half a core and half a gigabyte. A `StandIn` takes
-the compiler's place in `sys.modules` and answers the two calls that optimizers make as the compiler would
-while nothing is being compiled. Any other use, by torch or by an app (`torch.compile`, `torch._dynamo.reset`,
-an import of a submodule), brings the real one, which then takes its own place.
+torch's optimizers import the compiler when they are made, only to tell it to keep off them: 1.2 s of CPU, 70
+MB and 800 modules in every client, whose owner has asked for half a core and half a gigabyte. A `StandIn`
+takes the compiler's place in `sys.modules` and answers the two calls that optimizers make as the compiler
+would while nothing is being compiled. Any other use, by torch or by an app (`torch.compile`,
+`torch._dynamo.reset`, an import of a submodule), brings the real one, which then takes its own place.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ class StandIn(types.ModuleType):
     def __init__(self, spec: ModuleSpec) -> None:
         super().__init__(NAME)
         # What is read of any module that is there, by whoever walks through all of them: not a use.
-        self.__spec__, self.__file__, self.__package__ = spec, spec.origin, NAME
+        self.__spec__ = spec
+        self.__file__ = spec.origin
 
     def disable(self, fn: Callable[..., Any] | None = None, *args: Any, **kwargs: Any) -> Callable[..., Any]:
         """Return ``fn``, which the compiler is told to keep off once there is one."""
         if fn is None or not isinstance(fn, types.FunctionType):
-            return real().disable(fn, *args, **kwargs)  # type: ignore[no-any-return]
+            return real().disable(fn, *args, **kwargs)
         disabled: Callable[..., Any] | None = None
 
         @functools.wraps(fn)

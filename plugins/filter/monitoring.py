@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -82,6 +83,13 @@ def coldframe_targets(
     }
 
 
+def coldframe_target_files(targets: Mapping[str, Any]) -> dict[str, str]:
+    """The files that Prometheus reads its targets from, content by name, of the targets by job."""
+    return {
+        f"{job}.json": json.dumps(found, indent=1, sort_keys=True) + "\n" for job, found in targets.items()
+    }
+
+
 class FilterModule:
     """The filters' names in playbooks."""
 
@@ -90,5 +98,6 @@ class FilterModule:
         return {
             "coldframe_certificate_names": coldframe_certificate_names,
             "coldframe_ports": coldframe_ports,
+            "coldframe_target_files": coldframe_target_files,
             "coldframe_targets": coldframe_targets,
         }

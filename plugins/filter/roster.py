@@ -204,6 +204,19 @@ def _cell(column: str, value: Any) -> str:
     return str(value)
 
 
+def state_files(clients: Iterable[Mapping[str, Any]], federation: str) -> dict[str, str]:
+    """The state file of each client, content by name: who it is, and what limits the inventory gives it."""
+    files = {}
+    for client in clients:
+        identity = {
+            key: client[key] for key in ("name", "machine", "partition_id", "num_partitions", "profile")
+        }
+        baseline = {key: client[key] for key in ("cpu", "memory", "pids")}
+        content = {**identity, "federation": federation, "baseline": baseline}
+        files[f"{client['name']}.json"] = json.dumps(content, indent=1, sort_keys=True) + "\n"
+    return files
+
+
 class FilterModule:
     """The filters' names in playbooks."""
 
@@ -212,5 +225,6 @@ class FilterModule:
             "coldframe_roster": coldframe_roster,
             "coldframe_size": coldframe_size,
             "coldframe_run_config": coldframe_run_config,
+            "coldframe_state_files": state_files,
             "coldframe_status_table": coldframe_status_table,
         }

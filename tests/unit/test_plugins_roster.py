@@ -1,5 +1,6 @@
 """Tests of plugins/filter/roster.py: who the clients are, their partitions, and how it is shown."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -166,3 +167,18 @@ def test_every_filter_is_documented():
         text = yaml.safe_load((folder / f"{name}.yml").read_text(encoding="utf-8"))
         assert text["DOCUMENTATION"]["name"] == name
         assert "_value" in text["RETURN"]
+
+
+def test_a_state_file_says_who_a_client_is_and_its_baseline():
+    (entry,) = roster.build_roster(["m"], {"m": {"fl_client_count": 1, "machine_facts": {"cpus": 2}}})
+    files = roster.state_files([entry], "fed")
+    assert list(files) == ["m-0.json"]
+    assert json.loads(files["m-0.json"]) == {
+        "name": "m-0",
+        "federation": "fed",
+        "machine": "m",
+        "partition_id": 0,
+        "num_partitions": 1,
+        "profile": entry["profile"],
+        "baseline": {"cpu": entry["cpu"], "memory": entry["memory"], "pids": entry["pids"]},
+    }

@@ -1,0 +1,72 @@
+"""Tests of the filter that says whether a certificate has to be signed anew."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from coldframe.keys import signing_request
+from plugins.filter.pki import coldframe_certificate_fits
+
+AUTHORITY = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority")])
+NAMES = ["IP:192.0.2.1", "DNS:localhost"]
+
+
+def sign(path: Path, subject: x509.CertificateSigningRequest | None, key: ec.EllipticCurvePrivateKey) -> Path:
+    """Write the certificate of a request, or the authority's own, good for ten days."""
+    now = datetime.now(UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject.subject if subject else AUTHORITY)
+        .issuer_name(AUTHORITY)
+        .public_key(subject.public_key() if subject else key.public_key())  # type: ignore[arg-type]
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=10))
+    )
+    for extension in subject.extensions if subject else []:
+        builder = builder.add_extension(extension.value, extension.critical)
+    path.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    return path
+
+
+@pytest.fixture
+def pki(tmp_path: Path) -> tuple[str, str, str]:
+    """A certificate, its request and its authority."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    authority = sign(tmp_path / "ca.crt", None, key)
+    request = str(signing_request(tmp_path / "a.key", "server", NAMES)["csr"])
+    certificate = sign(tmp_path / "a.crt", x509.load_pem_x509_csr(request.encode()), key)
+    return str(certificate), request, str(authority)
+
+
+def test_what_was_signed_fits_as_long_as_it_lasts(pki: tuple[str, str, str]) -> None:
+    assert coldframe_certificate_fits(*pki, 9)
+    assert not coldframe_certificate_fits(*pki, 11)
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "names"),
+    [("b", "server", NAMES), ("a", "other", NAMES), ("a", "server", NAMES[:1]), ("a", "server", [])],
+    ids=["another key", "another subject", "a name less", "no names"],
+)
+def test_what_was_signed_for_something_else_does_not_fit(
+    pki: tuple[str, str, str], tmp_path: Path, key: str, name: str, names: list[str]
+) -> None:
+    request = str(signing_request(tmp_path / f"{key}.key", name, names)["csr"])
+    assert not coldframe_certificate_fits(pki[0], request, pki[2], 1)
+
+
+def test_another_authoritys_does_not_fit(pki: tuple[str, str, str], tmp_path: Path) -> None:
+    other = sign(tmp_path / "other.crt", None, ec.generate_private_key(ec.SECP256R1()))
+    assert not coldframe_certificate_fits(pki[0], pki[1], str(other), 1)
+
+
+def test_one_that_is_missing_does_not_fit(pki: tuple[str, str, str]) -> None:
+    assert not coldframe_certificate_fits(f"{pki[0]}.gone", pki[1], pki[2], 1)

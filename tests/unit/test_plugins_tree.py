@@ -1,0 +1,110 @@
+"""Tests of the tree module: many paths in one call, and nothing touched that is as it should be."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ME = str(os.getuid())
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Any:
+    """Run the module on a directory of the test's; its answer."""
+
+    def run(*entries: dict[str, Any], **more: Any) -> dict[str, Any]:
+        entries = tuple({"owner": ME, **entry} for entry in entries)
+        arguments = {"root": str(tmp_path / "root"), "entries": entries, **more}
+        done = subprocess.run(
+            [sys.executable, "-m", "plugins.modules.tree", json.dumps({"ANSIBLE_MODULE_ARGS": arguments})],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        answer: dict[str, Any] = json.loads(done.stdout)
+        answer["changed_paths"] = [
+            os.path.relpath(path, tmp_path / "root") for path in answer.get("changed_paths", [])
+        ]
+        return answer
+
+    return run
+
+
+WANTED = (
+    {"path": "", "mode": "0755"},
+    {"path": "config/rules", "mode": "0700", "files": {"a.yml": "a\n", "b.yml": "b\n"}, "exclusive": "*.yml"},
+    {"path": "config/secret", "mode": "0400", "content": "x\n"},
+)
+
+
+def test_makes_what_is_missing_and_then_finds_it_made(tree: Any, tmp_path: Path) -> None:
+    first = tree(*WANTED)
+    assert first["changed_paths"] == [
+        *(".", "config/rules", "config/rules/a.yml", "config/rules/b.yml", "config/secret")
+    ]
+    secret = tmp_path / "root" / "config" / "secret"
+    assert (secret.read_text(), secret.stat().st_mode & 0o777) == ("x\n", 0o400)
+    assert (tmp_path / "root" / "config" / "rules").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "root" / "config" / "rules" / "b.yml").stat().st_mode & 0o777 == 0o644
+    again = tree(*WANTED)
+    assert (again["changed"], again["changed_paths"], again["digest"]) == (False, [], first["digest"])
+
+
+def test_changes_what_differs_and_removes_what_is_too_much(tree: Any, tmp_path: Path) -> None:
+    digest = tree(*WANTED)["digest"]
+    config = tmp_path / "root" / "config"
+    (config / "rules" / "old.yml").write_text("left over")
+    (config / "rules" / "readme").write_text("of somebody else")
+    (config / "rules" / "a.yml").chmod(0o600)
+    (config / "secret").chmod(0o600)
+    (config / "secret").write_text("y\n")
+    answer = tree(*WANTED)
+    assert answer["changed_paths"] == ["config/rules/a.yml", "config/rules/old.yml", "config/secret"]
+    assert (config / "secret").read_text() == "x\n"
+    assert sorted(path.name for path in (config / "rules").iterdir()) == ["a.yml", "b.yml", "readme"]
+    assert answer["digest"] == digest
+    assert tree(*WANTED[:2], {**WANTED[2], "content": "z\n"})["digest"] != digest
+
+
+def test_check_mode_tells_and_changes_nothing(tree: Any, tmp_path: Path) -> None:
+    answer = tree(*WANTED, _ansible_check_mode=True, _ansible_diff=True)
+    assert answer["changed"]
+    assert not (tmp_path / "root").exists()
+    assert {"before": "", "after": "x\n"}.items() <= answer["diff"][-1].items()
+    tree(*WANTED)
+    assert not tree(*WANTED, _ansible_check_mode=True)["changed"]
+
+
+def test_what_is_kept_is_made_once(tree: Any, tmp_path: Path) -> None:
+    kept = {"path": "log", "mode": "0644", "content": "", "keep": True}
+    empty = tree({"path": "", "mode": "0755"}, kept)
+    (tmp_path / "root" / "log").write_text("an event\n")
+    answer = tree({"path": "", "mode": "0755"}, kept)
+    assert not answer["changed"]
+    assert answer["digest"] != empty["digest"]
+    assert (tmp_path / "root" / "log").read_text() == "an event\n"
+
+
+def test_what_is_not_valid_is_not_written(tree: Any, tmp_path: Path) -> None:
+    entry = {"path": "f", "mode": "0644", "validate": "grep -q good %s"}
+    tree({"path": "", "mode": "0755"}, {**entry, "content": "good 1\n"})
+    answer = tree({**entry, "content": "bad\n"})
+    assert answer["failed"]
+    assert f"{tmp_path}/root/f would not be valid" in answer["msg"]
+    assert (tmp_path / "root" / "f").read_text() == "good 1\n"
+    assert [path.name for path in (tmp_path / "root").iterdir()] == ["f"]
+
+
+def test_a_file_in_a_directorys_place_is_an_error(tree: Any, tmp_path: Path) -> None:
+    (tmp_path / "root").write_text("in the way")
+    answer = tree({"path": "", "mode": "0755"})
+    assert answer["failed"]
+    assert "move it out of the way" in answer["msg"]
