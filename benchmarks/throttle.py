@@ -52,6 +52,8 @@ class Bench:
         machines["vars"] |= {**limits, "fl_federation": FEDERATION}
         self.inventory = directory / "inventory.yml"
         self.inventory.write_text(yaml.safe_dump(inventory))
+        # Ansible looks for them beside the inventory and beside the playbook, which is not in the root here.
+        (directory / "group_vars").symlink_to(ROOT / "group_vars")
 
     def play(self, playbook: str, **variables: Any) -> float:
         """Run a playbook; its wall time in seconds."""
@@ -119,10 +121,12 @@ def measure(bench: Bench, repeats: int) -> dict[str, Any]:
             # The agent would take somebody else's change back: it rests meanwhile.
             for host in bench.hosts:
                 host.run(f"docker pause {FEDERATION}-agent")
-            walls[key].append(bench.play("benchmarks/throttle_loops.yml", **variables))
-            bench.check(quota + 100)
-            for host in bench.hosts:
-                host.run(f"docker unpause {FEDERATION}-agent")
+            try:
+                walls[key].append(bench.play("benchmarks/throttle_loops.yml", **variables))
+                bench.check(quota + 100)
+            finally:
+                for host in bench.hosts:
+                    host.run(f"docker unpause {FEDERATION}-agent")
             bench.play("throttle.yml", undo="true")
     figures: dict[str, Any] = {
         way: {"seconds": statistics.median(values), "all": values} for way, values in walls.items()

@@ -294,6 +294,8 @@ class Hosts:
         mine = ("--quiet", "--filter", f"label={LABEL}={self.prefix}")
         with impatience_ignored():
             containers = docker("ps", "--all", *mine).split()
+            for container in containers:
+                thaw(container)
             with ThreadPoolExecutor(max_workers=8) as pool:
                 list(pool.map(lambda container: docker("rm", "--force", "--volumes", container), containers))
             for network in docker("network", "ls", *mine).split():
@@ -481,6 +483,18 @@ def load(prefix: str) -> Hosts:
         controller = str(ipaddress.ip_network(state["subnet"])[1])
         hosts.hosts[name] = Host(name, address, f"{prefix}-{name}", state["subnet"], controller, hosts.key)
     return hosts
+
+
+def thaw(container: str) -> None:
+    """Wake what is paused inside a host: the kernel cannot end a frozen process."""
+    for top, groups, _ in os.walk("/sys/fs/cgroup"):  # which minds no group that ends meanwhile
+        if container not in top or not groups:
+            continue
+        for name, awake in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+            for group in groups:
+                path = Path(top, group, name)
+                if path.exists() and path.read_text().strip() != awake:
+                    path.write_text(awake)
 
 
 def sweep() -> list[str]:
