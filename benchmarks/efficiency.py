@@ -47,6 +47,7 @@ class Bench:
                     "fl_results_dir": str(directory / "results"),
                     "fl_port": 9292,
                     "fl_client_cpu": LIMITS[0],
+                    "fl_monitoring": False,
                 },
                 "children": {"fl_server": {"hosts": machine}, "fl_clients": {"hosts": {"local": None}}},
             }

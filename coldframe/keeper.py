@@ -24,7 +24,7 @@ from coldframe.replay import Replay
 TICK = 1.0  # seconds between two looks at the kernel
 LOOK = 30.0  # seconds between two looks at the engine and at tc, if no event came
 RETRY = 30.0  # seconds until limits that could not be set are tried again
-WORKERS = 16
+WORKERS = max(2, os.cpu_count() or 1)  # what the engine does for a change is work of a core, 15 ms or more
 
 
 @dataclass

@@ -385,7 +385,7 @@ def test_dirichlet_fedprox_run(federation: Lab) -> None:
     assert (summary["strategy"], summary["partitioner"]) == ("fedprox", "dirichlet")
     started = next(event for event in federation.journal() if event["event"] == "run_started")
     counts = list(started["histogram"].values())
-    assert sum(map(sum, counts)) == 3000
+    assert sum(map(sum, counts)) == 900
     assert len({tuple(row) for row in counts}) == 3
 
 
