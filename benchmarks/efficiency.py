@@ -124,7 +124,15 @@ def benchmark(bench: Bench, quick: bool) -> dict[str, Any]:
         for cpu in LIMITS:
             bench.play("throttle.yml", cpu=cpu)
             samples = CLIENTS * BATCH * round(bound * speed * cpu)
-            bench.play("run.yml", rounds=rounds, max_samples=samples, batch_size=BATCH, fraction_evaluate=0)
+            bench.play(
+                "run.yml",
+                rounds=rounds,
+                max_samples=samples,
+                batch_size=BATCH,
+                fraction_evaluate=0,
+                min_available_clients=CLIENTS,
+                min_train_clients=CLIENTS,
+            )
             found = figures(bench.journal(), speed, cpu) | {"steps_per_cpu_second": speed}
             results.setdefault(runtime, {})[str(cpu)] = found
             print(

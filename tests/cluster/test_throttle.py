@@ -129,7 +129,7 @@ def test_limits_change_while_clients_train(pacing: Pacing) -> None:
     """0.4 → 0.1 → undo in one run: the same processes, the kernel agrees, and the model is the same."""
     lab = pacing.lab
     variables = {"seed": "5", "min_train_clients": "4", "rounds": "6"}
-    variables["dataset"] = "synthetic"
+    variables |= {"dataset": "synthetic", "max_samples": "0"}  # all of it: rounds long enough to be caught
     unthrottled = lab.run(**variables)
     before = {client: pacing.identity(client) for client in CLIENTS}
     play, wait = lab.start("run.yml", **variables)
