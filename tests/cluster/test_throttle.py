@@ -62,6 +62,11 @@ class Pacing:
         quota, memory, pids = map(int, text.split())
         return quota / 100_000, memory, pids
 
+    def speed(self) -> float:
+        """Training steps per CPU-second, as last calibrated."""
+        found = json.loads(sh(self.lab.server, "cat /var/lib/coldframe/calibration.json"))
+        return float(found["steps_per_second"])
+
     def cores(self) -> set[float]:
         """The cores that the kernel grants, of all clients."""
         return {self.kernel(client)[0] for client in CLIENTS}
@@ -149,11 +154,15 @@ def test_limits_change_while_clients_train(pacing: Pacing) -> None:
     slow = [e for e in lab.journal() if e["event"] == "reply" and e["system"].get("cpu_limit") == 0.1]
     assert {event["round"] for event in slow} >= {done + 2}
     # A process that is limited to 0.1 needs ten seconds for a second of work, and the work is a fixed one.
-    speed = json.loads(sh(lab.server, "cat /var/lib/coldframe/calibration.json"))["steps_per_second"]
+    # The machine's own speed drifts while the run goes on: it is calibrated before and after.
+    speeds = [pacing.speed()]
+    lab.must("calibrate.yml", "--forks", "1")
+    speeds.append(pacing.speed())
     for event in slow:
         if (event["round"], event["phase"]) == (done + 2, "train"):
             steps = -(-event["examples"] // 32)
-            assert event["system"]["train_seconds"] == pytest.approx(steps / (speed * 0.1), rel=0.15), event
+            least, most = steps / (max(speeds) * 0.1), steps / (min(speeds) * 0.1)
+            assert 0.85 * least <= event["system"]["train_seconds"] <= 1.15 * most, (speeds, event)
     events = [json.loads(line) for line in (lab.results / "latest" / "events.jsonl").read_text().splitlines()]
     assert {event["client"] for event in events} == set(CLIENTS)
     assert [event["cause"] for event in events if event["client"] == "c1-0"] == ["throttle", "undo"]
