@@ -41,7 +41,7 @@ from coldframe.supervise import thread_count
 PACKET = 1 << 16
 # What a child has told the SuperNode so far; a child writes it into memory that it shares with the zygote.
 NOTHING, REPLIED, DONE = 0, 1, 2
-# What modules import only when it is first used, which is in every task.
+# What modules import only at its first use, which would be in every task.
 LAZY = {"numpy": ["numpy.random"]}
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _libc = ctypes.CDLL(None, use_errno=True)

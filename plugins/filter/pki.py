@@ -26,9 +26,9 @@ def coldframe_certificate_fits(path: str, request: str, authority: str, days: in
     """
     if not (Path(path).is_file() and Path(authority).is_file()):
         return False
-    certificate = x509.load_pem_x509_certificate(Path(path).read_bytes())
     wanted = x509.load_pem_x509_csr(request.encode())
     try:
+        certificate = x509.load_pem_x509_certificate(Path(path).read_bytes())
         certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(Path(authority).read_bytes()))
     except (InvalidSignature, ValueError, TypeError):
         return False

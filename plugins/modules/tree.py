@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
-import hashlib
 import os
 import shlex
 import tempfile
@@ -88,12 +88,6 @@ changed_paths:
   type: list
   elements: str
   returned: always
-digest:
-  description: >-
-    SHA-1 over the contents of all files named, in order (of one that is kept: what it holds), to label a
-    container with what it reads at its start.
-  type: str
-  returned: always
 """
 
 
@@ -105,7 +99,6 @@ class Tree:
         self.root = Path(module.params["root"])
         self.changed: list[str] = []
         self.diffs: list[dict[str, str]] = []
-        self.digest = hashlib.sha1(usedforsecurity=False)
 
     def bring(self, entry: dict[str, Any]) -> None:
         """Bring one entry to what it should be."""
@@ -133,10 +126,7 @@ class Tree:
     def file(self, path: Path, content: bytes, entry: dict[str, Any], mode: str) -> None:
         """Bring a file to what it should be."""
         standing = path.read_bytes() if path.is_file() else None
-        if entry["keep"] and standing is not None:
-            content = standing
-        self.digest.update(hashlib.sha1(content, usedforsecurity=False).digest())
-        if standing != content:
+        if standing is None or (standing != content and not entry["keep"]):
             before, after = (standing or b"").decode(errors="replace"), content.decode(errors="replace")
             self.note(path, before, after)
             # In check mode the directory, or what a validating command needs, may not be there yet.
@@ -145,7 +135,11 @@ class Tree:
         self.own(path, entry, mode)
 
     def write(self, path: Path, content: bytes, entry: dict[str, Any], mode: str) -> None:
-        """Write a file, if the command finds it valid."""
+        """Write a file, if the command finds it valid; one that is to be kept only if it is still missing."""
+        if entry["keep"]:
+            with contextlib.suppress(FileExistsError), path.open("xb") as stream:
+                stream.write(content)
+            return
         number, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(number, "wb") as stream:
@@ -213,7 +207,6 @@ def main() -> None:
     module.exit_json(
         changed=bool(tree.changed),
         changed_paths=tree.changed,
-        digest=tree.digest.hexdigest(),
         diff=tree.diffs if module._diff else [],
     )
 

@@ -70,3 +70,8 @@ def test_another_authoritys_does_not_fit(pki: tuple[str, str, str], tmp_path: Pa
 
 def test_one_that_is_missing_does_not_fit(pki: tuple[str, str, str]) -> None:
     assert not coldframe_certificate_fits(f"{pki[0]}.gone", pki[1], pki[2], 1)
+
+
+def test_one_that_is_damaged_does_not_fit(pki: tuple[str, str, str]) -> None:
+    Path(pki[0]).write_text("-----BEGIN CERTIFICATE-----\n")
+    assert not coldframe_certificate_fits(*pki, 1)
