@@ -208,8 +208,6 @@ class Engine:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
         }
-        if self.name.startswith("ours"):
-            environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # as our image sets it
         if self.debug:
             environment["FLWR_LOG_LEVEL"] = "DEBUG"
         with (self.home / f"{log}.log").open("wb") as file:
