@@ -16,7 +16,7 @@ from coldframe import executor, zygote
 from tests.unit.flower import Federation, federation, wait_until, write_app
 
 CLIENT = """
-import os, random, signal, subprocess, sys, threading, time
+import os, random, resource, signal, subprocess, sys, threading, time
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 app = ClientApp()
@@ -58,6 +58,15 @@ def query(message, context):
             for _ in range(5):
                 a = torch.tanh(a @ a)
             answer["threads"] = len(os.listdir("/proc/self/task"))
+        case "allocate":
+            import torch
+            def faults():
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+                for _ in range(20):
+                    held = [torch.ones(5 << 18) for _ in range(4)]  # 5 MB each
+                    del held
+                return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+            answer["faults"] = [faults(), faults()]
     return Message(RecordDict({{"answer": ConfigRecord(answer)}}), reply_to=message)
 """
 
@@ -160,6 +169,14 @@ def test_a_task_gets_the_threads_that_its_limit_allows(
     if chosen is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", chosen)
     assert zygote.allowed_threads() == threads
+
+
+def test_memory_that_a_task_frees_is_used_again(started: Federation, app: Path) -> None:
+    """The second time that it takes 20 MB they are there: no page of them is asked of the kernel again."""
+    (answer,) = started.run(app, [{"do": "allocate"}])
+    first, second = answer["faults"]
+    assert first > 20 << 20 >> 12
+    assert second < 100
 
 
 def test_a_zygote_that_has_worked_in_parallel_refuses_to_fork(
