@@ -299,7 +299,7 @@ VERBS: dict[str, dict[str, Variable]] = {
         Variable("trace_loop", "truth", "true", False),
     ),
     "status": _table(Variable("output", "choice", "json", "table", choices=("table", "json"))),
-    "calibrate": {},
+    "calibrate": _table(Variable("cpu", "number", "0.1", low=0.05, high=1)),  # high: it has one thread
     "teardown": _table(Variable("purge", "truth", "true", False)),
 }
 CLIENT = _table(
