@@ -13,21 +13,25 @@ authentication, authorization, version checks or TLS.
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
-import inspect
 import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 import flwr
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
+
+from coldframe.seams import SEAMS, digest
+from coldframe.supervise import keep_freed_memory
+
+KEPT_MEGABYTES = 16  # what long-lived processes keep of the memory that they free: a few messages
 
 
 class AdapterError(RuntimeError):
@@ -47,7 +51,7 @@ ADAPTERS: list[Adapter] = []
 
 
 def adapter(process: str, **relies_on: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """Register a function as adapter of a process; `relies_on` maps names in `SEAMS` to digests."""
+    """Register a function as adapter of a process; `relies_on` maps names of seams to digests."""
 
     def register(apply: Callable[[], None]) -> Callable[[], None]:
         ADAPTERS.append(Adapter(process, relies_on, apply))
@@ -60,64 +64,6 @@ def adapter(process: str, **relies_on: str) -> Callable[[Callable[[], None]], Ca
 HOLD_SECONDS = 5.0
 # How often a server that does not hold a question is asked it.
 UNHELD_SECONDS = 0.5
-
-_SQL_STATE = "flwr.supercore.corestate.sql_corestate:SqlCoreState"
-_MEMORY_STATE = "flwr.supercore.corestate.in_memory_corestate:InMemoryCoreState"
-_NODE_STATE = "flwr.supernode.nodestate.in_memory_nodestate:InMemoryNodeState"
-# Short names for the places in flwr that adapters rely on.
-SEAMS = {
-    "get_executor": "flwr.supercore.superexec.executor.factory:get_executor",
-    "run_superexec": "flwr.supercore.superexec.run_superexec:run_superexec",
-    "run_clientapp": "flwr.supernode.runtime.run_clientapp:run_clientapp",
-    "push_message": "flwr.supernode.runtime.run_clientapp:push_message",
-    "push_messages": "flwr.supernode.start_client_internal:_push_messages",
-    "node_get_messages": f"{_NODE_STATE}.get_messages_legacy",
-    "node_store_message": f"{_NODE_STATE}.store_message",
-    "node_store_object": f"{_NODE_STATE}.store_object",
-    "start_client": "flwr.supernode.start_client_internal:start_client_internal",
-    "insert_message": "flwr.supernode.start_client_internal:_insert_message",
-    "pull_and_store": "flwr.supernode.start_client_internal:_pull_and_store_message",
-    "node_create_app": "flwr.supernode.main:create_app",
-    "link_create_app": "flwr.superlink.main:create_app",
-    "link_middleware": "flwr.superlink.main:_get_middleware",
-    "fleet_router": "flwr.superlink.routers.fleet.router:",
-    "node_auth": "flwr.superlink.routers.fleet.node_auth:",
-    "runtime_router": "flwr.supercore.routers.runtime.router:",
-    "runtime_dependencies": "flwr.supercore.dependencies.runtime:",
-    "superexec_dependency": "flwr.supercore.dependencies.superexec:",
-    "task_dependency": "flwr.supercore.dependencies.task:",
-    "translation": "flwr.supercore.protobuf.translation:ProtobufTranslationMiddleware",
-    "error_translator": "flwr.supercore.error.http:http_error_translator",
-    "protobuf_client": "flwr.supercore.protobuf.client:ProtobufClient",
-    "pull_objects": "flwr.supercore.inflatable.inflatable_utils:pull_objects",
-    "pull_and_inflate": "flwr.supercore.inflatable.inflatable_utils:pull_and_inflate_object_from_tree",
-    "subprocess_launch": "flwr.supercore.superexec.executor.subprocess_executor:SubprocessExecutor.launch",
-    "send_and_receive": "flwr.superlink.grid.http_grid:HttpGrid.send_and_receive",
-    "cleanup_tokens": f"{_SQL_STATE}._cleanup_expired_task_tokens",
-    "task_by_token": f"{_SQL_STATE}.get_task_by_token",
-    "sql_session": "flwr.supercore.sql_mixin:SqlMixin.session",
-    "link_factories": "flwr.superlink.config_loader:get_objectstore_linkstate_factories",
-    "store_traffic": "flwr.server.superlink.linkstate.sql_linkstate:SqlLinkState.store_traffic",
-    "get_run_info": "flwr.server.superlink.linkstate.sql_linkstate:SqlLinkState.get_run_info",
-    "sql_state_init": f"{_SQL_STATE}.__init__",
-    "memory_start_session": f"{_MEMORY_STATE}.start_session",
-    "memory_preregister": f"{_MEMORY_STATE}.preregister_object_tree",
-    "memory_store_object": f"{_MEMORY_STATE}.store_object",
-    "memory_get_object": f"{_MEMORY_STATE}.get_object",
-    "memory_cleanup_session": f"{_MEMORY_STATE}._cleanup_push_session",
-    "memory_delete_sessions": f"{_MEMORY_STATE}.delete_sessions_in_run",
-    "push_task_output": "flwr.supernode.runtime.run_clientapp:push_task_output",
-}
-
-
-def digest(seam: str) -> str:
-    """Return the first half of the SHA-256 of a seam's source, or why there is none."""
-    module, _, path = SEAMS[seam].partition(":")
-    try:
-        found = functools.reduce(getattr, filter(None, path.split(".")), importlib.import_module(module))
-        return hashlib.sha256(inspect.getsource(found).encode()).hexdigest()[:12]
-    except (ImportError, AttributeError, OSError) as error:
-        return f"{type(error).__name__}: {error}"
 
 
 def enabled() -> bool:
@@ -143,9 +89,7 @@ def install(process: str) -> None:
     if moved := check(process):
         raise AdapterError(
             f"flwr {flwr.__version__} is not the flwr that Coldframe's adapters were written for:\n  "
-            + "\n  ".join(moved)
-            + "\nInstall the flwr that coldframe/requirements.txt names, or set COLDFRAME_ADAPTERS=0 to run "
-            "without them, slower."
+            + "\n  ".join([*moved, "Install coldframe/requirements.txt, or set COLDFRAME_ADAPTERS=0."])
         )
     for entry in ADAPTERS:
         if entry.process == process:
@@ -440,6 +384,27 @@ def write_less_to_the_database() -> None:
     SqlLinkState.get_run_info = get_run_info_with_counts
 
 
+@adapter("superlink", get_run_status="9f5531faa145")
+def read_the_status_of_a_run_once_per_batch() -> None:
+    """Each object pushed or pulled asks whether its run goes on; those of a batch share the answer."""
+    from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
+
+    from coldframe import leanpath
+
+    get_run_status = SqlLinkState.get_run_status
+
+    def get_run_status_once(state: SqlLinkState, run_ids: set[int]) -> Any:
+        known = leanpath.run_statuses.get()
+        if known is None:
+            return get_run_status(state, run_ids)
+        key = frozenset(run_ids)
+        if key not in known:
+            known[key] = get_run_status(state, run_ids)
+        return known[key]
+
+    SqlLinkState.get_run_status = get_run_status_once
+
+
 @adapter(
     "superlink",
     link_factories="9f697d33f493",
@@ -479,16 +444,32 @@ def keep_objects_in_memory() -> None:
     config_loader.ObjectStoreFactory = lambda _database: ObjectStoreFactory()
 
 
-@adapter(
-    "supernode", protobuf_client="e2206492f910", pull_objects="31bb2de46b45", pull_and_inflate="139811483a15"
-)
-@adapter("task", protobuf_client="e2206492f910", pull_objects="31bb2de46b45", pull_and_inflate="139811483a15")
-@adapter(
-    "executor", protobuf_client="e2206492f910", pull_objects="31bb2de46b45", pull_and_inflate="139811483a15"
-)
-@adapter(
-    "serverapp", protobuf_client="e2206492f910", pull_objects="31bb2de46b45", pull_and_inflate="139811483a15"
-)
+@adapter("superlink", activate_node="a06be1bac7e1", deactivate_node="c3ad2ab2beb4")
+def let_in_who_comes_back() -> None:
+    """A client that ended without a goodbye is turned away for 60 s: its key says who it is, so let it in."""
+    from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
+
+    activate = SqlLinkState.activate_node
+
+    def activate_again(state: SqlLinkState, node_id: int, interval: float) -> bool:
+        with state.session():
+            state.deactivate_node(node_id)
+            return activate(state, node_id, interval)
+
+    SqlLinkState.activate_node = activate_again
+
+
+_REQUEST_SEAMS = {
+    "protobuf_client": "e2206492f910",
+    "pull_objects": "31bb2de46b45",
+    "pull_and_inflate": "139811483a15",
+}
+
+
+@adapter("supernode", **_REQUEST_SEAMS)
+@adapter("task", **_REQUEST_SEAMS)
+@adapter("executor", **_REQUEST_SEAMS)
+@adapter("serverapp", **_REQUEST_SEAMS)
 def make_lean_requests() -> None:
     """httpx is most of what a request costs its sender, and who finds an object missing waits a second."""
     from flwr.supercore.inflatable import inflatable_utils
@@ -513,6 +494,84 @@ def make_lean_requests() -> None:
     ProtobufClient.__init__ = init
     for function in (inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree):
         function.__kwdefaults__["initial_backoff"] = 0.05
+
+
+_OBJECT_SEAMS = {
+    "pull_objects": "31bb2de46b45",
+    "push_contents": "89d2efe1cf72",
+    "object_functions": "aeac102e54a8",
+    "runtime_client": "efdac833ff30",
+}
+
+
+@adapter("supernode", **_OBJECT_SEAMS, fleet_client="9b09bd3e5237")
+@adapter("task", **_OBJECT_SEAMS)
+@adapter("executor", **_OBJECT_SEAMS)
+@adapter("serverapp", **_OBJECT_SEAMS)
+def move_objects_together() -> None:
+    """Each object of a message is a request of its own, 2 to 5 ms: send as many in one as fit.
+
+    The server checks a batch as it checks a single object, see `leanpath.together`. flwr pushes objects with
+    threads; here none is started, so that a client at its limit of pids can still say what failed.
+    """
+    from flwr.supercore.inflatable import inflatable_utils
+    from flwr.supercore.runtime import RuntimeHttpClient
+
+    from coldframe import batches
+
+    flwr_pull_objects = inflatable_utils.pull_objects
+
+    def pull_objects(
+        object_ids: Iterable[str], pull_object_fn: Callable[[str], bytes], **limits: Any
+    ) -> dict[str, bytes]:
+        return batches.pull_objects(flwr_pull_objects, object_ids, pull_object_fn, **limits)
+
+    def push_contents(
+        object_contents: Iterable[tuple[str, bytes]], push_object_fn: Callable[[str, bytes], None], **_: Any
+    ) -> None:
+        batches.push_contents(object_contents, push_object_fn)
+
+    def share_requests(client: Any) -> None:
+        pull, push = client.PullObject, client.PushObject
+        client.PullObject = lambda it, request: batches.pull(it, pull, request)
+        client.PushObject = lambda it, request: batches.push(it, push, request)
+
+    share_requests(RuntimeHttpClient)
+    inflatable_utils.pull_objects = pull_objects
+    inflatable_utils.push_object_contents_from_iterable = push_contents
+    # Whoever has imported the functions by name already; who does so later gets ours.
+    if grid := sys.modules.get("flwr.superlink.grid.http_grid"):
+        grid.pull_objects = pull_objects  # type: ignore[attr-defined]
+    if node := sys.modules.get("flwr.supernode.start_client_internal"):
+        node.pull_objects = pull_objects  # type: ignore[attr-defined]
+        node.push_object_contents_from_iterable = push_contents  # type: ignore[attr-defined]
+        share_requests(sys.modules["flwr.supernode.fleet_http_client"].FleetHttpClient)
+
+
+@adapter("task", telemetry="3ffeafefef95", heartbeats="5eee250956e1")
+def leave_out_what_a_short_task_needs_not() -> None:
+    """A task runs `uname` and `file` for telemetry that is switched off, and says at once that it lives.
+
+    The SuperNode, which has just handed it out, looks for the first sign of life after 30 s; the pauses
+    between two are 17 to 23 s.
+    """
+    from flwr.supercore import heartbeat, telemetry
+    from flwr.supernode.runtime import run_clientapp
+
+    if telemetry.FLWR_TELEMETRY_ENABLED != "1" and telemetry.FLWR_TELEMETRY_LOGGING != "1":
+        off: Future[str] = Future()
+        off.set_result("disabled")
+        for module in (run_clientapp, importlib.import_module("flwr.supercore.exit.exit")):
+            vars(module)["event"] = lambda *_args, **_kwargs: off
+
+    run = heartbeat.HeartbeatSender._run
+
+    def run_after_a_pause(sender: heartbeat.HeartbeatSender) -> None:
+        pause = heartbeat.HEARTBEAT_DEFAULT_INTERVAL - heartbeat.HEARTBEAT_CALL_TIMEOUT
+        if not sender._stop_event.wait(pause * heartbeat.HEARTBEAT_BASE_MULTIPLIER):
+            run(sender)
+
+    heartbeat.HeartbeatSender._run = run_after_a_pause
 
 
 @adapter("serverapp-superexec", subprocess_launch="83abf3dbe022")
@@ -573,6 +632,8 @@ COMMANDS = {
 def run(process: str) -> None:
     """Run one of flwr's own commands, on the arguments in `sys.argv`, with the adapters of its process."""
     install(process)
+    if enabled():
+        keep_freed_memory(KEPT_MEGABYTES)
     module, _, function = COMMANDS[process].partition(":")
     getattr(importlib.import_module(module), function)()
 

@@ -7,6 +7,7 @@ over, and need no controller.
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import socketserver
@@ -20,7 +21,18 @@ from typing import Any
 
 from coldframe import limits, links
 from coldframe.engine import Engine, EngineError
-from coldframe.keeper import TICK, Client, Keeper, cores, is_shaped, say, without_network, write_json
+from coldframe.keeper import (
+    REFUSALS,
+    TICK,
+    Client,
+    Keeper,
+    cores,
+    is_shaped,
+    said,
+    say,
+    without_network,
+    write_json,
+)
 
 RESTARTS, PAUSE = 5, 0.5  # how often, and after how many seconds, a client that has just ended is looked for
 
@@ -43,7 +55,8 @@ class Agent(Keeper):
             return {"error": f"the agent knows {', '.join(actions)}, not {request.get('do')}"}
         try:
             return action(request)
-        except EngineError as error:
+        except (EngineError, OSError) as error:
+            self.stale = True
             return {"error": str(error)}
 
     def _chosen(self, names: Iterable[str]) -> list[Client]:
@@ -70,7 +83,7 @@ class Agent(Keeper):
                 wanted = request["limits"][client.name]
                 found = limits.refusals(
                     wanted, self.use(client), cores(), has_netem, bool(request.get("force"))
-                )
+                ) + self._played(client, wanted)
                 if found:
                     refused[client.name] = found
             if refused:
@@ -88,6 +101,17 @@ class Agent(Keeper):
                 answer["clients"][client.name]["superseded"] = late and not check
             return answer
 
+    def _played(self, client: Client, wanted: limits.Limits) -> list[str]:
+        """Say which of the limits a trace would override: they would not hold."""
+        rows = self.replay.rows.get(client.name, []) if self.replay else []
+        keys = sorted({key for row in rows for key in row} & set(wanted))
+        if not keys:
+            return []
+        return [
+            f"the trace {self.trace_name} sets its {' and '.join(keys)} until it ends: wait, or type "
+            f"-e undo=true -e clients={client.name} first"
+        ]
+
     def undo(self, request: dict[str, Any]) -> dict[str, Any]:
         """Return ``clients`` to their baseline."""
         begin, stamp = time.monotonic(), float(request["stamp"])
@@ -97,8 +121,8 @@ class Agent(Keeper):
             if not check:
                 for client in chosen:
                     client.undone = max(client.undone, stamp)
-                if self.replay and any(client.name in self.replay.rows for client in chosen):
-                    self._end_trace()
+                if self.replay and not limits.concurrent(stamp, self.trace_stamp):
+                    self._take_from_trace([client.name for client in chosen])
             return self._change(chosen, lambda client: limits.undo(client.asked, stamp), "undo", check, begin)
 
     def _change(
@@ -114,32 +138,36 @@ class Agent(Keeper):
             new, old = asked(client), client.asked
             after = limits.desired(client.identity["baseline"], new, client.overlay)
             network = client.shaped or is_shaped(after) or is_shaped(client.desired)
+
+            def left(held: limits.Limits | None) -> limits.Limits:
+                return limits.differences(after if network else without_network(after), held or {})
+
             before = self.read(client, network)
             answer: dict[str, Any] = {"before": before, "desired": after, "running": client.running}
-            wrong = limits.differences(after if network else without_network(after), before) if before else {}
+            wrong = left(before) if before else {}
             answer["changed"] = bool(wrong) or values(new) != values(old)
             if check:
                 return answer | {"verified": before, "holds": not wrong}
             problem = None
             try:
                 client.asked = new
-                verified = self.apply(client, network)
-            except (EngineError, links.LinkError) as error:
-                problem = str(error)
+                verified = self.apply(client, network, before)
+                client.shaped = network and (is_shaped(after) or bool(verified and left(verified)))
+                self._save(client)
+            except REFUSALS as error:
+                problem = said(error)
                 client.asked = old  # as a whole or not at all
                 try:
                     verified = self.apply(client, network)
-                except (EngineError, links.LinkError):
+                except REFUSALS:
                     verified = self.read(client, network)
+                client.shaped = network
+                self._keep(client)
             if answer["changed"]:
                 requested = wrong or {key: entry["value"] for key, entry in new.items()}
                 self.event(client, cause, requested, verified, started, problem)
-            client.failed, client.cause = None, "drift"
-            client.shaped = network and is_shaped(client.desired)
-            self._save(client)
-            holds = verified is not None and not limits.differences(
-                after if network else without_network(after), verified
-            )
+            client.failed, client.problem, client.cause = None, None, "drift"
+            holds = verified is not None and not left(verified)
             answer |= {"verified": verified, "holds": holds, "revert_at": limits.next_expiry(client.asked)}
             return (
                 answer | ({"problem": problem} if problem else {}) | {"seconds": time.monotonic() - started}
@@ -165,6 +193,7 @@ class Agent(Keeper):
         """Replay ``rows`` (by client) from the unix time ``start``; see `replay.Replay`."""
         with self.lock:
             chosen = self._chosen(request["rows"])
+            stamp = float(request["stamp"])
             netem = any(
                 row.get(key) for rows in request["rows"].values() for row in rows for key in limits.NETEM
             )
@@ -179,16 +208,35 @@ class Agent(Keeper):
                 ]
                 if found:
                     refused[client.name] = found[:1]
+            others = sorted(set(self.replay.rows) - set(request["rows"])) if self.replay else []
+            if others:
+                refused |= {
+                    client.name: [
+                        f"the trace {self.trace_name} is being played for {', '.join(others)} on this "
+                        "machine: put both into one file, or type -e undo=true first"
+                    ]
+                    for client in chosen
+                }
             if refused:
                 return {"refused": refused}
-            if not request.get("check"):
-                kept = {key: request[key] for key in ("rows", "start", "length", "speed", "loop")}
+            late = any(
+                limits.concurrent(stamp, seen) for seen in (self.trace_stamp, *(c.undone for c in chosen))
+            )
+            if not request.get("check") and not late:
+                kept = {key: request[key] for key in ("rows", "start", "length", "speed", "loop", "name")}
                 self._end_trace()
-                write_json(self.own / "trace.json", {**kept, "name": request["name"]})
+                write_json(self.own / "trace.json", {**kept, "stamp": stamp})
                 self._load_trace()
                 self.wake.set()
             return {
-                "clients": {client.name: {"changed": True, "running": client.running} for client in chosen}
+                "clients": {
+                    client.name: {
+                        "changed": not late,
+                        "running": client.running,
+                        "superseded": late and not request.get("check"),
+                    }
+                    for client in chosen
+                }
             }
 
     def status(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -203,6 +251,7 @@ class Agent(Keeper):
                     "desired": client.desired,
                     "verified": verified,
                     "holds": verified is not None and not limits.differences(client.desired, verified),
+                    "problem": client.problem,
                     "revert_at": limits.next_expiry(client.asked),
                     "use": self.use(client),
                 }
@@ -215,39 +264,53 @@ class Agent(Keeper):
         """Return what has happened since the time ``since`` (as ISO 8601 has it)."""
         since = datetime.fromisoformat(request["since"]).timestamp()
         path = self.root / "events.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return {
-            "clients": {},
-            "events": [event for event in map(json.loads, lines) if event["time"] >= since],
-        }
+        events = []
+        with path.open(errors="replace") if path.exists() else io.StringIO() as lines:
+            for line in lines:
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    continue  # torn by a power cut
+                if event["time"] >= since:
+                    events.append(event)
+        return {"clients": {}, "events": events}
 
     def prove(self, request: dict[str, Any]) -> dict[str, Any]:
         """Measure over ``seconds`` what ``clients`` use, from the kernel's counters."""
         with self.lock:
-            chosen = [client for client in self._chosen(request["clients"]) if client.running]
+            chosen = self._chosen(request["clients"])
             desired = {client.name: client.desired for client in chosen}
         first = {client.name: self._sample(client) for client in chosen}
         time.sleep(float(request["seconds"]))
-        proofs = {}
+        proofs: dict[str, dict[str, Any]] = {}
         for client in chosen:
             before, after = first[client.name], self._sample(client)
-            if before and after:
-                proofs[client.name] = measured(before, after) | {"desired": desired[client.name]}
+            if before is None or after is None:
+                proofs[client.name] = {"problem": "does not run"}
+            elif before["pid"] != after["pid"]:
+                proofs[client.name] = {"problem": "restarted meanwhile"}
+            else:
+                proofs[client.name] = measured(before, after)
+            proofs[client.name]["desired"] = desired[client.name]
         return {"clients": proofs}
 
     def _sample(self, client: Client) -> dict[str, float] | None:
-        group = self.group(client)
-        try:
-            received, sent = links.counters(self.device(client))
-        except (links.LinkError, OSError):
-            return None
-        if group is None:
-            return None
+        with self.lock:
+            self.refresh()
+            group, container = self.group(client), client.container
+            if group is None or container is None:
+                return None
+            try:
+                received, sent = links.counters(self.device(client))
+            except (links.LinkError, OSError):
+                self.stale = True
+                return None
         moment, used = time.monotonic(), group.cpu_usage_seconds()
         periods, throttled = group.cpu_periods()
         if used is None:
             return None
         return {
+            "pid": container.pid,
             "time": moment,
             "cpu": used,
             "periods": periods,
@@ -260,7 +323,7 @@ class Agent(Keeper):
 def measured(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
     """Return the use between two samples: cores, share of throttled periods, bit/s.
 
-    >>> zero = {"time": 0, "cpu": 0, "periods": 0, "throttled": 0, "received": 0, "sent": 0}
+    >>> zero = {"pid": 7, "time": 0, "cpu": 0, "periods": 0, "throttled": 0, "received": 0, "sent": 0}
     >>> measured(zero, {**zero, "time": 10, "cpu": 1})["cpu"]
     0.1
     """
@@ -321,6 +384,13 @@ def listen(agent: Agent) -> None:
         time.sleep(TICK)
 
 
+def tell(agent: Agent) -> None:
+    """Keep the engine told, for ever: by a thread of its own, since that takes it a while."""
+    while True:
+        agent.tell(time.monotonic())
+        time.sleep(TICK)
+
+
 def main(arguments: list[str]) -> int:
     """Run the agent of the federation whose directory and name are given, until SIGTERM."""
     root, federation, tree = Path(arguments[0]), arguments[1], Path(arguments[2])
@@ -328,7 +398,8 @@ def main(arguments: list[str]) -> int:
     stop = threading.Event()
     server = Server(root / "agent" / "agent.sock", agent)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    threading.Thread(target=listen, args=(agent,), daemon=True).start()
+    for work in (listen, tell):
+        threading.Thread(target=work, args=(agent,), daemon=True).start()
 
     def end(*_: Any) -> None:
         stop.set()

@@ -1,9 +1,10 @@
-"""The one reader of cgroup files: what the kernel says of limits, use, throttling and pressure.
+"""The one reader and writer of cgroup files: limits, and what the kernel says of use, throttling, pressure.
 
 Standard library only. Works with cgroup v1, v2 and the hybrid of both; every function takes the mount point
 (`/sys/fs/cgroup`), so that tests can hand in a tree of their own.
 """
 
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,6 +175,53 @@ class Cgroup:
     def pids_current(self) -> int | None:
         """Return the number of processes and threads."""
         return self._number("pids", "pids.current", "pids.current")
+
+    def set_cpu_limit(self, cores: float | None, period: int) -> None:
+        """Set the CPU quota, or take it away with None.
+
+        Raises
+        ------
+        OSError
+            If the kernel refuses, as for every limit, or lets this process write nothing here.
+        """
+        quota = None if cores is None else round(cores * period)
+        if not self.controllers:
+            self._write("cpu", "cpu.max", f"{'max' if quota is None else quota} {period}")
+            return
+        if self._number("cpu", "cpu.cfs_period_us", "") != period:
+            self._write("cpu", "cpu.cfs_period_us", str(period))
+        self._write("cpu", "cpu.cfs_quota_us", str(-1 if quota is None else quota))
+
+    def set_memory_limit(self, size: int | None) -> None:
+        """Set the memory limit in bytes without any swap beside it, or take it away with None."""
+        if not self.controllers:
+            # Both files are there wherever the controller is, but for kernels without swap.
+            if self._text("memory", "", "memory.swap.max") is not None:
+                self._write("memory", "memory.swap.max", "max" if size is None else "0")
+            self._write("memory", "memory.max", "max" if size is None else str(size))
+            return
+        # Memory and swap together may at no moment be less than memory alone.
+        both = self._number("memory", "memory.memsw.limit_in_bytes", "")
+        names = ["memory.limit_in_bytes"] if both is None else ["memory.memsw.limit_in_bytes"]
+        if both is not None:
+            names.insert(1 if size is None or size >= both else 0, "memory.limit_in_bytes")
+        for name in names:
+            self._write("memory", name, str(-1 if size is None else size))
+
+    def set_pids_limit(self, count: int | None) -> None:
+        """Set the limit on processes and threads, or take it away with None."""
+        self._write("pids", "pids.max", "max" if count is None else str(count))
+
+    def _write(self, controller: str, name: str, text: str) -> None:
+        folder = self.controllers.get(controller) if self.controllers else self.unified
+        if folder is None:
+            raise FileNotFoundError(errno.ENOENT, f"the kernel has no controller {controller} here")
+        # No O_CREAT: in a group that has just gone there is nothing to write to.
+        descriptor = os.open(folder / name, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, text.encode())
+        finally:
+            os.close(descriptor)
 
     def processes(self) -> list[int]:
         """Return the ids of the group's processes, as this process's own pid namespace numbers them."""

@@ -212,16 +212,19 @@ class Exporter:
         return found
 
     def _read_events(self) -> None:
-        events = self.events.new()
-        if self.events.fresh:
-            self.changes.clear()
-            self.kills.clear()
-        for event in events:
-            client, cause = str(event.get("client")), str(event.get("cause")).replace(" ", "_")
-            if cause == "oom":
-                self.kills[client] += int(event.get("kills", 1))
-            else:
-                self.changes[client, cause if cause in CAUSES else OTHER] += 1
+        more = True
+        while more:
+            events = self.events.new()
+            more = bool(events)
+            if self.events.fresh:
+                self.changes.clear()
+                self.kills.clear()
+            for event in events:
+                client, cause = str(event.get("client")), str(event.get("cause")).replace(" ", "_")
+                if cause == "oom":
+                    self.kills[client] += int(event.get("kills", 1))
+                else:
+                    self.changes[client, cause if cause in CAUSES else OTHER] += 1
 
     # --- what they use ------------------------------------------------------------------------------------
 
@@ -318,7 +321,8 @@ class Exporter:
         desired = asked.get("desired") or limits.desired(identity["baseline"], {})
         verified: dict[str, Any] = {}
         if group is not None:
-            link = asked.get("link") or {"online": desired.get("online")}
+            link = asked.get("link") if asked.get("link_pid") in group.processes() else None
+            link = link or {"online": desired.get("online")}
             verified = {
                 **link,
                 "cpu": group.cpu_limit(),
@@ -353,8 +357,8 @@ def main(arguments: list[str]) -> int:
     server = exposition.Server(
         ("", int(port)),
         exporter.page,
-        exposition.Guard((directory / "users").read_text().splitlines()),
-        exposition.encrypted(certificate, directory / "machine.key"),
+        exposition.Guard(directory / "users"),
+        exposition.Identity(certificate, directory / "machine.key"),
     )
     print(f"container exporter: shows the containers of federation {federation}", flush=True)
     server.serve_forever()

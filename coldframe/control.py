@@ -11,8 +11,10 @@ import argparse
 import hashlib
 import json
 import os
+import sqlite3
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,18 @@ def state_directory() -> Path:
     return Path(os.environ.get("COLDFRAME_STATE", "/state"))
 
 
+def forget(key: bytes) -> None:
+    """Let go of a node that has been unregistered.
+
+    The SuperLink keeps its record, and refuses its key for good: that of a client that has left the roster
+    and comes back with its machine.
+    """
+    database = state_directory() / "superlink.db"
+    if database.exists():
+        with closing(sqlite3.connect(database, timeout=30.0)) as connection, connection:
+            connection.execute("DELETE FROM node WHERE public_key = ? AND status = 'unregistered'", (key,))
+
+
 def register(client: ControlHttpClient, clients: list[dict[str, Any]]) -> dict[str, Any]:
     """Make the SuperLink's list of nodes that of ``clients`` and write ``nodes.json``.
 
@@ -78,6 +92,7 @@ def register(client: ControlHttpClient, clients: list[dict[str, Any]]) -> dict[s
             del known[key_bytes]
     for key_bytes, item in wanted.items():
         if key_bytes not in known:
+            forget(key_bytes)
             response = client.RegisterNode(RegisterNodeRequest(public_key=key_bytes, name=item["name"]))
             known[key_bytes] = response.node_id
             added.append(item["name"])

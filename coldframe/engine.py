@@ -13,8 +13,9 @@ from urllib.parse import quote
 
 SOCKET = Path("/var/run/docker.sock")
 TIMEOUT = 30.0  # seconds
-# What can change a client's process, its limits, or its place in the network.
-ACTIONS = ("start", "die", "destroy", "update", "pause", "unpause", "rename")
+# What can change a client's process or its place in the network. No "update": the agent itself is the one who
+# does that, and somebody else's is seen in the control group within a second.
+ACTIONS = ("start", "die", "destroy", "pause", "unpause", "rename")
 
 
 class EngineError(Exception):

@@ -14,6 +14,7 @@ Environment: `COLDFRAME_PRELOAD` (default `torch,numpy`): what the zygote import
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -167,17 +168,26 @@ class WarmExecutor:
         if self._task is not None and self._control is not None:
             log(WARNING, "Killing task %d: %s", self._task.spec.task_id, why)
             self._task.deadline = float("inf")
-            self._order(do="kill")
+            with contextlib.suppress(OSError):  # it is dead already
+                self._order(do="kill")
 
     def _keep_zygote(self) -> None:
         """Start the zygote, follow it to its end, start another."""
         while not self._closing:
-            ours, process = self._first or _start_zygote(self._modules)
+            try:
+                ours, process = self._first or _start_zygote(self._modules)
+            except OSError as error:  # at its limit of pids or memory a client gets no process
+                log(ERROR, "No zygote can be started: %s; the next try is in %.0f s", error, RESTART_SECONDS)
+                time.sleep(RESTART_SECONDS)
+                continue
             self._first = None
             with self._changed:
                 self._control = ours
             with ours:
-                self._follow(ours)
+                try:
+                    self._follow(ours)
+                except OSError as error:  # one that is killed with an order unread resets the connection
+                    log(ERROR, "The zygote's socket: %s", error)
                 with self._changed:
                     was_ready, self._ready, self._control = self._ready, False, None
                     task, self._task = self._task, None
@@ -194,9 +204,16 @@ class WarmExecutor:
                 killed = cgroups.own().oom_kills() > task.oom_kills
                 _in_background(report_death, task, OUT_OF_MEMORY if killed else "its zygote died")
             elif task is not None:
-                self._cold.launch(task.spec)
+                self._launch_cold(task)
             if not was_ready:
                 time.sleep(RESTART_SECONDS)
+
+    def _launch_cold(self, task: Task) -> None:
+        """Start a task as flwr does; its SuperNode is told if even that is not possible."""
+        try:
+            self._cold.launch(task.spec)
+        except OSError as error:
+            _in_background(report_death, task, f"no process can be started for it: {error}")
 
     def _follow(self, control: socket.socket) -> None:
         """Handle the zygote's events, and the end of a task's time, until the zygote closes its end."""
@@ -232,9 +249,12 @@ class WarmExecutor:
         elif event["event"] == "refused":
             log(ERROR, "Not forking: %s; starting the task as flwr does, and another zygote", event["reason"])
             self._task = None
-            self._cold.launch(task.spec)
+            self._launch_cold(task)
             assert self._control is not None
             self._control.shutdown(socket.SHUT_RDWR)
+        elif event["event"] == "failed":
+            self._task = None
+            _in_background(report_death, task, f"no process can be started for it: {event['reason']}")
         elif event["event"] == "ended":
             self._task = None
             if event["reached"] != DONE:
@@ -277,7 +297,7 @@ def report_death(task: Task, reason: str, replied: bool = False) -> None:
             context = Context(message.metadata.run_id, message.metadata.dst_node_id, {}, RecordDict(), {})
             push_message(client, reply, context)
         client.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.FAILED, details=reason))
-    except (httpx.HTTPError, LookupError) as error:
+    except (httpx.HTTPError, LookupError, RuntimeError) as error:  # the last: no thread to be had
         log(WARNING, "Task %d is left to expire at the SuperNode: %s", spec.task_id, error)
     finally:
         client.close()
@@ -310,7 +330,10 @@ def ending(code: int, oom: bool) -> str:
 
 
 def _in_background(function: Any, *args: Any, **kwargs: Any) -> None:
-    threading.Thread(target=function, args=args, kwargs=kwargs, daemon=True).start()
+    try:
+        threading.Thread(target=function, args=args, kwargs=kwargs, daemon=True).start()
+    except RuntimeError:  # no thread can be had either: then the caller waits
+        function(*args, **kwargs)
 
 
 def _spec_as_dict(spec: ExecutionSpec) -> dict[str, Any]:

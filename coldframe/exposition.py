@@ -7,16 +7,19 @@ each scrape. A page takes each sample as text whose labels were made once.
 from __future__ import annotations
 
 import base64
+import contextlib
 import ctypes
 import ctypes.util
 import hmac
 import http.server
+import socket
 import ssl
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
@@ -83,20 +86,34 @@ class Guard:
 
     Parameters
     ----------
-    users : iterable of str
-        Lines `name:bcrypt hash`, as nginx and Prometheus' own exporters want them too.
+    users : Path
+        A file of lines `name:bcrypt hash`, as nginx wants them too; read anew when it has changed, so that a
+        new password needs no restart.
     """
 
-    def __init__(self, users: Iterable[str]) -> None:
-        self.users = dict(line.strip().split(":", 1) for line in users if ":" in line)
+    def __init__(self, users: Path) -> None:
+        self.path = users
+        self.changed = 0
+        self.users: dict[str, str] = {}
         self.known: set[str] = set()  # one hash per header, not one per scrape
+        self.refresh()
         library = ctypes.CDLL(ctypes.util.find_library("crypt") or "libcrypt.so.1")
         library.crypt.restype = ctypes.c_char_p
         self._crypt = library.crypt
         self._lock = threading.Lock()  # crypt(3) answers in a buffer of its own
 
+    def refresh(self) -> None:
+        """Read the file if it is another than before; one that is gone admits whom it admitted."""
+        with contextlib.suppress(OSError):
+            changed = self.path.stat().st_mtime_ns
+            if changed != self.changed:
+                lines = self.path.read_text().splitlines()
+                self.users = dict(line.strip().split(":", 1) for line in lines if ":" in line)
+                self.known, self.changed = set(), changed
+
     def admits(self, header: str | None) -> bool:
         """Return whether an Authorization header is right."""
+        self.refresh()
         if not header or not header.startswith("Basic "):
             return False
         if header in self.known:
@@ -125,7 +142,7 @@ class Server(http.server.ThreadingHTTPServer):
         Makes the text; one call at a time.
     guard : Guard, optional
         Without one everybody is let through: for a loopback alone.
-    context : ssl.SSLContext, optional
+    identity : Identity, optional
         Without one the connection is plain: for a loopback alone.
     """
 
@@ -137,14 +154,16 @@ class Server(http.server.ThreadingHTTPServer):
         address: tuple[str, int],
         page: Callable[[], str],
         guard: Guard | None = None,
-        context: ssl.SSLContext | None = None,
+        identity: Identity | None = None,
     ) -> None:
         super().__init__(address, Handler)
-        self.page, self.guard = page, guard
+        self.page, self.guard, self.identity = page, guard, identity
         self.turn = threading.Lock()
-        if context:
-            # The handshake is made in the connection's own thread: a silent caller keeps nobody waiting.
-            self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection, under the certificate that stands now."""
+        connection, address = super().get_request()
+        return (self.identity.shown(connection) if self.identity else connection), address
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing of callers that break off or do not speak TLS; of our own errors, all."""
@@ -184,12 +203,29 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Write no log: a scrape is no news."""
 
 
-def encrypted(certificate: Path, key: Path) -> ssl.SSLContext:
-    """Return the context of a server with that certificate."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(certificate, key)
-    return context
+class Identity:
+    """A server's certificate, read anew when it has been renewed: a new connection needs no restart."""
+
+    def __init__(self, certificate: Path, key: Path) -> None:
+        self.certificate, self.key = certificate, key
+        self.changed = certificate.stat().st_mtime_ns
+        self.context = self._read()
+
+    def _read(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_cert_chain(self.certificate, self.key)
+        return context
+
+    def shown(self, connection: socket.socket) -> ssl.SSLSocket:
+        """Return the connection with TLS. Its own thread makes the handshake: a silent caller keeps nobody
+        waiting."""
+        with contextlib.suppress(OSError):  # ssl.SSLError too: while the files do not fit, the old one stays
+            changed = self.certificate.stat().st_mtime_ns
+            if changed != self.changed:
+                self.context = self._read()
+                self.changed = changed
+        return self.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
 
 
 class Expiry:

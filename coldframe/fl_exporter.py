@@ -2,8 +2,8 @@
 
 It reads what the ServerApps append, and the SuperLink's own records for what no journal says: who is
 connected, and the runs of apps that keep none. It lives in the server's container, on its loopback; the
-gateway publishes it. The newest RUNS runs are shown, closed ones too, after any restart: about 45 series per
-run and 11 per run and client. `python3 -m coldframe.fl_exporter PORT`
+gateway publishes it. The newest RUNS runs are shown, closed ones too, after any restart: 36 series per run
+and 9 per run and client. `python3 -m coldframe.fl_exporter PORT`
 """
 
 from __future__ import annotations
@@ -72,6 +72,10 @@ FAMILIES: Families = {
     "fl_run_finished_timestamp_seconds": ("gauge", "Unix time of the end; absent before."),
     "fl_run_last_event_timestamp_seconds": ("gauge", "Unix time of the journal's last event."),
     "fl_run_rounds_planned": ("gauge", "Rounds that the run is to have."),
+    "fl_run_round_timeout_seconds": (
+        "gauge",
+        "Time after which a phase ends without those who are late.",
+    ),
     "fl_run_round": ("gauge", "Last round that has ended."),
     "fl_run_accuracy": ("gauge", "Accuracy of the global model on the server's test set."),
     "fl_run_loss": ("gauge", "Loss of the global model on the server's test set."),
@@ -157,17 +161,21 @@ class Run:
 
     def update(self, record: Record | None) -> None:
         """Take in what is new."""
-        events = self.tail.new() if self.tail else []
-        if self.tail and self.tail.fresh:
-            self._reset()
-        if events or record != self.record:
+        if record != self.record:
             self._page = None
         self.record = record
-        for event in events:
-            self.last = max(self.last, float(event.get("time", 0)))
-            handle = getattr(self, f"_on_{event.get('event')}", None)
-            if handle:
-                handle(event)
+        while self.tail:
+            events = self.tail.new()
+            if self.tail.fresh:
+                self._reset()
+            if not events:
+                break
+            self._page = None
+            for event in events:
+                self.last = max(self.last, float(event.get("time", 0)))
+                handle = getattr(self, f"_on_{event.get('event')}", None)
+                if handle:
+                    handle(event)
 
     def _on_run_started(self, event: dict[str, Any]) -> None:
         self.about, self.started = event, event["time"]
@@ -238,6 +246,8 @@ class Run:
             return
         page.add("fl_run_last_event_timestamp_seconds", own, self.last)
         page.add("fl_run_rounds_planned", own, self.about["rounds"])
+        timeout = self.about.get("config", {}).get("round-timeout")
+        page.add("fl_run_round_timeout_seconds", own, timeout)
         page.add("fl_run_round", own, self.round.get("round", 0))
         for metric, field in ROUND_FIELDS.items():
             page.add(metric, own, self.round.get(field))

@@ -63,6 +63,9 @@ def _finite(value: Any) -> Any:
     return value
 
 
+AT_ONCE = 1 << 20  # bytes of a file that are read at once: as entries they take ten times as much memory
+
+
 class Tail:
     """Reads what has been appended to a file of JSON lines since the last look.
 
@@ -75,7 +78,8 @@ class Tail:
         self.fresh = False
 
     def new(self) -> list[dict[str, Any]]:
-        """Return the new entries; a last line that has no end yet waits for it, a torn one is left out."""
+        """Return the new entries, or the first of many: those of AT_ONCE bytes. A last line that has no end
+        yet waits for it, a torn one is left out."""
         self.fresh = False
         try:
             status = self.path.stat()
@@ -87,7 +91,7 @@ class Tail:
             return []
         with self.path.open("rb") as file:
             file.seek(self._offset)
-            content = file.read()
+            content = file.read(AT_ONCE)
         self._offset += len(content)
         *lines, self._rest = (self._rest + content).split(b"\n")
         entries = []

@@ -8,12 +8,14 @@ events.jsonl               appended here: every change with what was asked for a
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,10 @@ from coldframe.replay import Replay
 TICK = 1.0  # seconds between two looks at the kernel
 LOOK = 30.0  # seconds between two looks at the engine and at tc, if no event came
 RETRY = 30.0  # seconds until limits that could not be set are tried again
-WORKERS = max(2, os.cpu_count() or 1)  # what the engine does for a change is work of a core, 15 ms or more
+SETTLE = 2.0  # seconds from a change until the engine is told of it: 20 ms of a core for each client
+WORKERS = 4  # most of a change is waiting for the disk
+REFUSALS = (EngineError, links.LinkError, OSError)  # of a change
+NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS)  # control groups that only the engine may write to
 
 
 @dataclass
@@ -35,6 +40,7 @@ class Container:
     pid: int = 0  # 0: it does not run
     started: str = ""
     device: str = ""  # the machine's end of its link
+    told: limits.Limits = field(default_factory=dict)  # with which the engine would start it
 
 
 @dataclass
@@ -53,8 +59,20 @@ class Client:
         Whether anything of ours may stand on its link.
     oom_kills : int
         The kernel's count of processes killed for want of memory, as last seen.
+    failed : tuple
+        The limits that could not be set, and the unix time at which they are tried again.
+    problem : str
+        Why they could not.
     link : dict
         What tc said of its link when it was last asked; the exporter, which may not ask, reads it.
+    link_pid : int
+        The container's main process at that time: another one has another link.
+    ways : tuple
+        The same as `links.read` says it.
+    tell_at : float
+        When the engine is to be told of a change, by the monotonic clock.
+    telling : threading.Lock
+        Held while the engine is told: what it writes to the kernel then is what holds.
     """
 
     identity: dict[str, Any]
@@ -67,7 +85,12 @@ class Client:
     oom_kills: int | None = None
     cause: str = "start"
     failed: tuple[dict[str, Any], float] | None = None
+    problem: str | None = None
     link: limits.Limits | None = None
+    link_pid: int = 0
+    ways: links.Ways | None = None
+    tell_at: float = 0.0
+    telling: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def name(self) -> str:
@@ -118,7 +141,7 @@ class Keeper:
         self.stale = True  # the engine has to be asked again
         self.looked = 0.0
         self.replay: Replay | None = None
-        self.trace_name = ""
+        self.trace_name, self.trace_stamp = "", 0.0
         (self.own / "limits").mkdir(parents=True, exist_ok=True)
         self._load_trace()
 
@@ -137,7 +160,10 @@ class Keeper:
     def _load(self, versions: dict[str, int]) -> None:
         for name in [name for name in self.clients if name not in versions]:
             del self.clients[name]
-            (self.own / "limits" / f"{name}.json").unlink(missing_ok=True)
+        # Also those of a client that left while no agent ran: it may come back, and begins at its baseline.
+        for path in (self.own / "limits").glob("*.json"):
+            if path.stem not in versions:
+                path.unlink(missing_ok=True)
         for name, version in versions.items():
             if self.versions.get(name) == version:
                 continue
@@ -148,7 +174,7 @@ class Keeper:
                     "inventory" if known.identity["baseline"] != identity["baseline"] else known.cause
                 )
                 known.identity = identity
-                self._save(known)
+                self._keep(known)
             else:
                 self.clients[name] = self._restore(name, identity)
         self.versions = versions
@@ -158,7 +184,8 @@ class Keeper:
         path = self.own / "limits" / f"{name}.json"
         kept = json.loads(path.read_text()) if path.exists() else {}
         client = Client(identity, kept.get("asked", {}), kept.get("undone", 0.0), kept.get("shaped", False))
-        self._save(client)
+        client.link, client.link_pid = kept.get("link"), kept.get("link_pid", 0)
+        self._keep(client)
         return client
 
     def _save(self, client: Client) -> None:
@@ -171,10 +198,18 @@ class Keeper:
                 "shaped": client.shaped,
                 "desired": client.desired,
                 "link": client.link,
+                "link_pid": client.link_pid,
                 "revert_at": limits.next_expiry(client.asked),
                 "container_id": client.container and client.container.id,
             },
         )
+
+    def _keep(self, client: Client) -> None:
+        """Save what has happened by itself: that a disk is full must not keep limits from ending."""
+        try:
+            self._save(client)
+        except OSError as error:
+            say(f"what {client.name} is limited to is not recorded: {error}")
 
     def _look(self) -> None:
         ids = self.engine.clients()
@@ -184,15 +219,16 @@ class Keeper:
                 client.container = None
         described = self.pool.map(lambda client: self.engine.inspect(ids[client.name]), known)
         for client, item in zip(known, described, strict=True):
-            state = item["State"]
+            state, told = item["State"], limits.engine_limits(item["HostConfig"])
             pid = state["Pid"] if state["Running"] else 0
             old = client.container
             if old and (old.id, old.pid, old.started) == (item["Id"], pid, state["StartedAt"]):
+                old.told = told
                 continue
-            client.container = Container(item["Id"], pid, state["StartedAt"])
+            client.container = Container(item["Id"], pid, state["StartedAt"], told=told)
             client.cause = "restart" if old else client.cause
-            client.failed, client.oom_kills = None, None
-            self._save(client)
+            client.failed, client.problem, client.oom_kills = None, None, None
+            self._keep(client)
 
     # --- the kernel ---------------------------------------------------------------------------------------
 
@@ -224,13 +260,19 @@ class Keeper:
         if network:
             try:
                 device = self.device(client)
-                client.link = limits.both_ways(*links.read(client.container.pid, device))
-                client.link["online"] = links.online(device)
-                found |= client.link
-            except (links.LinkError, OSError):
+                found |= self._note(client, device, links.read(client.container.pid, device))
+            except links.LinkError:
                 self.stale = True
                 return None  # it has just ended
         return found
+
+    @staticmethod
+    def _note(client: Client, device: str, ways: links.Ways) -> limits.Limits:
+        link = limits.both_ways(*ways)
+        link["online"] = links.online(device)
+        client.ways, client.link = ways, link
+        client.link_pid = client.container.pid if client.container else 0
+        return link
 
     def use(self, client: Client) -> dict[str, Any]:
         """Return what a client uses: bytes, seconds, shares, counts."""
@@ -247,20 +289,84 @@ class Keeper:
             "oom_kills": group.oom_kills(),
         }
 
-    def apply(self, client: Client, network: bool) -> limits.Limits | None:
-        """Make the kernel hold what is desired of a running client, and return what it holds then."""
-        held = self.read(client, network)
-        if held is None or client.container is None:
+    def apply(self, client: Client, network: bool, held: limits.Limits | None = None) -> limits.Limits | None:
+        """Make the kernel hold what is desired of a running client, and return what it holds then.
+
+        Parameters
+        ----------
+        held : dict, optional
+            What it holds now, where that has just been read.
+        """
+        held = held or self.read(client, network)
+        group = self.group(client)
+        if held is None or group is None or client.container is None:
             return None
         wanted = client.desired
         wrong = limits.differences(wanted if network else without_network(wanted), held)
-        changes = limits.engine_update(wrong)
-        if changes:
-            self.engine.update(client.container.id, changes)
-        if any(key in wrong for key in (*limits.SHAPING, "online")):
+        if not wrong:
+            return held
+        client.tell_at = time.monotonic() + SETTLE
+        with client.telling:
+            if not self._write_group(client, group, wrong):
+                return None
+        if not any(key in wrong for key in (*limits.SHAPING, "online")):
+            return {**held, **(self.read(client, network=False) or {})}
+        if not client.shaped:
             client.shaped = True
-            links.write(client.container.pid, self.device(client), wanted)
-        return self.read(client, network) if wrong else held
+            self._keep(client)  # first: who comes after a crash has to know that there is something
+        device = self.device(client)
+        ways = links.write(client.container.pid, device, wanted, client.ways or links.NOTHING)
+        link = self._note(client, device, ways)
+        found = self.read(client, network=False)
+        return None if found is None else found | link
+
+    def _write_group(self, client: Client, group: cgroups.Cgroup, wrong: limits.Limits) -> bool:
+        """Write limits to the control group; whether it is still there."""
+        # Not through the engine: for that it starts a process, 20 ms of a core. It is told later.
+        write = {
+            "cpu": lambda cpu: group.set_cpu_limit(cpu, limits.PERIOD),
+            "memory": group.set_memory_limit,
+            "pids": group.set_pids_limit,
+        }
+        for key in limits.CONTROL_GROUP:
+            if key not in wrong:
+                continue
+            try:
+                write[key](wrong[key])
+            except OSError as error:
+                if error.errno in NOT_OURS:
+                    assert client.container is not None
+                    self.engine.update(client.container.id, limits.engine_update(wrong))
+                    client.container.told |= without_network(client.desired)
+                    return True
+                if error.errno in (errno.ENOENT, errno.ENODEV):
+                    self.stale = True
+                    return False  # it has just ended
+                raise OSError(
+                    error.errno, f"the kernel refuses {key}={wrong[key]}: {error.strerror}"
+                ) from error
+        return True
+
+    def tell(self, now: float) -> None:
+        """Tell the engine of changes that have settled: with these limits it would start the clients anew,
+        and these it shows."""
+        for client in list(self.clients.values()):
+            with self.lock:  # so no change is under way
+                container = client.container
+                if container is None or now < client.tell_at:
+                    continue
+                wrong = limits.differences(without_network(client.desired), container.told)
+                if not wrong:
+                    continue
+                client.telling.acquire()
+            try:
+                self.engine.update(container.id, limits.engine_update(wrong))
+                container.told = {**container.told, **wrong}
+            except EngineError as error:
+                say(f"the engine is not told of {client.name}'s limits: {error}")
+                client.tell_at = now + RETRY
+            finally:
+                client.telling.release()
 
     # --- the keeper ---------------------------------------------------------------------------------------
 
@@ -268,13 +374,15 @@ class Keeper:
         """Keep files and kernel in agreement until told to stop."""
         while not stop.is_set():
             with self.lock:
-                try:
-                    self.refresh()
-                    self.tick(time.time())
-                except EngineError as error:
-                    say(f"{error}; the limits are looked after again when it answers")
-                    self.stale = True
-                wait = self._until_next(time.time())
+                wait = 0.0
+                for step in (self.refresh, lambda: self.tick(time.time())):
+                    # What has a time ends at it, though the engine may not answer.
+                    try:
+                        step()
+                    except (EngineError, OSError) as error:
+                        say(f"{error}; the limits are looked after again as soon as that is over")
+                        self.stale, wait = True, TICK
+                wait = max(wait, self._until_next(time.time()))
             self.wake.wait(wait)
             self.wake.clear()
 
@@ -290,7 +398,7 @@ class Keeper:
             asked = limits.expire(client.asked, now)
             if asked != client.asked:
                 client.asked, client.cause = asked, "expiry"
-                self._save(client)
+                self._keep(client)
         if self.replay:
             self._follow_trace(now)
         todo = []
@@ -299,13 +407,18 @@ class Keeper:
             network = client.shaped or is_shaped(client.desired)
             if client.cause == "drift" and not full:
                 network = False  # tc costs two processes per client: a look at the control group is free
+            known = client.link, client.link_pid
             held = self.read(client, network)
             if held is None:
                 continue
+            if (client.link, client.link_pid) != known:
+                self._keep(client)
             wrong = limits.differences(client.desired if network else without_network(client.desired), held)
             if client.failed and client.failed[0] == wrong and now < client.failed[1]:
                 continue
             if wrong or (client.planned is not None):
+                # Somebody else's change went through the engine perhaps: ask what it would start now.
+                self.stale = self.stale or client.cause == "drift"
                 todo.append((client, wrong, network))
             else:
                 client.cause = "drift"
@@ -315,16 +428,17 @@ class Keeper:
         begin, problem = time.monotonic(), None
         try:
             held = self.apply(client, network)
-        except (EngineError, links.LinkError) as error:
-            held, problem = self.read(client, network), str(error)
+        except REFUSALS as error:
+            held, problem = self.read(client, network), said(error)
         if held is None:
             return
         left = limits.differences(client.desired if network else without_network(client.desired), held)
-        client.failed = (left, time.time() + RETRY) if left else None
+        client.failed, client.problem = (left, time.time() + RETRY) if left else None, problem
         self.event(client, client.cause, wrong or client.overlay or {}, held, begin, problem, client.planned)
         client.cause, client.planned = "drift", None
-        client.shaped = client.shaped and (not network or is_shaped(client.desired))
-        self._save(client)
+        # What could not be taken away stands still, and is tried again.
+        client.shaped = client.shaped and (bool(left) or not network or is_shaped(client.desired))
+        self._keep(client)
 
     def _watch_memory(self, client: Client) -> None:
         group = self.group(client)
@@ -370,9 +484,17 @@ class Keeper:
         self.log(entry)
 
     def log(self, entry: dict[str, Any]) -> None:
-        """Append a line to events.jsonl."""
-        with self.log_lock, (self.root / "events.jsonl").open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        """Append a line to events.jsonl; a full disk is only said, since limits matter more than records."""
+        line = json.dumps(entry).encode() + b"\n"
+        try:
+            with self.log_lock, (self.root / "events.jsonl").open("ab+") as file:
+                # A writer that died in the middle of a line must not swallow the next one.
+                if size := file.seek(0, os.SEEK_END):
+                    file.seek(size - 1)
+                    line = line if file.read() == b"\n" else b"\n" + line
+                file.write(line)
+        except OSError as error:
+            say(f"an event is not recorded: {error}: {line.decode().strip()}")
 
     # --- traces -------------------------------------------------------------------------------------------
 
@@ -380,7 +502,7 @@ class Keeper:
         path = self.own / "trace.json"
         if path.exists():
             kept = json.loads(path.read_text())
-            self.trace_name = kept.pop("name")
+            self.trace_name, self.trace_stamp = kept.pop("name"), kept.pop("stamp", 0.0)
             self.replay = Replay(**kept)
 
     def _follow_trace(self, now: float) -> None:
@@ -392,17 +514,34 @@ class Keeper:
             if row == client.overlay:
                 continue
             client.overlay, client.planned, client.cause = row, planned, "trace" if row else "trace ended"
-            self._save(client)
+            self._keep(client)
         if over:
             self._end_trace()
 
+    def _take_from_trace(self, names: Iterable[str]) -> None:
+        """Let the trace go on without these clients."""
+        if self.replay is None:
+            return
+        path = self.own / "trace.json"
+        kept = json.loads(path.read_text())
+        kept["rows"] = {name: rows for name, rows in kept["rows"].items() if name not in set(names)}
+        if not kept["rows"]:
+            self._end_trace()
+            return
+        write_json(path, kept)
+        self._load_trace()
+        for name in names:
+            client = self.clients[name]
+            if client.overlay is not None:
+                client.overlay, client.planned, client.cause = None, None, "trace ended"
+
     def _end_trace(self) -> None:
-        self.replay, self.trace_name = None, ""
+        self.replay, self.trace_name, self.trace_stamp = None, "", 0.0
         (self.own / "trace.json").unlink(missing_ok=True)
         for client in self.clients.values():
             if client.overlay is not None:
                 client.overlay, client.planned, client.cause = None, None, "trace ended"
-                self._save(client)
+                self._keep(client)
 
 
 def without_network(wanted: limits.Limits) -> limits.Limits:
@@ -418,6 +557,11 @@ def is_shaped(wanted: limits.Limits) -> bool:
 def cores() -> int:
     """Return the number of the machine's cores."""
     return os.cpu_count() or 1
+
+
+def said(error: Exception) -> str:
+    """Return an error's own words."""
+    return str(getattr(error, "strerror", None) or error)
 
 
 def say(text: str) -> None:

@@ -28,6 +28,8 @@ def write_private(path: Path, key: ec.EllipticCurvePrivateKey, form: serializati
     part = path.with_name(f"{path.name}.part")
     with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(data)
+        file.flush()
+        os.fsync(file.fileno())  # a power cut must not leave an empty key, which would count as one
     part.rename(path)
 
 

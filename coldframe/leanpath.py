@@ -17,12 +17,13 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
-from fastapi import Request
+from fastapi import HTTPException, Request
 from fastapi.responses import Response
-from flwr.proto import fleet_pb2, message_pb2, runtime_pb2
+from flwr.proto import fleet_pb2, log_pb2, message_pb2, runtime_pb2
 from flwr.supercore.constant import TASK_TOKEN_HEADER
 from flwr.supercore.dependencies.runtime import get_runtime_handlers, get_runtime_state
 from flwr.supercore.dependencies.superexec import authenticate_superexec_request
@@ -36,6 +37,8 @@ from flwr.supercore.servicer.runtime import runtime_handlers as core_handlers
 from google.protobuf.message import Message
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from coldframe.batches import BATCH_BYTES, Batch, PullAnswers, PullRequests, PushAnswers, PushRequests
+
 # How long a request for something that is not there yet is held. Whoever asks has a time limit of 30 s.
 HOLD_SECONDS = 5.0
 # A ServerApp looks at its own clock between its requests, so it is not kept from that for long.
@@ -44,7 +47,9 @@ SERVERAPP_HOLD_SECONDS = 2.0
 STALLED_SECONDS = 60.0
 
 T = TypeVar("T")
-Handle = Callable[[], Message]
+Answer: TypeAlias = "Message | Batch"
+Handle = Callable[[], Answer]
+StateOf = Callable[[Request], Any]
 Authorize = Callable[[Request], Handle]
 
 
@@ -52,9 +57,9 @@ Authorize = Callable[[Request], Handle]
 class Call:
     """One call of an API: its request, the checks that lead to its handler, and what it does to the mail."""
 
-    request_type: type[Message]
+    request_type: type[Message] | type[Batch]
     authorize: Authorize
-    run: Callable[[LeanPath, Request, Handle], Awaitable[Message]] | None = None
+    run: Callable[[LeanPath, Request, Handle], Awaitable[Answer]] | None = None
 
 
 @dataclass
@@ -183,9 +188,9 @@ class LeanPath:
         request: Request,
         receiver: Hashable,
         seconds: float,
-        attempt: Callable[[], Awaitable[Message]],
+        attempt: Callable[[], Awaitable[Answer]],
         found: Callable[[Any], bool],
-    ) -> Message:
+    ) -> Answer:
         """Repeat an attempt when the receiver's bell rings, until it finds something or the time is over."""
         deadline = time.monotonic() + seconds
         gone = asyncio.ensure_future(request.receive())
@@ -198,6 +203,7 @@ class LeanPath:
                 if found(result) or remaining <= 0:
                     return result
                 await asyncio.wait({bell, gone}, timeout=remaining, return_when=asyncio.FIRST_COMPLETED)
+                self.mail.waiting[receiver].discard(bell)
                 # What is handed to somebody who has left would be lost.
                 if gone.done():
                     return result
@@ -206,6 +212,54 @@ class LeanPath:
             self.mail.waiting[receiver].discard(bell)
             if not self.mail.waiting[receiver]:
                 del self.mail.waiting[receiver]
+
+
+# What a batch, which is one transaction, has read of runs already.
+run_statuses: ContextVar[dict[frozenset[int], Any] | None] = ContextVar("run_statuses", default=None)
+
+
+def together(single: Call, request_type: type[Batch], answer_type: type[Batch], state_of: StateOf) -> Call:
+    """Return the call that does a call for each request of a batch.
+
+    The checks are those of the single call, on the first request. All others have to come from the same node,
+    for the same run, so that they would pass them too.
+    """
+
+    def authorize(request: Request) -> Handle:
+        items = request.state.protobuf_request
+        if not items or any((i.node, i.run_id) != (items[0].node, items[0].run_id) for i in items):
+            raise HTTPException(400, "A batch is of one node and one run.")
+        request.state.batch, request.state.protobuf_request = items, items[0]
+        handle = single.authorize(request)
+
+        def handle_all() -> Batch:
+            answers, size = answer_type(), 0
+            token = run_statuses.set({})
+            try:
+                for item in items:
+                    request.state.protobuf_request = item
+                    answers.append(handle())
+                    size += len(getattr(answers[-1], "object_content", b""))
+                    if size >= BATCH_BYTES:
+                        break  # the rest is asked for again
+            finally:
+                run_statuses.reset(token)
+            return answers
+
+        return in_one_transaction(state_of(request), handle_all)
+
+    return Call(
+        request_type, authorize, single.run and (push_objects if single.run is push_object else claim)
+    )
+
+
+async def push_objects(path: LeanPath, request: Request, handle: Handle) -> Answer:
+    """Store objects."""
+    answers: Any = await path.work(handle)
+    for item, answer in zip(request.state.batch, answers, strict=True):
+        if answer.stored:
+            path.mail.arrived(item.object_id)
+    return answers
 
 
 def in_one_transaction(state: Any, handle: Handle) -> Handle:
@@ -217,7 +271,7 @@ def in_one_transaction(state: Any, handle: Handle) -> Handle:
     if not hasattr(state, "session"):
         return handle
 
-    def call() -> Message:
+    def call() -> Answer:
         refused: FlowerError | None = None
         with state.session():
             try:
@@ -229,7 +283,7 @@ def in_one_transaction(state: Any, handle: Handle) -> Handle:
     return call
 
 
-async def push_messages(path: LeanPath, request: Request, handle: Handle) -> Message:
+async def push_messages(path: LeanPath, request: Request, handle: Handle) -> Answer:
     """Store messages; whoever waits for one is told when its last object is there."""
     message = request.state.protobuf_request
     known: list[str] = []
@@ -249,7 +303,7 @@ async def push_messages(path: LeanPath, request: Request, handle: Handle) -> Mes
     return response
 
 
-async def push_object(path: LeanPath, request: Request, handle: Handle) -> Message:
+async def push_object(path: LeanPath, request: Request, handle: Handle) -> Answer:
     """Store an object."""
     response: Any = await path.work(handle)
     if response.stored:
@@ -257,25 +311,25 @@ async def push_object(path: LeanPath, request: Request, handle: Handle) -> Messa
     return response
 
 
-async def claim(path: LeanPath, request: Request, handle: Handle) -> Message:
+async def claim(path: LeanPath, request: Request, handle: Handle) -> Answer:
     """Fetch what belongs to a message: the node has it."""
     path.mail.unclaimed.pop(request.state.protobuf_request.node.node_id, None)
     return await path.work(handle)
 
 
-async def pull_as_node(path: LeanPath, request: Request, handle: Handle) -> Message:
+async def pull_as_node(path: LeanPath, request: Request, handle: Handle) -> Answer:
     """Give a node its next message as soon as it is complete."""
     node_id = request.state.protobuf_request.node.node_id
     if (lost := path.mail.unclaimed.pop(node_id, None)) is not None:
         return lost
     receiver = ("node", node_id)
 
-    async def attempt() -> Message:
+    async def attempt() -> Answer:
         if path.mail.arriving(receiver):
             return fleet_pb2.PullMessagesResponse()
         return await path.work(handle)
 
-    response = await path.hold(
+    response: Any = await path.hold(
         request, receiver, HOLD_SECONDS, attempt, lambda found: bool(found.messages_list)
     )
     if response.messages_list:
@@ -283,7 +337,7 @@ async def pull_as_node(path: LeanPath, request: Request, handle: Handle) -> Mess
     return response
 
 
-async def pull_as_serverapp(path: LeanPath, request: Request, handle: Handle) -> Message:
+async def pull_as_serverapp(path: LeanPath, request: Request, handle: Handle) -> Answer:
     """Give a ServerApp the replies that are complete, as soon as there is one."""
     message = request.state.protobuf_request
     wanted = list(message.message_ids)
@@ -291,7 +345,7 @@ async def pull_as_serverapp(path: LeanPath, request: Request, handle: Handle) ->
         return await path.work(handle)
     receiver = ("run", request.state.task.run_id)
 
-    async def attempt() -> Message:
+    async def attempt() -> Answer:
         arriving = path.mail.arriving(receiver)
         del message.message_ids[:]
         message.message_ids.extend(item for item in wanted if item not in arriving)
@@ -322,14 +376,18 @@ def runtime_calls(component: str) -> dict[str, Call]:
         return authorize
 
     prefix = "/v1/runtime"
+    pull = Call(message_pb2.PullObjectRequest, as_task("pull_object"))
+    push = Call(message_pb2.PushObjectRequest, as_task("push_object"), push_object)
     return {
         f"{prefix}/send-task-heartbeat": Call(
             runtime_pb2.SendTaskHeartbeatRequest, as_task("send_task_heartbeat")
         ),
         f"{prefix}/pull-task-input": Call(runtime_pb2.PullTaskInputRequest, as_task("pull_task_input")),
         f"{prefix}/push-task-output": Call(runtime_pb2.PushTaskOutputRequest, as_task("push_task_output")),
-        f"{prefix}/pull-object": Call(message_pb2.PullObjectRequest, as_task("pull_object")),
-        f"{prefix}/push-object": Call(message_pb2.PushObjectRequest, as_task("push_object"), push_object),
+        f"{prefix}/pull-object": pull,
+        f"{prefix}/push-object": push,
+        f"{prefix}/pull-objects": together(pull, PullRequests, PullAnswers, get_runtime_state),
+        f"{prefix}/push-objects": together(push, PushRequests, PushAnswers, get_runtime_state),
         f"{prefix}/confirm-message-received": Call(
             message_pb2.ConfirmMessageReceivedRequest, as_task("confirm_message_received")
         ),
@@ -337,6 +395,8 @@ def runtime_calls(component: str) -> dict[str, Call]:
             runtime_pb2.PushAppMessagesRequest, as_task("push_messages"), push_messages
         ),
         f"{prefix}/pull-messages": Call(runtime_pb2.PullAppMessagesRequest, as_task("pull_messages")),
+        f"{prefix}/get-nodes": Call(runtime_pb2.GetNodesRequest, as_task("get_nodes")),
+        f"{prefix}/push-logs": Call(log_pb2.PushLogsRequest, as_task("push_logs")),
     }
 
 
@@ -367,6 +427,8 @@ def superlink_calls() -> dict[str, Call]:
     pull = calls["/v1/runtime/pull-messages"]
     calls["/v1/runtime/pull-messages"] = Call(pull.request_type, pull.authorize, pull_as_serverapp)
     fleet = "/v1/fleet"
+    pull_object = Call(message_pb2.PullObjectRequest, as_node("pull_object"), claim)
+    push = Call(message_pb2.PushObjectRequest, as_node("push_object"), push_object)
     return {
         **calls,
         f"{fleet}/pull-messages": Call(
@@ -375,8 +437,10 @@ def superlink_calls() -> dict[str, Call]:
         f"{fleet}/push-messages": Call(
             fleet_pb2.PushMessagesRequest, as_node("push_messages"), push_messages
         ),
-        f"{fleet}/pull-object": Call(message_pb2.PullObjectRequest, as_node("pull_object"), claim),
-        f"{fleet}/push-object": Call(message_pb2.PushObjectRequest, as_node("push_object"), push_object),
+        f"{fleet}/pull-object": pull_object,
+        f"{fleet}/push-object": push,
+        f"{fleet}/pull-objects": together(pull_object, PullRequests, PullAnswers, get_linkstate),
+        f"{fleet}/push-objects": together(push, PushRequests, PushAnswers, get_linkstate),
         f"{fleet}/confirm-message-received": Call(
             message_pb2.ConfirmMessageReceivedRequest, as_node("confirm_message_received", store=True), claim
         ),
@@ -401,8 +465,8 @@ def supernode_calls(open_for_tasks: Callable[[], bool]) -> dict[str, Call]:
         authenticate_superexec_request(request, state, "/flwr.proto.Runtime/AcquireTask")
         return lambda: handlers.acquire_task(request.state.protobuf_request, state)
 
-    async def acquire_task(path: LeanPath, request: Request, handle: Handle) -> Message:
-        async def attempt() -> Message:
+    async def acquire_task(path: LeanPath, request: Request, handle: Handle) -> Answer:
+        async def attempt() -> Answer:
             return await path.work(handle) if open_for_tasks() else runtime_pb2.AcquireTaskResponse()
 
         seconds = HOLD_SECONDS if request.state.protobuf_request.supported_task_types else 0.0

@@ -12,9 +12,12 @@ from typing import Any
 
 PERIOD = 100_000  # microseconds; a longer one would multiply the latency of a throttled client
 PAGE = 4096  # the kernel rounds memory limits down to pages
+RATE_FLOOR = 1000  # bit/s; a heartbeat takes seconds there
 CPU_FLOOR = 0.05  # cores; below, a client's heartbeats suffer
 MEMORY_FLOOR = 384 << 20  # bytes: the peak of a whole training client, and a tenth more
 MARGIN = 1.1  # a new memory limit leaves at least a tenth above what is in use
+PIDS_MARGIN = 32  # processes and threads that a task may start beyond what runs between two
+LATENCY = 0.1  # seconds that a packet may wait for a limited rate; else it is dropped
 WINDOW = 60.0  # seconds: requests whose stamps are nearer than this were typed at the same time
 
 CONTROL_GROUP = ("cpu", "memory", "pids")
@@ -134,6 +137,11 @@ def refusals(
         found.append(f"cpu={cpu:g} is less than a client needs to answer the server: type -e cpu={CPU_FLOOR}")
     if cpu is not None and cpu > cores:
         found.append(f"cpu={cpu:g} is more than the machine's {cores:g} cores: type -e cpu={cores:g} or less")
+    found += [
+        f"{way}={wanted[way]}bit is less than a client needs to answer the server: type -e {way}=1kbit"
+        for way in ("down", "up")
+        if 0 < (wanted.get(way) or 0) < RATE_FLOOR
+    ]
     used = use.get("memory") or 0
     if memory is not None and not force and memory < used * MARGIN:
         least = -(-int(used * MARGIN) >> 20) + 1
@@ -142,10 +150,10 @@ def refusals(
             f"would kill the client: type -e memory={least}m, or -e force=true to do it all the same"
         )
     running = use.get("pids") or 0
-    if pids is not None and not force and pids < running:
+    if pids is not None and not force and pids < running + PIDS_MARGIN:
         found.append(
-            f"pids={pids} is below the {running} processes and threads that run: "
-            f"type -e pids={running + 32}, or -e force=true to do it all the same"
+            f"pids={pids} leaves a task less than {PIDS_MARGIN} beside the {running} processes and threads "
+            f"that run: type -e pids={running + PIDS_MARGIN}, or -e force=true to do it all the same"
         )
     missing = [key for key in NETEM if wanted.get(key)]
     if missing and not netem:
@@ -174,6 +182,18 @@ def engine_update(changes: Mapping[str, Any]) -> dict[str, int]:
     if "pids" in changes:
         update["PidsLimit"] = -1 if changes["pids"] is None else int(changes["pids"])
     return update
+
+
+def engine_limits(described: Mapping[str, Any]) -> Limits:
+    """Return the limits with which the engine would start a container, from its ``HostConfig``; 0 is none."""
+    quota, period = described.get("CpuQuota") or 0, described.get("CpuPeriod") or PERIOD
+    cpu = quota / period if quota > 0 else (described.get("NanoCpus") or 0) / 1e9
+    memory, pids = described.get("Memory") or 0, described.get("PidsLimit") or 0
+    return {
+        "cpu": cpu if cpu > 0 else None,
+        "memory": memory if memory > 0 else None,
+        "pids": pids if pids > 0 else None,
+    }
 
 
 def one_way(wanted: Mapping[str, Any], direction: str) -> Limits:
@@ -218,8 +238,19 @@ def both_ways(down: Mapping[str, Any], up: Mapping[str, Any]) -> Limits:
         "up": up["rate"],
         "delay": (down["delay"] + up["delay"]) or None,
         "jitter": (down["jitter"] + up["jitter"]) or None,
-        "loss": max(down["loss"], up["loss"]) or None,
+        "loss": (down["loss"] + up["loss"]) / 2 or None,  # so one that is missing on one side shows
     }
+
+
+def only_rate(rate: int | None) -> Limits:
+    """Return what one direction of a link does that has no more than a rate."""
+    kinds = () if rate is None else ("tbf",)
+    return {"rate": rate, "delay": 0.0, "jitter": 0.0, "loss": 0.0, "kinds": kinds}
+
+
+def burst(rate: int) -> int:
+    """Return how many bytes may be sent at once: 10 ms of them, since less cannot be held at high rates."""
+    return max(16384, rate // 8 // 100)
 
 
 def shape(device: str, wanted: Mapping[str, Any], kinds: Sequence[str]) -> list[list[str]]:
@@ -241,7 +272,6 @@ def shape(device: str, wanted: Mapping[str, Any], kinds: Sequence[str]) -> list[
         place = ["parent", "2:1", "handle", "3:"]
     if wanted["rate"]:
         rate = int(wanted["rate"])
-        burst = max(16384, rate // 8 // 100)  # 10 ms of it: less cannot be held at high rates
-        words = ["tbf", "rate", f"{rate}bit", "burst", str(burst), "latency", "100ms"]
+        words = ["tbf", "rate", f"{rate}bit", "burst", str(burst(rate)), "latency", f"{LATENCY * 1e3:.0f}ms"]
         calls.append(["qdisc", "replace", "dev", device, *place, *words])
     return calls

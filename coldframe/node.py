@@ -122,10 +122,11 @@ def main() -> int:
     config = node_config(json.loads(path.read_text()))
     secret = write_secret(Path("/tmp/superexec.secret"))
     processes = children(os.environ["COLDFRAME_SUPERLINK"], config, secret, is_warm())
+    watch = StateWatch(path, processes[0])
     say(f"client {os.environ['COLDFRAME_CLIENT']} starts: {config}")
     if is_warm():
         preload()
-    return supervise(processes, StateWatch(path, processes[0]))
+    return supervise(processes, watch)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,15 @@ code that came with the run.
 
 It is started by `coldframe.executor` and speaks JSON over a SOCK_SEQPACKET socket, one object per packet. In:
 `{"do": "launch", "task": ID, "spec": {...}}`, `{"do": "kill", "task": ID}`; end of file kills the task and
-ends the zygote. Out: `{"event": "ready"|"started"|"refused"|"message"|"ended", ...}`.
+ends the zygote. Out: `{"event": "ready"|"started"|"refused"|"failed"|"message"|"ended", ...}`: refused means
+that this zygote can fork no more, failed that the kernel would not let it.
 """
 
 from __future__ import annotations
 
 import atexit
 import ctypes
+import encodings.cp437  # noqa: F401 (with it zipfile reads names in every FAB; 4 ms to import)
 import gc
 import importlib
 import json
@@ -36,7 +38,7 @@ from flwr.supercore.tls import validate_and_resolve_root_certificates
 from flwr.supernode.runtime.run_clientapp import run_clientapp
 
 from coldframe import adapters, cgroups, lazydynamo
-from coldframe.supervise import thread_count
+from coldframe.supervise import keep_freed_memory, thread_count
 
 PACKET = 1 << 16
 # What a child has told the SuperNode so far; a child writes it into memory that it shares with the zygote.
@@ -44,7 +46,6 @@ NOTHING, REPLIED, DONE = 0, 1, 2
 # What modules import only at its first use, which would be in every task.
 LAZY = {"numpy": ["numpy.random"]}
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -119,7 +120,11 @@ def serve(control: socket.socket, modules: list[str], environment: dict[str, str
             reason = f"the zygote has {threads} threads" if child is None else "a task is still running"
             _send(control, event="refused", task=order["task"], reason=reason)
             continue
-        child = _fork(control, order, environment)
+        try:
+            child = _fork(control, order, environment)
+        except OSError as error:  # the client is at its limit of pids or memory
+            _send(control, event="failed", task=order["task"], reason=str(error))
+            continue
         _send(control, event="started", task=child.task_id, pid=child.pid)
 
 
@@ -166,19 +171,11 @@ def _become_task(zygote: int, environment: dict[str, str | None]) -> None:
     for finalizer in weakref.finalize._registry.values():  # type: ignore[attr-defined]
         finalizer.atexit = False
     sys.argv[:] = ["flwr-clientapp"]
+    # The image says not to write bytecode; each task would compile its app anew: 12 ms for ours.
+    sys.dont_write_bytecode = False
     reseed()
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(allowed_threads())
-
-
-def keep_freed_memory() -> None:
-    """Have malloc keep what is freed: a training step takes again what the last one gave back.
-
-    By default (mallopt(3)) each step of the CNN returns some 10 MB to the kernel and faults it in again: a
-    tenth to a fifth of its CPU time. A task ends soon, and all of its memory with it.
-    """
-    _libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the greatest that glibc takes
-    _libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def allowed_threads() -> int:

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,6 +64,12 @@ def evaluate(message: Message, context: Context) -> Message:
     task.start()
     metrics = training.evaluate(task.model, x, y)
     return task.reply(metrics, len(y), task.finish(len(y)))
+
+
+def process_seconds() -> float:
+    """Return the seconds since this process began: each message has one, so all that it took until now."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 class Task:
@@ -128,6 +136,7 @@ class Task:
             "memory_limit": -1 if memory is None else memory,
             "threads": torch.get_num_threads(),
             "train_seconds": seconds,
+            "task_seconds": process_seconds(),
             "cpu_pressure": pressure,
             "throttled_share": (throttled_now - throttled) / max(1, periods_now - periods),
             "memory_peak": self.cgroup.memory_peak() or -1,

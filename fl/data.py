@@ -50,12 +50,14 @@ class DataError(Exception):
 
 
 def prepare(dataset: str, root: Path, source: str = "auto", folder: Path | None = None) -> Path:
-    """Make `<root>/<dataset>/`, unless it is there and its checksums match. A half-made one is never seen."""
+    """Make `<root>/<dataset>/`, unless it is there, its checksums match, and it comes from this folder or,
+    where none is given, from no folder. A half-made one is never seen."""
     target = root / dataset
-    if is_prepared(dataset, root):
+    if is_prepared(dataset, root, folder):
         sources.say(f"{dataset}: already prepared in {target}")
         return target
     arrays, origin = sources.find(dataset, source, folder)
+    origin = _origin(folder) or origin
     arrays = _checked(dataset, arrays)
     root.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{dataset}-", dir=root))
@@ -86,10 +88,17 @@ def prepare(dataset: str, root: Path, source: str = "auto", folder: Path | None 
     return target
 
 
-def is_prepared(dataset: str, root: Path) -> bool:
-    """Tell whether a prepared data set is there and undamaged."""
+def _origin(folder: Path | None) -> str:
+    return f"folder {folder.resolve()}" if folder else ""
+
+
+def is_prepared(dataset: str, root: Path, folder: Path | None = None) -> bool:
+    """Tell whether a prepared data set is there and undamaged, and of this folder or, without, of none."""
     try:
-        sums = json.loads((root / dataset / "manifest.json").read_text())["sha256"]
+        manifest = json.loads((root / dataset / "manifest.json").read_text())
+        sums, origin = manifest["sha256"], manifest["source"]
+        if dataset != "synthetic" and _origin(folder) != (origin if origin.startswith("folder") else ""):
+            return False
         return set(sums) == {f"{name}.npy" for name in FILES} and all(
             _sha256(root / dataset / name) == expected for name, expected in sums.items()
         )

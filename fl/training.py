@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-EVALUATION_BATCH = 128  # bounds the memory of the activations; the result does not depend on it
+EVALUATION_BATCH = 64  # bounds the memory of the activations; the result does not depend on it
 
 
 def train(

@@ -6,14 +6,16 @@ import asyncio
 import base64
 import datetime
 import http.server
+import importlib
 import ipaddress
 import secrets
 import ssl
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import httpx
 import pytest
@@ -24,6 +26,8 @@ from cryptography.x509.oid import NameOID
 from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.proto import fleet_pb2, message_pb2, runtime_pb2
 from flwr.proto.node_pb2 import Node
+from flwr.server.superlink.linkstate import LinkStateFactory
+from flwr.supercore import heartbeat, telemetry
 from flwr.supercore.constant import (
     FLEET_HTTP_PUBLIC_KEY_HEADER,
     FLEET_HTTP_SIGNATURE_HEADER,
@@ -34,10 +38,12 @@ from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes, sign_message
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.superlink import main as superlink
+from flwr.superlink.federation import NoOpFederationManager
 from flwr.supernode import main as supernode
 from flwr.supernode.nodestate import NodeStateFactory
+from flwr.supernode.runtime import run_clientapp
 
-from coldframe import adapters, leanpath
+from coldframe import adapters, leanpath, seams
 from coldframe.leanclient import LeanClient
 from tests.unit.flower import federation, write_app
 from tests.unit.test_executor import CLIENT, EXECUTOR
@@ -51,7 +57,7 @@ def test_what_the_adapters_rely_on_is_where_it_was(process: str) -> None:
 
 
 def test_a_flwr_that_has_moved_stops_the_process_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(adapters.SEAMS, "node_auth", "flwr.superlink.routers.fleet.elsewhere:")
+    monkeypatch.setitem(seams.SEAMS, "node_auth", "flwr.superlink.routers.fleet.elsewhere:")
     with pytest.raises(adapters.AdapterError, match=r"elsewhere(.|\n)*COLDFRAME_ADAPTERS=0"):
         adapters.install("superlink")
 
@@ -63,6 +69,55 @@ def test_everything_works_without_adapters(tmp_path: Path, monkeypatch: pytest.M
         executor = started.start_node([sys.executable, "-m", "coldframe.adapters", "supernode"], EXECUTOR)
         (answer,) = started.run(write_app(tmp_path / "app", CLIENT.format(generation=1)), [{"do": "echo"}])
     assert answer["parent"] == executor.pid, "flwr's own executor started the task"
+
+
+def test_who_comes_back_without_a_goodbye_is_let_in_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same key is activated again while it counts as connected; who is not registered is not."""
+    database = str(tmp_path / "superlink.db")
+    state = LinkStateFactory(database, NoOpFederationManager(), ObjectStoreFactory()).state()
+    key = public_key_to_bytes(generate_key_pairs()[1])
+    node = state.create_node("owner", "owner", key, heartbeat_interval=30.0)
+    monkeypatch.setattr(type(state), "activate_node", type(state).activate_node)  # put back at the end
+    assert state.activate_node(node, 30.0)
+    assert not state.activate_node(node, 30.0), "flwr turns it away"
+    (before,) = state.get_node_info(node_ids=[node])
+
+    adapters.let_in_who_comes_back()
+    assert state.activate_node(node, 30.0)
+    (after,) = state.get_node_info(node_ids=[node])
+    assert after.status == before.status == "online"
+    assert after.last_activated_at > before.last_activated_at
+    assert not state.activate_node(node + 1, 30.0)
+    state.delete_node("owner", node)
+    assert not state.activate_node(node, 30.0)
+
+
+@pytest.mark.parametrize("enabled", ["0", "1"])
+def test_a_task_has_no_telemetry_where_it_is_off_and_its_first_heartbeat_waits(
+    enabled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exit_module = importlib.import_module("flwr.supercore.exit.exit")
+    flwr_event = telemetry.event
+    for module, name in (
+        *((run_clientapp, "event"), (exit_module, "event")),
+        (heartbeat.HeartbeatSender, "_run"),
+    ):
+        monkeypatch.setattr(module, name, getattr(module, name))  # and have it undone
+    monkeypatch.setattr(telemetry, "FLWR_TELEMETRY_ENABLED", enabled)
+    adapters.leave_out_what_a_short_task_needs_not()
+    assert (run_clientapp.event is flwr_event) == (exit_module.event is flwr_event) == (enabled == "1")
+    if enabled == "0":
+        event = telemetry.EventType.FLWR_CLIENTAPP_RUN_ENTER
+        assert run_clientapp.event(event).result(timeout=0) == "disabled"
+    pauses: list[float] = []
+    beats: list[float] = []
+    sender = heartbeat.HeartbeatSender(lambda: bool(beats.append(time.monotonic())) or True)
+    monkeypatch.setattr(sender._stop_event, "wait", lambda seconds: pauses.append(seconds) or True)
+    sender._run()
+    assert 15 < pauses[0] < heartbeat.HEARTBEAT_DEFAULT_INTERVAL - heartbeat.HEARTBEAT_CALL_TIMEOUT
+    assert beats == [], "stopped before the first"
 
 
 def node_headers(key: Any, when: datetime.datetime) -> dict[str, str]:
@@ -97,6 +152,8 @@ def refused_by_superlink() -> dict[str, tuple[str, Any, dict[str, str]]]:
         "old signature": ("/v1/fleet/confirm-message-received", thing, old),
         "no token": ("/v1/runtime/pull-messages", apps, {}),
         "wrong token": ("/v1/runtime/pull-object", thing, {TASK_TOKEN_HEADER: "nonsense"}),
+        "no token, nodes": ("/v1/runtime/get-nodes", b"", {}),
+        "wrong token, logs": ("/v1/runtime/push-logs", b"", {TASK_TOKEN_HEADER: "nonsense"}),
         "wrong type": ("/v1/fleet/pull-messages", pull, {"content-type": "text/plain"}),
         "no protobuf": ("/v1/fleet/pull-messages", b"\xff\xff\xff", node_headers(key, now())),
         "incompatible": (
@@ -205,6 +262,24 @@ def test_a_message_whose_sender_has_stopped_is_not_waited_for_for_ever(
     assert mail.arriving("node")
     monkeypatch.setattr(leanpath, "STALLED_SECONDS", -1.0)
     assert not mail.arriving("node")
+
+
+def test_who_was_held_for_nothing_leaves_no_trace() -> None:
+    """A question that nothing came for until its time was over."""
+
+    class Patient:
+        async def receive(self) -> None:
+            await asyncio.Event().wait()
+
+    async def nothing() -> None:
+        return None
+
+    async def held() -> leanpath.Mail:
+        path = leanpath.LeanPath(superlink.create_app(), calls={})
+        assert await path.hold(cast(Any, Patient()), "node", 0.05, nothing, bool) is None
+        return path.mail
+
+    assert not asyncio.run(held()).waiting
 
 
 class Server(http.server.BaseHTTPRequestHandler):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -10,161 +13,23 @@ from typing import Any
 import pytest
 
 from coldframe import agent as agent_module
-from coldframe import limits, links
-from coldframe.agent import Agent, measured
+from coldframe import cgroups, keeper, links
+from coldframe.agent import measured
 from coldframe.engine import EngineError
-
-BASELINE = {"cpu": 0.4, "memory": 1 << 30, "pids": 256}
-V1 = {
-    "cpu": {
-        "cpu.cfs_period_us": "100000",
-        "cpu.cfs_quota_us": "40000",
-        "cpu.stat": "nr_periods 0\nnr_throttled 0",
-    },
-    "cpuacct": {"cpuacct.usage": "0"},
-    "memory": {
-        "memory.limit_in_bytes": str(1 << 30),
-        "memory.usage_in_bytes": str(300 << 20),
-        "memory.stat": "",
-    },
-    "pids": {"pids.max": "256", "pids.current": "40"},
-}
-V2 = {
-    "": {
-        **{"cpu.max": "40000 100000", "cpu.stat": "usage_usec 0\nnr_periods 0\nnr_throttled 0"},
-        **{"memory.max": str(1 << 30), "memory.current": str(300 << 20), "memory.stat": ""},
-        **{"pids.max": "256", "pids.current": "40"},
-    }
-}
+from tests.unit.bench import BASELINE, Bench
 
 
-class Engine:
-    """Stands for Docker: its updates reach the files of the control group, of either version."""
+def refuse(bench: Bench, monkeypatch: pytest.MonkeyPatch, number: int, *names: str) -> None:
+    """Let the kernel refuse to take a CPU limit of these clients."""
+    write = cgroups.Cgroup.set_cpu_limit
 
-    def __init__(self, tree: Path, version: int, names: list[str]) -> None:
-        self.tree, self.version = tree, version
-        self.pids = {name: 100 + index for index, name in enumerate(names)}
-        self.started = dict.fromkeys(names, "1")
-        self.updates: list[tuple[str, dict[str, int]]] = []
-        self.broken: set[str] = set()
-        if version == 2:
-            (tree / "cgroup.controllers").parent.mkdir(parents=True, exist_ok=True)
-            (tree / "cgroup.controllers").write_text("cpu memory pids")
-        for name in names:
-            self.reset(name)
+    def set_cpu_limit(group: cgroups.Cgroup, cores: float | None, period: int) -> None:
+        folder = group.unified or group.controllers["cpu"]
+        if folder.name in names:
+            raise OSError(number, os.strerror(number), "cpu")
+        write(group, cores, period)
 
-    def reset(self, name: str) -> None:
-        """Make the control group of a container that has just been made."""
-        for controller, files in (V1 if self.version == 1 else V2).items():
-            folder = self.tree / controller / "docker" / name
-            folder.mkdir(parents=True, exist_ok=True)
-            for file, text in files.items():
-                (folder / file).write_text(text)
-
-    def clients(self) -> dict[str, str]:
-        """Names are ids here."""
-        return {name: name for name in self.pids}
-
-    def inspect(self, container_id: str) -> dict[str, Any]:
-        """What the agent reads of it."""
-        pid = self.pids[container_id]
-        return {
-            "Id": container_id,
-            "State": {"Pid": pid, "Running": pid > 0, "StartedAt": self.started[container_id]},
-        }
-
-    def update(self, container_id: str, changes: dict[str, int]) -> None:
-        """Write what the kernel would hold."""
-        if container_id in self.broken:
-            raise EngineError("device or resource busy")
-        self.updates.append((container_id, changes))
-        if self.version == 1:
-            files = {
-                **{"CpuQuota": "cpu/docker/{}/cpu.cfs_quota_us", "PidsLimit": "pids/docker/{}/pids.max"},
-                "Memory": "memory/docker/{}/memory.limit_in_bytes",
-            }
-        else:
-            files = {
-                **{"CpuQuota": "docker/{}/cpu.max", "PidsLimit": "docker/{}/pids.max"},
-                "Memory": "docker/{}/memory.max",
-            }
-        for key, path in files.items():
-            if key in changes:
-                value = f"{changes[key]} 100000" if path.endswith("cpu.max") else str(changes[key])
-                (self.tree / path.format(container_id)).write_text(value)
-
-
-class Links:
-    """Stands for tc: what is written is what is read."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.state: dict[str, dict[str, Any]] = {}
-        monkeypatch.setattr(links, "device_of", lambda pid: f"veth{pid}")
-        monkeypatch.setattr(links, "read", self.read)
-        monkeypatch.setattr(links, "write", self.write)
-        monkeypatch.setattr(links, "online", lambda device: self.state.get(device, {}).get("online", True))
-        monkeypatch.setattr(links, "has_netem", lambda: False)
-
-    def read(self, pid: int, device: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        wanted = self.state.get(device, {})
-        down, up = (limits.one_way(wanted, way) | {"kinds": ()} for way in ("down", "up"))
-        return down, up
-
-    def write(self, pid: int, device: str, wanted: dict[str, Any]) -> None:
-        self.state[device] = dict(wanted)
-
-
-class Bench:
-    """An agent with two clients, and what stands around it."""
-
-    def __init__(self, root: Path, version: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.root = root / "federation"
-        (self.root / "clients").mkdir(parents=True)
-        for name in ("a", "b"):
-            self.baseline(name, BASELINE)
-        self.engine = Engine(root / "cgroup", version, ["a", "b"])
-        self.links = Links(monkeypatch)
-        self.agent = self.start()
-
-    def start(self) -> Agent:
-        """Start an agent anew, as after a crash."""
-        agent = Agent(self.root, self.engine, self.root.parent / "cgroup")  # type: ignore[arg-type]
-        agent.refresh()
-        return agent
-
-    def baseline(self, name: str, values: dict[str, Any]) -> None:
-        """What the deployment writes."""
-        path = self.root / "clients" / f"{name}.json"
-        path.write_text(json.dumps({"name": name, "partition_id": 0, "baseline": values}))
-
-    def set(self, stamp: float = 1.0, clients: tuple[str, ...] = ("a", "b"), **more: Any) -> dict[str, Any]:
-        """Ask for limits."""
-        options = {key: more.pop(key) for key in ("duration", "force", "check") if key in more}
-        return self.agent.answer(
-            {"do": "set", "stamp": stamp, "limits": dict.fromkeys(clients, more), **options}
-        )
-
-    def undo(self, stamp: float = 9.0, check: bool = False) -> dict[str, Any]:
-        """Ask for the baseline."""
-        return self.agent.answer({"do": "undo", "stamp": stamp, "clients": ["a", "b"], "check": check})
-
-    def held(self, name: str = "a") -> limits.Limits:
-        """What the kernel holds."""
-        found = self.agent.read(self.agent.clients[name])
-        assert found is not None
-        return found
-
-    def tick(self, now: float | None = None) -> None:
-        """Let the agent look around once."""
-        self.agent.stale = True
-        self.agent.refresh()
-        self.agent.tick(time.time() if now is None else now)
-
-    @property
-    def events(self) -> list[dict[str, Any]]:
-        """All events."""
-        path = self.root / "events.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    monkeypatch.setattr(cgroups.Cgroup, "set_cpu_limit", set_cpu_limit)
 
 
 @pytest.fixture(params=[1, 2], ids=["cgroup v1", "cgroup v2"])
@@ -186,10 +51,8 @@ def test_limits_are_set_for_all_clients_and_read_back(bench: Bench) -> None:
 
 def test_same_request_again_changes_nothing(bench: Bench) -> None:
     bench.set(cpu=0.1)
-    before = len(bench.engine.updates)
     answer = bench.set(2.0, cpu=0.1)
     assert not any(client["changed"] for client in answer["clients"].values())
-    assert len(bench.engine.updates) == before
     assert len(bench.events) == 2
 
 
@@ -233,15 +96,96 @@ def test_force_goes_below_what_is_in_use(bench: Bench) -> None:
     assert bench.held()["memory"] == 100 << 20
 
 
-def test_client_that_the_engine_refuses_keeps_what_it_had(bench: Bench) -> None:
-    bench.engine.broken.add("b")
-    answer = bench.set(cpu=0.1)
+def test_client_that_the_kernel_refuses_keeps_what_it_had(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        refuse(bench, patch, errno.EBUSY, "b")
+        answer = bench.set(cpu=0.1, down=5_000_000)
     assert answer["clients"]["a"]["holds"]
-    assert answer["clients"]["b"]["problem"] == "device or resource busy"
-    bench.engine.broken.clear()
+    assert answer["clients"]["b"]["problem"] == "the kernel refuses cpu=0.1: Device or resource busy"
     bench.tick()
-    assert bench.held("b")["cpu"] == 0.4
+    assert (bench.held("b")["cpu"], bench.held("b")["down"]) == (0.4, None)
     assert bench.agent.clients["b"].asked == {}
+
+
+def test_engine_is_told_when_a_change_has_settled(bench: Bench) -> None:
+    """So a restart finds the limits, and `docker inspect` shows them; of several changes it is told once."""
+    bench.set(cpu=0.2, memory=700 << 20)
+    bench.set(2.0, cpu=0.1, pids=100)
+    bench.agent.tell(time.monotonic())
+    assert bench.engine.updates == []
+    bench.agent.tell(time.monotonic() + keeper.SETTLE)
+    assert sorted(name for name, _ in bench.engine.updates) == ["a", "b"]
+    assert bench.engine.known["a"] == {
+        **{"CpuPeriod": 100_000, "CpuQuota": 10_000, "PidsLimit": 100},
+        **{"Memory": 700 << 20, "MemorySwap": 700 << 20},
+    }
+    assert (bench.held()["cpu"], bench.held()["memory"], bench.held()["pids"]) == (0.1, 700 << 20, 100)
+    bench.agent.tell(time.monotonic() + 2 * keeper.SETTLE)
+    assert len(bench.engine.updates) == 2
+
+
+def test_agent_that_starts_anew_tells_the_engine_what_the_last_one_could_not(bench: Bench) -> None:
+    bench.set(clients=("a",), cpu=0.2)
+    bench.agent = bench.start()
+    bench.agent.tell(time.monotonic())
+    assert bench.engine.updates == [("a", {"CpuPeriod": 100_000, "CpuQuota": 20_000})]
+
+
+def test_engine_that_refuses_is_told_again_later(bench: Bench) -> None:
+    bench.engine.broken.add("a")
+    bench.set(cpu=0.2)
+    now = time.monotonic() + keeper.SETTLE
+    bench.agent.tell(now)
+    assert [name for name, _ in bench.engine.updates] == ["b"]
+    bench.engine.broken.clear()
+    bench.agent.tell(now + 1)
+    assert len(bench.engine.updates) == 1
+    bench.agent.tell(now + keeper.RETRY)
+    assert [name for name, _ in bench.engine.updates] == ["b", "a"]
+    assert bench.held()["cpu"] == 0.2
+
+
+def test_change_waits_for_the_engine_that_is_being_told(bench: Bench) -> None:
+    """What it writes then is older: it must not come after what was read back."""
+    bench.set(clients=("a",), cpu=0.2)
+    update = bench.engine.update
+    change = threading.Thread(target=lambda: bench.set(2.0, clients=("a",), cpu=0.1))
+
+    def slow(container_id: str, changes: dict[str, int]) -> None:
+        change.start()
+        change.join(0.2)
+        assert change.is_alive()
+        update(container_id, changes)
+
+    bench.engine.update = slow  # type: ignore[method-assign]
+    bench.agent.tell(time.monotonic() + keeper.SETTLE)
+    change.join(5)
+    assert bench.held()["cpu"] == 0.1
+
+
+def test_where_only_the_engine_may_write_it_does(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SELinux, or user namespaces."""
+    refuse(bench, monkeypatch, errno.EACCES, "a", "b")
+    answer = bench.set(cpu=0.1, pids=100)
+    assert answer["clients"]["a"]["holds"]
+    assert (bench.held()["cpu"], bench.held()["pids"]) == (0.1, 100)
+    bench.agent.tell(time.monotonic() + keeper.SETTLE)
+    assert len(bench.engine.updates) == 2
+
+
+def test_change_asks_nobody_but_the_kernel(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process is started and the engine is not called: that is what took the time."""
+
+    def fail(*_: Any) -> None:
+        raise AssertionError("not needed")
+
+    for name in ("read", "write"):
+        monkeypatch.setattr(links, name, fail)
+    for name in ("clients", "inspect", "update"):
+        monkeypatch.setattr(bench.engine, name, fail)
+    assert bench.set(cpu=0.1, memory=700 << 20, pids=100)["clients"]["a"]["holds"]
 
 
 @pytest.mark.parametrize("order", [(1.0, 2.0), (2.0, 1.0)])
@@ -332,7 +276,7 @@ def test_client_that_is_started_anew_while_it_is_changed_is_looked_for(
     monkeypatch.setattr(agent_module, "PAUSE", 0.01)
     read = bench.links.read
 
-    def of_living(pid: int, device: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    def of_living(pid: int, device: str) -> links.Ways:
         if pid == 100 and bench.engine.started["a"] == "2":
             raise links.LinkError("no such process")
         return read(pid, device)
@@ -351,15 +295,17 @@ def test_client_that_left_leaves_no_file(bench: Bench) -> None:
     assert [path.stem for path in (bench.root / "agent" / "limits").iterdir()] == ["a"]
 
 
-def test_limits_that_cannot_be_set_are_not_tried_in_every_second(bench: Bench) -> None:
+def test_limits_that_cannot_be_set_are_not_tried_in_every_second(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bench.baseline("a", {**BASELINE, "cpu": 0.2})
-    bench.engine.broken.add("a")
     now = time.time()
-    for seconds in (0, 1, 2):
-        bench.tick(now + seconds)
+    with monkeypatch.context() as patch:
+        refuse(bench, patch, errno.EBUSY, "a")
+        for seconds in (0, 1, 2):
+            bench.tick(now + seconds)
     assert len(bench.events) == 1
     assert "busy" in bench.events[0]["problem"]
-    bench.engine.broken.clear()
     bench.tick(now + 60)
     assert bench.held()["cpu"] == 0.2
 
@@ -412,5 +358,174 @@ def test_measurement_is_a_difference_of_counters() -> None:
     }
 
 
-def test_agent_says_how_many_cores_there_are() -> None:
-    assert agent_module.cores() >= 1
+def play(bench: Bench, stamp: float, *names: str, **row: Any) -> dict[str, Any]:
+    """Ask for an endless trace of one row."""
+    rows = {name: [{"seconds": 0, **row}] for name in names}
+    how = {"name": "t.csv", "start": time.time() - 1, "length": 99.0, "speed": 1.0, "loop": True}
+    return bench.agent.answer({"do": "trace", "stamp": stamp, "rows": rows, **how})
+
+
+def test_what_a_trace_sets_cannot_be_set_meanwhile(bench: Bench) -> None:
+    """It would not hold; what the trace leaves alone can be set."""
+    play(bench, 1.0, "a", cpu=0.3)
+    bench.tick()
+    answer = bench.set(stamp=2.0, cpu=0.1)
+    assert list(answer["refused"]) == ["a"]
+    assert "the trace t.csv sets its cpu" in answer["refused"]["a"][0]
+    assert [bench.held(name)["cpu"] for name in ("a", "b")] == [0.3, 0.4]
+    assert bench.set(stamp=3.0, pids=100)["clients"]["a"]["holds"]
+
+
+def test_undo_for_one_client_leaves_the_others_their_trace(bench: Bench) -> None:
+    play(bench, 1.0, "a", "b", cpu=0.3)
+    bench.tick()
+    bench.agent.answer({"do": "undo", "stamp": 2.0, "clients": ["a"]})
+    bench.tick()
+    assert [bench.held(name)["cpu"] for name in ("a", "b")] == [0.4, 0.3]
+    bench.agent = bench.start()
+    bench.tick()
+    assert [bench.held(name)["cpu"] for name in ("a", "b")] == [0.4, 0.3]
+
+
+def test_a_second_trace_does_not_end_the_first_for_others(bench: Bench) -> None:
+    play(bench, 1.0, "a", cpu=0.3)
+    assert "is being played for a" in play(bench, 2.0, "b", cpu=0.2)["refused"]["b"][0]
+    assert "refused" not in play(bench, 3.0, "a", "b", cpu=0.2)
+
+
+def test_of_an_undo_and_a_trace_at_once_the_later_wins(bench: Bench) -> None:
+    """Whichever reaches the machine first."""
+    bench.undo(stamp=5.0)
+    answer = play(bench, 4.0, "a", cpu=0.3)["clients"]["a"]
+    assert (answer["changed"], answer["superseded"]) == (False, True)
+    assert play(bench, 6.0, "a", cpu=0.3)["clients"]["a"]["changed"]
+    bench.undo(stamp=5.5)
+    bench.tick()
+    assert bench.held()["cpu"] == 0.3
+
+
+def test_torn_line_of_events_costs_only_itself(bench: Bench) -> None:
+    with (bench.root / "events.jsonl").open("a") as file:
+        file.write('{"time": 1, "cli')
+    bench.set(cpu=0.1)
+    answer = bench.agent.answer({"do": "events", "since": "2020-01-01T00:00:00+00:00"})
+    assert [event["cause"] for event in answer["events"]] == ["throttle", "throttle"]
+
+
+def test_shape_that_could_not_be_taken_away_is_tried_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    bench.set(down=10_000_000, duration=5.0)
+
+    def fail(*_: Any) -> None:
+        raise links.LinkError("not now")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(links, "write", fail)
+        bench.tick(now + 10)
+    assert bench.held()["down"] == 10_000_000
+    bench.agent.looked = 0.0
+    bench.tick(now + 10 + keeper.RETRY + 1)
+    assert bench.held()["down"] is None
+
+
+def test_agent_that_starts_anew_still_knows_the_link(bench: Bench) -> None:
+    """The exporter reads it from the file."""
+    bench.set(down=10_000_000)
+    bench.agent = bench.start()
+    kept = json.loads((bench.root / "agent" / "limits" / "a.json").read_text())
+    assert kept["link"]["down"] == 10_000_000
+
+
+def test_limits_of_a_client_that_left_while_no_agent_ran_are_forgotten(bench: Bench) -> None:
+    bench.set(cpu=0.1)
+    (bench.root / "clients" / "b.json").unlink()
+    bench.agent = bench.start()
+    bench.baseline("b", BASELINE)
+    bench.tick()
+    assert [bench.held(name)["cpu"] for name in ("a", "b")] == [0.1, 0.4]
+
+
+def test_limit_ends_on_a_full_disk_too(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    bench.set(cpu=0.1, duration=5.0)
+
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keeper, "write_json", fail)
+        bench.tick(now + 10)
+    assert bench.held()["cpu"] == 0.4
+
+
+def test_limit_ends_though_the_engine_does_not_answer_and_the_disk_is_full(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.set(cpu=0.1, duration=0.05)
+    bench.baseline("a", BASELINE | {"pids": 300})  # a changed file has to be noted
+    stop = threading.Event()
+
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    def silent() -> None:
+        raise EngineError("no answer")
+
+    time.sleep(0.1)
+    bench.agent.stale = True
+    with monkeypatch.context() as patch:
+        patch.setattr(keeper, "write_json", fail)
+        patch.setattr(bench.engine, "clients", silent)
+        patch.setattr(bench.agent.wake, "wait", lambda _seconds: stop.set())
+        bench.agent.keep(stop)
+    assert bench.held()["cpu"] == 0.4
+
+
+def test_shape_that_a_killed_agent_has_left_is_known_to_the_next(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(*arguments: Any) -> None:
+        bench.links.write(*arguments)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(links, "write", killed)
+        with pytest.raises(Killed):
+            bench.set(down=10_000_000, clients=("a",))
+    bench.agent = bench.start()
+    assert bench.undo()["clients"]["a"]["holds"]
+    assert bench.held()["down"] is None
+
+
+def test_full_disk_changes_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be remembered is not done, and the next request finds the agent alive."""
+
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keeper, "write_json", fail)
+        answer = bench.set(cpu=0.1)
+    assert "No space left" in answer["clients"]["a"]["problem"]
+    assert bench.held()["cpu"] == 0.4
+    assert bench.set(stamp=2.0, cpu=0.1)["clients"]["a"]["holds"]
+
+
+def test_proof_names_who_does_not_run_and_who_was_restarted(bench: Bench) -> None:
+    bench.engine.pids["b"] = 0
+    bench.agent.stale = True
+
+    def restart(_: float) -> None:
+        bench.engine.pids["a"], bench.agent.stale = 990, True
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(links, "counters", lambda _: (0, 0))
+        patch.setattr("coldframe.agent.time.sleep", restart)
+        answer = bench.agent.answer({"do": "prove", "clients": ["a", "b"], "seconds": 1})
+    found = {name: proof.get("problem") for name, proof in answer["clients"].items()}
+    assert found == {"a": "restarted meanwhile", "b": "does not run"}

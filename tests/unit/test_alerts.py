@@ -1,4 +1,7 @@
-"""Prometheus' own tool finds rules and alerts right, and each of them has a test that it passes."""
+"""Prometheus' own tool finds rules and alerts right, and each of them has a test that it passes.
+
+Both tools, that of the Prometheus which is deployed (Debian's, 2.x) and that of a 3.x.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,19 @@ RULES = ROOT / "roles" / "prometheus" / "files" / "rules"
 TESTS = sorted((ROOT / "tests" / "unit" / "alerts").glob("*.yml"))
 
 
-def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run promtool, which scripts/setup.sh --dev puts into the cache where the machine has none."""
-    cache = Path(os.environ.get("COLDFRAME_CACHE", Path.home() / ".cache" / "coldframe"))
-    program = shutil.which("promtool") or str(cache / "tools" / "promtool")
-    return subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+TOOLS = Path(os.environ.get("COLDFRAME_CACHE", Path.home() / ".cache" / "coldframe")) / "tools"
+
+
+def promtool(version: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run promtool, which `make setup-dev` puts into the cache."""
+    program = TOOLS / "prometheus-3" / "promtool" if version == "3.x" else TOOLS / "promtool"
+    if version == "3.x" and not program.exists():
+        pytest.skip("Prometheus 3 is not tested: scripts/prometheus3.sh says why")
+    found = program if program.exists() else shutil.which("promtool")
+    return subprocess.run([str(found), *arguments], capture_output=True, text=True, check=False)
+
+
+each_version = pytest.mark.parametrize("version", ["2.x", "3.x"])
 
 
 def names(path: Path, key: str) -> list[str]:
@@ -28,14 +39,16 @@ def names(path: Path, key: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", sorted(RULES.glob("*.yml")), ids=lambda path: path.stem)
-def test_rules_are_rules(path: Path) -> None:
-    done = promtool("check", "rules", str(path))
+@each_version
+def test_rules_are_rules(path: Path, version: str) -> None:
+    done = promtool(version, "check", "rules", str(path))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
-def test_alert_fires_when_it_should_and_not_before(path: Path) -> None:
-    done = promtool("test", "rules", str(path))
+@each_version
+def test_alert_fires_when_it_should_and_not_before(path: Path, version: str) -> None:
+    done = promtool(version, "test", "rules", str(path))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -50,14 +63,17 @@ def test_each_alert_is_seen_silent_and_firing() -> None:
 
 def test_each_recorded_series_has_its_value_checked() -> None:
     content = yaml.safe_load((ROOT / "tests" / "unit" / "alerts" / "recording.yml").read_text())
-    checked = {case["expr"] for group in content["tests"] for case in group["promql_expr_test"]}
+    # Rounded, since 2.x and 3.x differ in the last of a rate's digits.
+    asked = [case["expr"] for group in content["tests"] for case in group["promql_expr_test"]]
+    checked = {expr.removeprefix("round(").removesuffix(", 1e-6)") for expr in asked}
     assert checked == set(names(RULES / "recording.yml", "record"))
 
 
-def test_a_wrong_expectation_is_found(tmp_path: Path) -> None:
+@each_version
+def test_a_wrong_expectation_is_found(tmp_path: Path, version: str) -> None:
     """The tool's verdict is not always yes."""
     text = next(path for path in TESTS if path.stem == "clock_off").read_text()
     rules = str(RULES)
     planted = text.replace("../../../roles/prometheus/files/rules", rules).replace("'3+15x20'", "'1+15x20'")
     (tmp_path / "test.yml").write_text(planted)
-    assert promtool("test", "rules", str(tmp_path / "test.yml")).returncode != 0
+    assert promtool(version, "test", "rules", str(tmp_path / "test.yml")).returncode != 0

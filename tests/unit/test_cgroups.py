@@ -125,6 +125,58 @@ def test_pressure_is_none_where_there_is_none(tmp_path: Path) -> None:
     assert tree(tmp_path / "b", "v2").pressure("io") is None
 
 
+@pytest.mark.parametrize("version", ["v1", "v2", "hybrid"])
+def test_what_is_set_is_read_and_none_takes_it_away(tmp_path: Path, version: str) -> None:
+    group = tree(tmp_path, version)
+    group.set_cpu_limit(0.1, 100_000)
+    group.set_memory_limit(700 << 20)
+    group.set_pids_limit(99)
+    assert group.cpu_quota() == (10_000, 100_000)
+    assert (group.memory_limit(), group.pids_limit()) == (700 << 20, 99)
+    group.set_cpu_limit(None, 100_000)
+    group.set_pids_limit(None)
+    assert (group.cpu_limit(), group.pids_limit()) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "order"),
+    [(512, 700, ["memsw", "limit"]), (512, 300, ["limit", "memsw"]), (512, None, ["memsw", "limit"])],
+)
+def test_memory_alone_is_never_more_than_memory_with_swap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int, after: int | None, order: list[str]
+) -> None:
+    """The kernel refuses that: a greater limit goes to both first."""
+    group = tree(tmp_path, "v1")
+    write(tmp_path / f"memory/docker/{ID}", {"memory.memsw.limit_in_bytes": str(before << 20)})
+    written: list[str] = []
+    keep = cgroups.Cgroup._write
+
+    def note(group: cgroups.Cgroup, controller: str, name: str, text: str) -> None:
+        written.append(name.split(".")[1].split("_")[0])
+        keep(group, controller, name, text)
+
+    monkeypatch.setattr(cgroups.Cgroup, "_write", note)
+    group.set_memory_limit(None if after is None else after << 20)
+    assert written == order
+
+
+def test_swap_goes_with_the_memory_limit(tmp_path: Path) -> None:
+    group = tree(tmp_path, "v2")
+    swap = tmp_path / f"docker/{ID}/memory.swap.max"
+    swap.write_text("max")
+    group.set_memory_limit(300 << 20)
+    assert swap.read_text() == "0"
+    group.set_memory_limit(None)
+    assert swap.read_text() == "max"
+
+
+def test_group_that_has_gone_is_not_made_anew(tmp_path: Path) -> None:
+    group = tree(tmp_path, "v2")
+    (tmp_path / f"docker/{ID}/pids.max").unlink()
+    with pytest.raises(FileNotFoundError):
+        group.set_pids_limit(9)
+
+
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_no_limit_is_none(tmp_path: Path, version: str) -> None:
     group = tree(tmp_path, version)

@@ -61,7 +61,7 @@ class Machine:
         self.file("clients/c1-0.json", content)
 
     def asked(self, content: Any) -> None:
-        self.file("agent/limits/c1-0.json", content)
+        self.file("agent/limits/c1-0.json", {"link_pid": 12, **content})
 
     def event(self, **content: Any) -> None:
         with (self.state / "events.jsonl").open("a") as file:
@@ -155,6 +155,14 @@ def test_a_limit_that_the_kernel_does_not_hold_is_told(machine: Machine) -> None
     assert one(samples, "fl_client_limit_verified", limit="cpu") == 0.5
     machine.asked({"container_id": ID, "desired": DESIRED, "link": {**LINK, "down": None}})
     assert one(machine.samples(), "fl_client_limits_hold") == 0
+
+
+def test_what_was_read_of_another_process_is_not_verified(machine: Machine) -> None:
+    """The container was restarted, and no agent has looked at its new link."""
+    machine.asked({"container_id": ID, "desired": DESIRED, "link": LINK, "link_pid": 11})
+    samples = machine.samples()
+    assert one(samples, "fl_client_limits_hold") == 0
+    assert "down" not in {dict(key)["limit"] for key in samples["fl_client_limit_verified"]}
 
 
 def test_a_client_whose_link_a_trace_has_cut_runs_and_is_not_online(machine: Machine) -> None:

@@ -1,11 +1,59 @@
-"""What a person reads while a run goes on."""
+"""Who is registered with the SuperLink, and what a person reads while a run goes on."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from coldframe.control import BAR, Follower, round_line
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.server.superlink.linkstate import LinkStateFactory
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.superlink.federation import NoOpFederationManager
+
+from coldframe.control import BAR, Follower, register, round_line
+
+
+class Control:
+    """The Control API's calls about nodes, on Flower's own records in a file."""
+
+    def __init__(self, database: Path) -> None:
+        self.link = LinkStateFactory(str(database), NoOpFederationManager(), ObjectStoreFactory()).state()
+
+    def ListNodes(self, request: Any) -> Any:
+        """All that are registered."""
+        return SimpleNamespace(nodes_info=self.link.get_node_info(owner_aids=["me"]))
+
+    def RegisterNode(self, request: Any) -> Any:
+        """Refuses a key that the records have."""
+        node_id = self.link.create_node("me", "me", request.public_key, 30.0, name=request.name)
+        return SimpleNamespace(node_id=node_id)
+
+    def UnregisterNode(self, request: Any) -> Any:
+        """Keeps the record."""
+        self.link.delete_node("me", request.node_id)
+
+
+def test_a_client_that_has_left_the_roster_may_come_back_with_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLDFRAME_STATE", str(tmp_path))
+    control: Any = Control(tmp_path / "superlink.db")
+    openssh = (serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    keys = [ec.generate_private_key(ec.SECP384R1()).public_key().public_bytes(*openssh) for _ in range(2)]
+    roster = [
+        {"name": f"c1-{k}", "machine": "c1", "partition_id": k, "public_key": key.decode()}
+        for k, key in enumerate(keys)
+    ]
+    assert register(control, roster)["added"] == ["c1-0", "c1-1"]
+    assert len(register(control, roster[:1])["removed"]) == 1
+    assert register(control, roster)["added"] == ["c1-1"]
+    assert register(control, roster) == {"changed": False, "added": [], "removed": []}
+    nodes = json.loads((tmp_path / "nodes.json").read_text())
+    assert sorted(item["name"] for item in nodes.values()) == ["c1-0", "c1-1"]
 
 
 def append(path: Path, **event: object) -> None:

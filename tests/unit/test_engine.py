@@ -151,3 +151,23 @@ def test_link_is_online_while_its_device_is_up(machine: tuple[Path, Path]) -> No
     assert links.online("veth1", machine[1])
     (machine[1] / "veth1" / "flags").write_text("0x1002")
     assert not links.online("veth1", machine[1])
+
+
+def test_delayed_link_is_shaped_and_read_by_one_process_each_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What netem does is left to tc."""
+    calls: list[tuple[list[str], str]] = []
+
+    def run(command: list[str], text: str = "") -> str:
+        calls.append((command, text))
+        return json.dumps([{"kind": "netem", "options": {"delay": {"delay": 0.025}}}])
+
+    monkeypatch.setattr(links, "run", run)
+    monkeypatch.setattr(links, "online", lambda device: True)
+    wanted = {"down": None, "up": None, "delay": 0.05, "online": True}
+    ways = links.write(7, "veth1", wanted, links.NOTHING)
+    assert [way["delay"] for way in ways] == [0.025, 0.025]
+    netem = "qdisc replace dev {} root handle 2: netem limit 10000 delay 25000us\nqdisc show dev {}\n"
+    assert calls == [
+        (["tc", "-j", "-batch", "-"], netem.format("veth1", "veth1")),
+        (["nsenter", "-t", "7", "-n", "tc", "-j", "-batch", "-"], netem.format("eth0", "eth0")),
+    ]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,6 +219,51 @@ def test_nothing_grows_over_sixty_tasks(started: Federation, app: Path) -> None:
     assert [answer["parent"] for answer in answers if "parent" in answer] == [first["parent"]] * 59
     assert after.files == before.files
     assert after.memory - before.memory < 3e6
+
+
+def test_fork_that_the_kernel_refuses_costs_one_task_and_not_the_zygote(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(zygote, "_libc", SimpleNamespace(prctl=lambda *_: 0))
+    monkeypatch.setattr(zygote, "preload", lambda modules: modules)
+    monkeypatch.setattr(zygote, "thread_count", lambda: 1)
+    monkeypatch.setattr(zygote, "_fork", refuse)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    serving = threading.Thread(target=zygote.serve, args=(theirs, [], {}))
+    serving.start()
+    with ours:
+        assert json.loads(ours.recv(zygote.PACKET))["event"] == "ready"
+        for task in (1, 2):
+            ours.sendall(json.dumps({"do": "launch", "task": task, "spec": {}}).encode())
+            answer = json.loads(ours.recv(zygote.PACKET))
+            assert (answer["event"], answer["task"]) == ("failed", task)
+            assert "temporarily unavailable" in answer["reason"]
+    serving.join(5)
+    assert not serving.is_alive()
+
+
+def test_a_zygote_that_is_killed_with_an_order_unread_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel does that to one at its memory limit; its end of the socket is reset then, not closed."""
+    process = subprocess.Popen(["sleep", "60"])
+    zygotes = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)]
+    waiting = iter([(ours, process) for ours, _ in zygotes])
+    monkeypatch.setattr(executor, "_start_zygote", lambda _: next(waiting))
+    monkeypatch.setattr(executor, "RESTART_SECONDS", 0.01)
+    warm = executor.WarmExecutor([], None)
+    for _, theirs in zygotes:
+        theirs.sendall(json.dumps({"event": "ready", "modules": []}).encode())
+    wait_until(lambda: warm._ready, 5, "the first is not ready")
+    zygotes[0][0].sendall(b"{}")
+    process.kill()
+    zygotes[0][1].close()
+    wait_until(lambda: warm._control is zygotes[1][0] and warm._ready, 5, "there is no second one")
+    warm._closing = True
+    zygotes[1][1].close()
+    warm._keeper.join(5)
+    assert not warm._keeper.is_alive()
 
 
 def test_a_zygote_that_dies_is_replaced_and_its_task_is_one_failed_task(

@@ -56,8 +56,15 @@ def header(user: str, password: str) -> str:
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
-def test_the_guard_admits_the_right_password_alone() -> None:
-    guard = exposition.Guard([f"coldframe:{bcrypt('right')}\n", "\n"])
+def write_users(directory: Path, password: str) -> Path:
+    """Write the file of who may read; its path."""
+    path = directory / "users"
+    path.write_text(f"coldframe:{bcrypt(password)}\n\n")
+    return path
+
+
+def test_the_guard_admits_the_right_password_alone(tmp_path: Path) -> None:
+    guard = exposition.Guard(write_users(tmp_path, "right"))
     for _ in range(2):
         assert guard.admits(header("coldframe", "right"))
         for wrong in (
@@ -72,6 +79,16 @@ def test_the_guard_admits_the_right_password_alone() -> None:
             header("other", "right"),
         ):
             assert not guard.admits(wrong), wrong
+
+
+def test_a_new_password_holds_at_once_and_the_old_one_no_more(tmp_path: Path) -> None:
+    guard = exposition.Guard(write_users(tmp_path, "old"))
+    assert guard.admits(header("coldframe", "old"))
+    write_users(tmp_path, "new")
+    assert not guard.admits(header("coldframe", "old"))
+    assert guard.admits(header("coldframe", "new"))
+    (tmp_path / "users").unlink()
+    assert guard.admits(header("coldframe", "new"))
 
 
 def write_certificate(directory: Path, days: int = 30) -> Path:
@@ -104,8 +121,8 @@ def port(tmp_path: Path) -> Iterator[int]:
     server = exposition.Server(
         ("127.0.0.1", 0),
         lambda: "b 1\n",
-        exposition.Guard([f"coldframe:{bcrypt('right')}"]),
-        exposition.encrypted(certificate, tmp_path / "machine.key"),
+        exposition.Guard(write_users(tmp_path, "right")),
+        exposition.Identity(certificate, tmp_path / "machine.key"),
     )
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -135,6 +152,21 @@ def test_the_server_demands_tls_and_password_and_keeps_the_connection(port: int,
         plain.request("GET", "/metrics", headers={"Authorization": header("coldframe", "right")})
         with pytest.raises((http.client.HTTPException, ConnectionError)):
             plain.getresponse()
+
+
+def test_a_renewed_certificate_is_shown_to_new_connections(port: int, tmp_path: Path) -> None:
+    def shown() -> str:
+        return ssl.get_server_certificate(("localhost", port), timeout=10).strip()
+
+    first = (tmp_path / "machine.crt").read_text().strip()
+    assert shown() == first
+    key = (tmp_path / "machine.key").read_bytes()
+    renewed = write_certificate(tmp_path).read_text().strip()
+    fitting = (tmp_path / "machine.key").read_bytes()
+    (tmp_path / "machine.key").write_bytes(key)  # of the old certificate
+    assert shown() == first
+    (tmp_path / "machine.key").write_bytes(fitting)
+    assert shown() == renewed != first
 
 
 def test_the_end_of_a_certificate_is_shown_and_read_anew_when_it_is_renewed(tmp_path: Path) -> None:

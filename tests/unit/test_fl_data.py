@@ -49,8 +49,20 @@ def test_a_folder_of_idx_files_becomes_the_same_arrays(tmp_path: Path, gzipped: 
         assert np.array_equal(np.load(target / f"{name}.npy"), array)
     manifest = json.loads((target / "manifest.json").read_text())
     assert manifest["samples"] == {"train": 20, "test": 5}
-    assert manifest["source"] == "folder"
+    assert manifest["source"].startswith("folder /")
     assert manifest["classes"] == 10
+
+
+def test_data_of_another_folder_or_of_none_is_not_taken_for_that_of_this_one(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_idx_folder(tmp_path / name, gzipped=False)
+    root = tmp_path / "root"
+    data.prepare("mnist", root, folder=tmp_path / "a")
+    assert data.is_prepared("mnist", root, tmp_path / "a")
+    assert not data.is_prepared("mnist", root, tmp_path / "b")
+    assert not data.is_prepared("mnist", root)
+    data.prepare("mnist", root, folder=tmp_path / "b")
+    assert data.is_prepared("mnist", root, tmp_path / "b")
 
 
 def test_a_prepared_folder_is_a_source_itself(tmp_path: Path) -> None:

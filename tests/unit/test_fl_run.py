@@ -206,8 +206,9 @@ def test_a_reply_carries_what_the_client_did_and_on_what(start: Start) -> None:
     assert set(reply["metrics"]) == {"train_loss", "train_accuracy"}
     assert set(reply["system"]) == {
         *("cpu_limit", "memory_limit", "threads", "train_seconds", "throttled_share", "memory_peak"),
-        *("samples_per_second", "cpu_seconds", "cpu_pressure"),
+        *("samples_per_second", "cpu_seconds", "cpu_pressure", "task_seconds"),
     }
+    assert reply["system"]["task_seconds"] > reply["system"]["train_seconds"]
     assert reply["bytes_down"] == reply["bytes_up"] > 4 * 7850
     evaluated = of(journal, "reply", phase="evaluate", round=1)
     assert sum(e["examples"] for e in evaluated) == 600

@@ -4,6 +4,8 @@ import json
 import multiprocessing
 from pathlib import Path
 
+import pytest
+
 from coldframe.journal import Journal, Tail, read_journal
 
 
@@ -85,6 +87,18 @@ def test_a_tail_gives_each_event_once_and_waits_for_the_end_of_a_line(tmp_path: 
     assert tail.new() == [{"event": "b"}, {"event": "c"}]
     assert not tail.fresh
     assert tail.new() == []
+
+
+def test_a_tail_gives_a_long_file_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coldframe.journal.AT_ONCE", 40)
+    path = tmp_path / "events.jsonl"
+    path.write_text("".join(json.dumps({"number": number}) + "\n" for number in range(10)))
+    tail = Tail(path)
+    pieces = []
+    while piece := tail.new():
+        pieces.append([entry["number"] for entry in piece])
+    assert [number for piece in pieces for number in piece] == list(range(10))
+    assert len(pieces) > 2
 
 
 def test_a_tail_begins_anew_where_the_file_is_another_one(tmp_path: Path) -> None:

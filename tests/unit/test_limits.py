@@ -97,6 +97,7 @@ def test_differences_know_what_a_kernel_rounds(key: str, asked: Any, held: Any, 
         ({"cpu": 2.5}, "the machine's 2 cores"),
         ({"memory": 320 << 20}, "-e memory=331m"),
         ({"pids": 10}, "40 processes"),
+        ({"down": 4}, "type -e down=1kbit"),
         ({"delay": 0.05}, "netem"),
         ({"loss": 1.0, "jitter": 0.0}, "netem"),
     ],
@@ -110,7 +111,7 @@ def test_what_cannot_be_is_refused_with_what_to_type(wanted: dict[str, Any], wor
 def test_force_goes_below_what_is_in_use() -> None:
     use = {"memory": 300 << 20, "pids": 40}
     assert limits.refusals({"memory": 1 << 20, "pids": 1}, use, 2, False, force=True) == []
-    assert limits.refusals({"memory": 330 << 20, "pids": 40, "cpu": 2, "delay": 0.1}, use, 2, True) == []
+    assert limits.refusals({"memory": 330 << 20, "pids": 72, "cpu": 2, "delay": 0.1}, use, 2, True) == []
     assert limits.refusals({"memory": 1 << 20}, {}, 2, True) == []  # it does not run
 
 
@@ -181,3 +182,13 @@ def test_what_stands_is_removed_before_something_else_takes_its_place() -> None:
 def test_burst_grows_with_the_rate() -> None:
     [call] = limits.shape("eth0", limits.one_way({"up": 1_000_000_000}, "up"), ())
     assert call[call.index("burst") + 1] == "1250000"
+
+
+def test_engines_words_are_understood_and_zero_is_none() -> None:
+    told = limits.engine_update({"cpu": 0.1, "memory": 700 << 20, "pids": 99})
+    assert limits.engine_limits(told) == {"cpu": 0.1, "memory": 700 << 20, "pids": 99}
+    nothing = {"CpuQuota": 0, "Memory": 0, "PidsLimit": None}
+    assert limits.engine_limits(nothing) == dict.fromkeys(limits.CONTROL_GROUP)
+    assert limits.engine_limits(limits.engine_update(dict.fromkeys(limits.CONTROL_GROUP))) == (
+        dict.fromkeys(limits.CONTROL_GROUP)
+    )

@@ -56,8 +56,8 @@ def machine(name="one", groups=("fl_server", "fl_clients"), settings=None, **cha
     return Machine(name=name, groups=frozenset(groups), settings=settings or {}, **own)
 
 
-def client(cpu=1.0, memory=GB):
-    return {"cpu": cpu, "memory": memory}
+def client(cpu=1.0, memory=GB, profile=None, **limits):
+    return {"name": "c-0", "cpu": cpu, "memory": memory, "profile": profile, **limits}
 
 
 def only(findings):
@@ -71,7 +71,7 @@ def test_a_healthy_machine_has_no_findings():
     assert checks.check_addresses([one]) == []
     assert checks.check_answers([one]) == []
     assert checks.check_identity([one]) == []
-    assert checks.check_architectures([one], "one") == []
+    assert checks.check_architectures([one], "one", "x86_64") == []
     assert checks.check_clock(one) + checks.check_platform(one) + checks.check_disk(one) == []
     assert checks.check_memory(one, [client()] * 3) == []
     assert checks.check_ports(one, "coldframe", {"fl_port": 9092}) == []
@@ -142,8 +142,10 @@ def test_a_machine_that_does_not_answer_is_named_with_the_error_and_the_command_
 
 
 def test_a_missing_sudo_password_can_be_asked_for():
-    silent = machine("here", facts=None, failure="Missing sudo password")
+    silent = machine("here", facts=None, failure="Missing sudo password", local=True)
     assert "type -K too, and Ansible asks for the password" in only(checks.check_answers([silent]))
+    silent = machine("far", facts=None, failure="Missing sudo password")
+    assert "log in as root (ansible_user)" in only(checks.check_answers([silent]))
 
 
 def test_one_machine_under_two_names():
@@ -207,12 +209,19 @@ def test_another_system_is_warned_of_where_the_engine_is_missing():
 
 def test_a_mix_of_architectures_is_refused():
     mixed = [machine("pc"), machine("pi", ("fl_clients",), arch="aarch64")]
-    finding = checks.check_architectures(mixed, "pc")[0]
+    finding = checks.check_architectures(mixed, "pc", "x86_64")[0]
     assert (finding.machine, finding.problem) == (
         "pi",
         "it is arm64, and pc, which builds the image, is amd64",
     )
-    assert checks.check_architectures(mixed[1:], "pi") == []
+    assert checks.check_architectures(mixed[1:], "pi", "aarch64") == []
+
+
+def test_an_image_of_another_architecture_than_the_controllers_is_refused():
+    pi = machine("pi", arch="aarch64")
+    assert "run ansible-playbook on a machine that is arm64, such as pi" in only(
+        checks.check_architectures([pi], "pi", "x86_64")
+    )
 
 
 def test_too_little_disk_for_the_image():
@@ -221,6 +230,24 @@ def test_too_little_disk_for_the_image():
     assert checks.check_disk(machine(disk_free=2 * GB, docker=docker(image=True))) == []
     assert checks.check_disk(machine(settings={"fl_min_disk": GB}, disk_free=2 * GB)) == []
     assert "900 GB needed" in only(checks.check_disk(machine(settings={"fl_min_disk": 900 * GB})))
+
+
+def test_limits_of_a_client_that_the_machine_cannot_give():
+    """They come from a profile most of the time."""
+    assert checks.check_limits(machine(), [client(4.0), client(0.05, down=10**6)]) == []
+    message = only(checks.check_limits(machine(), [client(5.41, profile="phone-high")]))
+    assert "cpu=5.41 (profile phone-high on this machine), and there are 4 cores" in message
+    assert "0.05 or more" in only(checks.check_limits(machine(), [client(0.04, profile="raspberry-pi-3")]))
+    message = only(checks.check_limits(machine(netem=False), [client(delay=0.05, profile="dsl")]))
+    assert "fl_client_delay: 0 in the inventory" in message
+    assert checks.check_limits(machine(), [client(delay=0.05, profile="dsl")]) == []
+
+
+def test_a_profile_on_a_machine_that_is_not_calibrated_is_warned_of():
+    assert "calibrate.yml" in checks.warn_profiles(machine(), [client(), client(profile="laptop")])[0]
+    assert checks.warn_profiles(machine(), [client()]) == []
+    calibrated = machine(calibration={"steps_per_second": 10.0})
+    assert checks.warn_profiles(calibrated, [client(profile="laptop")]) == []
 
 
 def test_too_little_memory_for_the_limits():
@@ -336,3 +363,20 @@ def test_findings_are_numbered_through_and_stand_by_machine():
         "  3. d",
         "     -> type d",
     ]
+
+
+def test_the_server_is_reached_by_ipv4_or_by_name():
+    server = machine("srv", ["fl_server"], host="fd00::1", address="fd00::1")
+    other = machine("c1", ["fl_clients"], host="192.0.2.2", address="192.0.2.2")
+    assert "fd00::1 is of IPv6: set its fl_address to a name" in only(checks.check_addresses([server, other]))
+
+
+def test_ports_that_are_taken_inside_the_servers_container_are_refused():
+    message = only(checks.check_ports(machine(), "coldframe", {"fl_port": 9095, "prometheus_port": 9091}))
+    assert "fl_port=9095 is a port that the server's container needs inside" in message
+    assert "type -e fl_port=9195" in message
+
+
+@pytest.mark.parametrize("name", ["data", "build", "bridge"])
+def test_a_federation_is_not_named_like_what_lies_beside_it(name, tmp_path):
+    assert "type -e fl_federation=lab" in only(checks.check_controller({}, {"fl_federation": name}, tmp_path))

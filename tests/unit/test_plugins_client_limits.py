@@ -1,31 +1,97 @@
-"""The module talks to a real agent over its socket; a file of its own, since it imports Ansible."""
+"""The action client_limits: a request reaches the agent and its answer the task, by the module or past it."""
 
 from __future__ import annotations
 
+import json
+import os
+import socketserver
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from test_agent import Bench, bench  # noqa: F401 (a fixture)
+import pytest
+import yaml
 
-from coldframe.agent import Server
-from plugins.modules.client_limits import ask
+ROOT = Path(__file__).parents[2]
+ANSWERS: dict[str, dict[str, Any]] = {
+    "set": {"clients": {"a": {"changed": True, "before": {"cpu": 1}, "desired": {"cpu": 0.5}}}},
+    "undo": {"refused": {"a": ["no", "not now"], "b": ["no"]}},
+    "status": {"error": "the engine does not answer"},
+}
 
 
-def test_socket_answers_a_line_with_a_line(
-    bench: Bench,  # noqa: F811
-    tmp_path: Path,
+class Agent(socketserver.ThreadingUnixStreamServer):
+    """Stands for the agent: keeps what it is asked."""
+
+    def __init__(self, path: Path) -> None:
+        self.seen: list[dict[str, Any]] = []
+        super().__init__(str(path), Handler)
+
+
+class Handler(socketserver.StreamRequestHandler):
+    """One request."""
+
+    server: Agent
+
+    def handle(self) -> None:
+        """Answer by what is to be done."""
+        request = json.loads(self.rfile.readline())
+        self.server.seen.append(request)
+        self.wfile.write(json.dumps(ANSWERS[request["do"]]).encode() + b"\n")
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[Agent]:
+    server = Agent(tmp_path / "agent.sock")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("pipelining", [True, False], ids=["past the wrapper", "by the module"])
+def test_request_reaches_the_agent_and_its_answer_the_task(
+    agent: Agent, tmp_path: Path, pipelining: bool
 ) -> None:
-    path = tmp_path / "s"
-    server = Server(path, bench.agent)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        assert oct(path.stat().st_mode)[-3:] == "600"
-        answer = ask(str(path), {"do": "status"}, 5)
-        assert answer["clients"]["a"]["holds"]
-        assert "knows set" in ask(str(path), {"do": "dance"}, 5)["error"]
-        assert "cannot be read" in ask(str(path), {"do": "set"}, 5)["error"]
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    """What it changed, what it refused, that it failed, and that nobody is there."""
+    path = str(agent.server_address)
+    change = {"action": "set", "stamp": 7.5, "limits": {"a": {"cpu": 0.5}}, "duration": 60}
+    asked = [
+        {"socket": path, **change},
+        {"socket": path, "action": "undo", "stamp": 8, "clients": ["a", "b"]},
+        {"socket": path},
+        {"socket": f"{path}.gone"},
+    ]
+    tasks = [
+        {"client_limits": words, "register": f"answer{k}", "ignore_errors": True}
+        for k, words in enumerate(asked)
+    ]
+    keep = {"content": "{{ [answer0, answer1, answer2, answer3] | to_json }}", "dest": f"{tmp_path}/answers"}
+    play = {"hosts": "all", "gather_facts": False, "tasks": [*tasks, {"ansible.builtin.copy": keep}]}
+    (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
+    command = [str(Path(sys.executable).with_name("ansible-playbook")), str(tmp_path / "play.yml")]
+    done = subprocess.run(
+        [*command, "-i", "here,", "-c", "local", "--diff", "-vvv"],
+        cwd=ROOT,
+        env={**os.environ, "ANSIBLE_PIPELINING": str(pipelining)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ("python3 -I -" in done.stdout) == pipelining
+    changed, refused, failed, gone = json.loads((tmp_path / "answers").read_text())
+    request = {"limits": {"a": {"cpu": 0.5}}, "stamp": 7.5, "check": False, "duration": 60.0, "force": False}
+    assert agent.seen == [
+        {"do": "set", **request},
+        {"do": "undo", "stamp": 8.0, "check": False, "clients": ["a", "b"]},
+        {"do": "status"},
+    ]
+    assert changed["changed"] and changed["clients"] == ANSWERS["set"]["clients"]
+    assert "+a: cpu=0.5" in done.stdout
+    assert refused["failed"] and refused["msg"] == "- a, b: no\n- a: not now\n\nNothing was changed."
+    assert failed["failed"] and failed["msg"] == "the engine does not answer"
+    assert gone["failed"] and f"no agent answers at {path}.gone" in gone["msg"]

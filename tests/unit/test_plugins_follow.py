@@ -1,18 +1,15 @@
 """Tests of the follow action: lines come while the command runs, and the command outlives who follows it."""
 
 import base64
-import json
-import os
-import pty
 import re
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from plugins.action.follow import Output, poll_script, read_poll, start_script
+from tests.unit.plays import on_terminal, one_task
 
 ROOT = Path(__file__).parents[2]
 BAR = '\x1e{"done":%d,"total":4,"text":"round %d"}'
@@ -99,22 +96,7 @@ def playbook(tmp_path):
     """Make a playbook of one follow task; the command line that plays it and its environment."""
 
     def make(arguments, **keywords):
-        tasks = [
-            {"name": "Follow it", "follow": arguments, "register": "r", **keywords},
-            {"ansible.builtin.debug": {"var": "r.rc"}},
-        ]
-        play = [{"hosts": "all", "gather_facts": False, "connection": "local", "tasks": tasks}]
-        (tmp_path / "play.yml").write_text(json.dumps(play), encoding="utf-8")
-        environment = {
-            **os.environ,
-            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            "ANSIBLE_CALLBACK_PLUGINS": str(ROOT / "plugins" / "callback"),
-            "ANSIBLE_STDOUT_CALLBACK": "coldframe",
-            "TMPDIR": str(tmp_path),
-            "TERM": "xterm",
-        }
-        binary = str(Path(sys.executable).parent / "ansible-playbook")
-        return [binary, "-i", "one,", str(tmp_path / "play.yml")], environment
+        return one_task(tmp_path, {"name": "Follow it", "follow": arguments, **keywords})
 
     return make
 
@@ -143,20 +125,9 @@ def test_lines_appear_in_a_pipe_while_the_command_runs(playbook, tmp_path):
 def test_a_terminal_sees_a_bar_while_the_command_runs(playbook):
     script = 'for i in 1 2 3 4; do printf \'\\036{"done":%d,"total":4,"text":"r"}\\n\' $i; sleep 0.6; done'
     command, environment = playbook({"cmd": script})
-    reader, writer = pty.openpty()
-    with subprocess.Popen(command, env=environment, stdout=writer, stderr=writer, stdin=writer) as process:
-        os.close(writer)
-        text, first = b"", 0.0
-        while True:
-            try:
-                data = os.read(reader, 65536)
-            except OSError:
-                break
-            text += data
-            first = first or (time.monotonic() if b"[======  " in text else 0.0)
-        assert time.monotonic() - first > 1
-    os.close(reader)
-    assert process.returncode == 0
+    code, text, seconds = on_terminal(command, environment, b"[======  ")
+    assert code == 0
+    assert seconds > 1
     assert b"\r    [========================] 100%  r\x1b[K" in text
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -88,12 +89,26 @@ def preflight(tmp_path, free_port):
 def test_a_good_inventory_passes_and_returns_typed_values(preflight):
     code, output, plan = preflight("rounds=3", "strategy_args={}")
     assert code == 0, output
+    assert re.search(r"inventory.json -e fl_port=\d+$", plan["verb_arguments"])
     assert (plan["run"]["rounds"], plan["run"]["train"], plan["run"]["strategy_args"]) == (3, True, {})
     assert plan["run_config"]["num-server-rounds"] == 3
     assert [client["name"] for client in plan["roster"]] == ["one-0", "one-1", "one-2"]
     assert {client["memory"] for client in plan["roster"]} == {384 << 20}
     assert plan["oversubscribed"] is False
     assert plan["changed"] is False
+
+
+def test_what_describes_the_federation_has_to_be_typed_with_every_later_verb_too(preflight):
+    """Else throttle.yml would look at three of five clients."""
+    code, output, plan = preflight("rounds=3", "fl_client_count=5", '{"fl_client_cpu": 0.1}')
+    assert code == 0, output
+    assert "inventory.json -e fl_client_count=5 -e fl_client_cpu=0.1" in plan["verb_arguments"]
+
+
+def test_a_builder_that_is_no_machine_is_refused(preflight):
+    code, output, _ = preflight("fl_image_builder=tow")
+    assert code != 0
+    assert "fl_image_builder=tow is no machine of the inventory -> name one" in " ".join(output.split())
 
 
 def test_every_bad_input_is_found_in_one_go(preflight, tmp_path):

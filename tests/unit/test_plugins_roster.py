@@ -81,7 +81,7 @@ def test_a_list_sets_each_client_and_the_machine_the_rest():
             fl_client_count=9,
             fl_client_memory="512m",
             fl_client_pids="128",
-            fl_client_list=[{"name": "slow", "cpu": "0.25", "profile": "pi4"}, {"memory": "2g"}],
+            fl_client_list=[{"name": "slow", "cpu": "0.25", "profile": "raspberry-pi-4"}, {"memory": "2g"}],
         )
     }
     slow, other = coldframe_roster(["a"], hostvars)
@@ -90,9 +90,42 @@ def test_a_list_sets_each_client_and_the_machine_the_rest():
         0.25,
         512 << 20,
         128,
-        "pi4",
+        "raspberry-pi-4",
     )
     assert (other["name"], other["cpu"], other["memory"], other["profile"]) == ("a-1", 1.0, 2 << 30, None)
+
+
+def test_a_profile_is_the_baseline_and_a_given_limit_beats_it():
+    """Of the machine or of the list; a delay of zero takes the profile's away."""
+    pi = {"cpu": 0.66, "memory": 4 << 30, "pids": 256}
+    hostvars = {
+        "a": machine(fl_client_profile="raspberry-pi-4"),
+        "b": machine(fl_client_profile="raspberry-pi-4,dsl", fl_client_memory="1g", fl_client_delay=0),
+        "c": machine(
+            fl_client_list=[{"profile": "raspberry-pi-4", "cpu": 0.5, "up": "10mbit"}, {"memory": "2g"}]
+        ),
+    }
+    clients = coldframe_roster(["a", "b", "c"], hostvars)
+    assert [{key: client[key] for key in roster.LIMITS if key in client} for client in clients] == [
+        pi,
+        {**pi, "memory": 1 << 30, "down": 1_500_000, "up": 384_000},
+        {**pi, "cpu": 0.5, "up": 10_000_000},
+        {"cpu": 1.0, "memory": 2 << 30, "pids": 256},
+    ]
+    baseline = json.loads(roster.state_files(clients, "fed")["b-0.json"])["baseline"]
+    assert baseline == {**pi, "memory": 1 << 30, "down": 1_500_000, "up": 384_000}
+
+
+def test_a_profiles_cores_are_those_of_a_reference_machine():
+    """A machine that trains half as fast as the reference gives twice as many of its cores."""
+    slow = {"cpus": 4, "calibration": {"steps_per_second": 8.6}}
+    clients = coldframe_roster(["a"], {"a": {"machine_facts": slow, "fl_client_profile": "raspberry-pi-4"}})
+    assert clients[0]["cpu"] == pytest.approx(1.32)
+
+
+def test_a_profile_that_is_not_known_is_refused_with_the_nearest():
+    with pytest.raises(AnsibleFilterError, match=r"a-0 has the profile raspbery-pi-4.*mean raspberry-pi-4\?"):
+        coldframe_roster(["a"], {"a": machine(fl_client_profile="raspbery-pi-4")})
 
 
 def test_two_clients_of_one_name_are_refused():

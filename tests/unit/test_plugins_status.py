@@ -94,7 +94,10 @@ def test_machine_whose_agent_does_not_answer_holds_nothing() -> None:
 
 
 def test_inventory_of_a_run_joins_registration_limits_and_machines() -> None:
-    """A client that has left the roster keeps its line, without limits; so does a machine that is silent."""
+    """A client that has left the roster keeps its line, without limits; so does a machine that is silent.
+
+    An engine that preflight did not find yet is known from the fetching of the logs.
+    """
     registered = [
         {"name": name, "machine": "c1", "partition_id": i} for i, name in enumerate(("c1-0", "c1-1"))
     ]
@@ -106,13 +109,13 @@ def test_inventory_of_a_run_joins_registration_limits_and_machines() -> None:
         "kernel": "6.1",
         "docker": {"version": "26"},
     }
-    hostvars = {"srv": {"machine_facts": facts}, "c1": {}}
+    hostvars = {"srv": {"machine_facts": facts}, "c1": {"coldframe_engine_version": {"stdout": "27"}}}
     groups = {"fl_machines": ["srv", "c1"], "fl_server": ["srv"], "fl_clients": ["srv", "c1"]}
     found = coldframe_inventory(registered, roster, groups, hostvars)
     assert [(client["name"], client["cpu"]) for client in found["clients"]] == [("c1-0", 0.5), ("c1-1", None)]
     machine, silent = found["machines"]
     assert (machine["roles"], machine["cores"], machine["docker"]) == (["server", "clients"], 2, "26")
-    assert (silent["name"], silent["cores"]) == ("c1", None)
+    assert (silent["name"], silent["cores"], silent["docker"]) == ("c1", None, "27")
 
 
 def test_registration_joins_roster_and_public_keys() -> None:

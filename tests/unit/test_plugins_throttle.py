@@ -18,6 +18,7 @@ from plugins.filter.throttle import (
 )
 from plugins.module_utils import throttle
 from plugins.module_utils.checks import Machine
+from plugins.module_utils.profiles import profile_limits
 from plugins.module_utils.variables import Finding, cast, check_names
 from plugins.modules.client_limits import build, difference, refusal
 
@@ -152,7 +153,7 @@ def test_table_shows_before_asked_and_kernel() -> None:
         "verified": {"cpu": 0.1, "memory": 1 << 30},
         **{"running": True, "holds": True, "revert_at": None},
     }
-    requests = {"c1": {"limits": {"c1-0": {"cpu": 0.1}}}}
+    requests = {"c1": {"action": "set", "limits": {"c1-0": {"cpu": 0.1}}}}
     hostvars = {"c1": {"coldframe_throttled": {"clients": {"c1-0": answer}}}}
     lines = coldframe_throttle_text(requests, hostvars)
     assert lines[1].split() == ["c1-0", "cpu", "0.4", "0.1", "0.1", "holds"]
@@ -160,8 +161,22 @@ def test_table_shows_before_asked_and_kernel() -> None:
     assert "DOES NOT HOLD" in coldframe_throttle_text(requests, hostvars)[1]
     answer |= {"running": False, "before": None, "verified": None}
     assert coldframe_throttle_text(requests, hostvars)[1].endswith("holds from its start")
-    undone = coldframe_throttle_text({"c1": {}}, hostvars)
+    undone = coldframe_throttle_text({"c1": {"action": "undo"}}, hostvars)
     assert undone == ["Every client has its baseline already."]
+    assert coldframe_throttle_text({"c1": {"action": ""}}, hostvars) == []
+
+
+def test_trace_is_announced_unless_something_later_has_won() -> None:
+    trace = {"name": "walk.csv", "start": 0, "length": 120.0, "speed": 10.0, "loop": True}
+    requests = {"c1": {"action": "trace", "trace": trace}}
+    answer = {"superseded": False}
+    hostvars = {"c1": {"coldframe_throttled": {"clients": {"c1-0": answer}}}}
+    assert "for 12.0 s, again and again" in coldframe_throttle_text(requests, hostvars)[0]
+    assert "Nothing was changed" in coldframe_throttle_text(requests, hostvars, True)[0]
+    answer["superseded"] = True
+    assert coldframe_throttle_text(requests, hostvars) == [
+        "A later trace or undo won: walk.csv is not replayed for c1-0."
+    ]
 
 
 @pytest.mark.parametrize(
@@ -178,6 +193,16 @@ def test_proof_tells_a_limit_that_bites_from_one_that_was_not_reached(
     for word in verdicts:
         assert text.count(word) == verdicts.count(word)
     assert "no limit" in text
+
+
+def test_proof_names_who_could_not_be_measured() -> None:
+    desired = {"cpu": 0.1, "down": 1e7, "up": None}
+    proof = {"cpu": 0.1, "throttled_share": 0.9, "down": 1e7, "up": 0.0, "desired": desired}
+    lost = {"problem": "restarted meanwhile", "desired": desired}
+    hostvars = {"c1": {"coldframe_proof": {"clients": {"c1-0": lost, "c1-1": proof}}}}
+    text = coldframe_proof_text(["c1"], hostvars)
+    assert any("c1-0" in line and "restarted meanwhile" in line for line in text)
+    assert any("c1-1" in line and "proven" in line for line in text)
 
 
 @pytest.mark.parametrize(
@@ -252,6 +277,6 @@ def test_every_profile_can_be_given_to_a_client() -> None:
     profiles = yaml.safe_load(path.read_text())["coldframe_profiles"]
     assert len(profiles) == 14
     for name in profiles:
-        limits = throttle.profile_limits(name, profiles)
+        limits = profile_limits(name, profiles)
         assert limits.get("cpu", 1) >= 0.05
         assert limits.get("memory", 1 << 40) >= throttle.MEMORY_FLOOR

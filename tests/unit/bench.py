@@ -1,0 +1,172 @@
+"""An agent with all that stands around it: the engine, the kernel's control groups as a directory, and tc."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coldframe import limits, links
+from coldframe.agent import Agent
+from coldframe.engine import EngineError
+
+BASELINE = {"cpu": 0.4, "memory": 1 << 30, "pids": 256}
+V1 = {
+    "cpu": {
+        "cpu.cfs_period_us": "100000",
+        "cpu.cfs_quota_us": "40000",
+        "cpu.stat": "nr_periods 0\nnr_throttled 0",
+    },
+    "cpuacct": {"cpuacct.usage": "0"},
+    "memory": {
+        "memory.limit_in_bytes": str(1 << 30),
+        "memory.usage_in_bytes": str(300 << 20),
+        "memory.stat": "",
+    },
+    "pids": {"pids.max": "256", "pids.current": "40"},
+}
+V2 = {
+    "": {
+        **{"cpu.max": "40000 100000", "cpu.stat": "usage_usec 0\nnr_periods 0\nnr_throttled 0"},
+        **{"memory.max": str(1 << 30), "memory.current": str(300 << 20), "memory.stat": ""},
+        **{"pids.max": "256", "pids.current": "40"},
+    }
+}
+
+
+class Engine:
+    """Stands for Docker: what it is told it remembers, and it reaches the files of the control group, of
+    either version."""
+
+    def __init__(self, tree: Path, version: int, names: list[str]) -> None:
+        self.tree, self.version = tree, version
+        self.pids = {name: 100 + index for index, name in enumerate(names)}
+        self.started = dict.fromkeys(names, "1")
+        self.updates: list[tuple[str, dict[str, int]]] = []
+        self.known: dict[str, dict[str, int]] = {}
+        self.broken: set[str] = set()
+        if version == 2:
+            (tree / "cgroup.controllers").parent.mkdir(parents=True, exist_ok=True)
+            (tree / "cgroup.controllers").write_text("cpu memory pids")
+        for name in names:
+            self.reset(name)
+
+    def reset(self, name: str) -> None:
+        """Make the control group of a container that has just been made."""
+        self.known[name] = {"CpuPeriod": 100_000, "CpuQuota": 40_000, "Memory": 1 << 30, "PidsLimit": 256}
+        for controller, files in (V1 if self.version == 1 else V2).items():
+            folder = self.tree / controller / "docker" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for file, text in files.items():
+                (folder / file).write_text(text)
+
+    def clients(self) -> dict[str, str]:
+        """Names are ids here."""
+        return {name: name for name in self.pids}
+
+    def inspect(self, container_id: str) -> dict[str, Any]:
+        """What the agent reads of it."""
+        pid = self.pids[container_id]
+        return {
+            "Id": container_id,
+            "State": {"Pid": pid, "Running": pid > 0, "StartedAt": self.started[container_id]},
+            "HostConfig": dict(self.known[container_id]),
+        }
+
+    def update(self, container_id: str, changes: dict[str, int]) -> None:
+        """Write what the kernel would hold: all that is known, as Docker does."""
+        if container_id in self.broken:
+            raise EngineError("device or resource busy")
+        self.updates.append((container_id, changes))
+        known = self.known[container_id]
+        known |= changes
+        quota, memory, pids = known["CpuQuota"], known["Memory"], known["PidsLimit"]
+        self.file(container_id, "cpu").write_text(str(quota) if self.version == 1 else f"{quota} 100000")
+        self.file(container_id, "memory").write_text(str(memory))
+        self.file(container_id, "pids").write_text(str(pids))
+
+    def file(self, container_id: str, limit: str) -> Path:
+        """The file of a limit."""
+        v1 = {"cpu": "cpu.cfs_quota_us", "memory": "memory.limit_in_bytes", "pids": "pids.max"}
+        v2 = {"cpu": "cpu.max", "memory": "memory.max", "pids": "pids.max"}
+        if self.version == 1:
+            return self.tree / limit / "docker" / container_id / v1[limit]
+        return self.tree / "docker" / container_id / v2[limit]
+
+
+class Links:
+    """Stands for tc: what is written is what is read."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.state: dict[str, dict[str, Any]] = {}
+        monkeypatch.setattr(links, "device_of", lambda pid: f"veth{pid}")
+        monkeypatch.setattr(links, "read", self.read)
+        monkeypatch.setattr(links, "write", self.write)
+        monkeypatch.setattr(links, "online", lambda device: self.state.get(device, {}).get("online", True))
+        monkeypatch.setattr(links, "has_netem", lambda: False)
+
+    def read(self, pid: int, device: str) -> links.Ways:
+        wanted = self.state.get(device, {})
+        down, up = (limits.one_way(wanted, way) | {"kinds": ()} for way in ("down", "up"))
+        return down, up
+
+    def write(self, pid: int, device: str, wanted: dict[str, Any], ways: links.Ways) -> links.Ways:
+        assert ways == self.read(pid, device)
+        self.state[device] = dict(wanted)
+        return self.read(pid, device)
+
+
+class Bench:
+    """An agent with two clients, and what stands around it."""
+
+    def __init__(self, root: Path, version: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root = root / "federation"
+        (self.root / "clients").mkdir(parents=True)
+        for name in ("a", "b"):
+            self.baseline(name, BASELINE)
+        self.engine = Engine(root / "cgroup", version, ["a", "b"])
+        self.links = Links(monkeypatch)
+        self.agent = self.start()
+
+    def start(self) -> Agent:
+        """Start an agent anew, as after a crash."""
+        agent = Agent(self.root, self.engine, self.root.parent / "cgroup")  # type: ignore[arg-type]
+        agent.refresh()
+        return agent
+
+    def baseline(self, name: str, values: dict[str, Any]) -> None:
+        """What the deployment writes."""
+        path = self.root / "clients" / f"{name}.json"
+        path.write_text(json.dumps({"name": name, "partition_id": 0, "baseline": values}))
+
+    def set(self, stamp: float = 1.0, clients: tuple[str, ...] = ("a", "b"), **more: Any) -> dict[str, Any]:
+        """Ask for limits."""
+        options = {key: more.pop(key) for key in ("duration", "force", "check") if key in more}
+        return self.agent.answer(
+            {"do": "set", "stamp": stamp, "limits": dict.fromkeys(clients, more), **options}
+        )
+
+    def undo(self, stamp: float = 9.0, check: bool = False) -> dict[str, Any]:
+        """Ask for the baseline."""
+        return self.agent.answer({"do": "undo", "stamp": stamp, "clients": ["a", "b"], "check": check})
+
+    def held(self, name: str = "a") -> limits.Limits:
+        """What the kernel holds."""
+        found = self.agent.read(self.agent.clients[name])
+        assert found is not None
+        return found
+
+    def tick(self, now: float | None = None) -> None:
+        """Let the agent look around once."""
+        self.agent.stale = True
+        self.agent.refresh()
+        self.agent.tick(time.time() if now is None else now)
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """All events."""
+        path = self.root / "events.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
