@@ -31,6 +31,10 @@ BAR_WIDTH = 24
 CHUNK = 49152  # bytes of output fetched at once
 HOLD = 10  # seconds that one poll waits on the target for new output; it looks every half second
 PATIENCE = 120  # seconds without a connection before the machine is given up; the command runs on meanwhile
+GONE = {
+    "lost": "the command is gone from the machine without an exit code: killed, or a restart",
+    "unreachable": f"the machine has not answered for {PATIENCE} s; the command runs on there",
+}
 TAIL = 20  # lines of output repeated in a failure's message
 
 # The command's own shell. Its end is written under another name first: a reader never sees half of it.
@@ -215,11 +219,8 @@ class ActionModule(ActionBase):
             columns=display.columns or 79,
         )
         state = self._watch(directory, output)
-        if state == "lost":  # not raised: Ansible does not ask `failed_when` about what is raised
-            message = (
-                "the command is gone from the machine without an exit code: killed, or a restart. "
-                f"Its last lines:\n{_tail(output.lines)}"
-            )
+        if state in GONE:  # not raised: Ansible does not ask `failed_when` about what is raised
+            message = f"{GONE[state]}. Its last lines:\n{_tail(output.lines)}"
             return {**result, "failed": True, "changed": args["changed"], "msg": message}
         self._low_level_execute_command(f"rm -rf -- {shlex.quote(directory)}")
         rc = int(state)
@@ -255,7 +256,7 @@ class ActionModule(ActionBase):
                 polled = read_poll(answer["stdout"])
             except AnsibleConnectionFailure:
                 if time.monotonic() - heard > PATIENCE:
-                    raise
+                    return "unreachable"
                 polled = None
             if polled is None:
                 if time.monotonic() - heard > PATIENCE:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -21,7 +23,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugi
 
 from plugins.filter.monitoring import PORT, coldframe_ports
 from plugins.filter.roster import build_roster, coldframe_run_config
-from plugins.module_utils import checks, throttle
+from plugins.module_utils import checks, standing, throttle
 from plugins.module_utils.checks import Machine
 from plugins.module_utils.variables import (
     INVENTORY,
@@ -37,20 +39,28 @@ from plugins.module_utils.variables import (
 display = Display()
 
 ROOT = Path(__file__).resolve().parents[2]
+ROLES = "roles/*/defaults/main.yml"
 GROUPS = ("fl_server", "fl_clients", "fl_monitor")
 FEDERATION = "coldframe"
 PROVISIONAL = ("partition_id", "num_partitions")  # the server's machine gives the ids, and remembers them
+# What a deployment is made from, besides the variables.
+SOURCES = ("site.yml", "coldframe", "group_vars", "playbooks", "plugins", "roles")
+DATA_SOURCES = ("fl/data.py", "fl/sources.py", "roles/fl_data")
 LINK = Finding(
     "group_vars is not loaded: playbooks/group_vars is no link to ../group_vars in this checkout",
     "type ln -sfn ../group_vars playbooks/group_vars",
 )
 
 
-def names_on_disk(root: Path) -> set[str]:
-    """Every variable that a role or group_vars defines: an ``-e`` may override it."""
+STANDS = "The federation stands as described: nothing to deploy (-e redeploy=true looks at everything anew)."
+
+
+def names_on_disk(root: Path, *patterns: str) -> set[str]:
+    """Every variable that files define; those of roles and group_vars an ``-e`` may override."""
     names: set[str] = set()
-    for path in [*root.glob("roles/*/defaults/main.yml"), *root.glob("group_vars/all/*.yml")]:
-        names.update(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    for pattern in patterns:
+        for path in root.glob(pattern):
+            names.update(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
     return names
 
 
@@ -89,7 +99,7 @@ class ActionModule(ActionBase):
         names = [str(name) for name in groups.get("fl_machines", [])]
         extra = {str(name): value for name, value in load_extra_vars(self._loader).items()}
 
-        findings = check_names(verb, extra, names_on_disk(ROOT))
+        findings = check_names(verb, extra, names_on_disk(ROOT, ROLES, "group_vars/all/*.yml"))
         warnings: list[str] = []
         machines, raw, found = _machines(names, groups, hostvars, extra)
         findings += found
@@ -107,9 +117,13 @@ class ActionModule(ActionBase):
         warnings += checks.warn_foreign_app(values, extra, RUN_CONFIG_KEYS)
 
         limited = bool(context.CLIARGS.get("subset"))
-        # throttle.yml may look at a part of the machines; every other verb needs the whole federation.
-        if not (verb == "throttle" and limited):
+        # These may look at a part of the machines; every other verb needs the whole federation.
+        if not (verb in ("throttle", "calibrate") and limited):
             findings += checks.check_shape(machines)
+        if limited and verb in ("site", "run", "teardown"):
+            findings.append(
+                Finding(f"{verb}.yml is about the whole federation, and --limit hides a part", "leave it out")
+            )
         roster: list[dict[str, Any]] = []
         oversubscribed = False
         # Numbers that are none were found above; a roster made from them would only repeat that.
@@ -123,10 +137,13 @@ class ActionModule(ActionBase):
             findings += check_clients(values, len(roster))
             findings += checks.check_addresses(machines)
 
-        if verb not in ("status", "teardown"):
-            findings += checks.check_answers(machines)
-        else:
-            warnings += [str(finding) for finding in checks.check_answers(machines)]
+        # An earlier run can be fetched or stopped, too, while other machines than the server are away.
+        spared = "" if not (values.get("collect") or values.get("stop")) else server.name if server else ""
+        for finding in checks.check_answers(machines):
+            if verb in ("status", "teardown") or (spared and finding.machine != spared):
+                warnings.append(str(finding))
+            else:
+                findings.append(finding)
         answered = [m for m in machines if m.facts]
         monitor = next((m.name for m in machines if "fl_monitor" in m.groups), server.name if server else "")
         if verb == "site":
@@ -135,6 +152,9 @@ class ActionModule(ActionBase):
                 (server.settings.get("fl_image_builder") if server else "") or (server.name if server else "")
             )
             findings += checks.check_architectures(answered, builder)
+            if builder not in (names := [machine.name for machine in machines]):
+                problem = f"fl_image_builder={builder} is no machine of the inventory"
+                findings.append(Finding(problem, f"name one of {', '.join(names)}"))
         # site.yml renews it by itself.
         if verb in ("run", "throttle", "status") and server:
             state = Path(str(hostvars[server.name].get("coldframe_controller_state", ""))).expanduser()
@@ -146,8 +166,11 @@ class ActionModule(ActionBase):
                 findings += checks.check_platform(machine)
                 findings += checks.check_disk(machine)
                 findings += checks.check_memory(machine, clients)
+                findings += checks.check_limits(machine, clients)
+                warnings += checks.warn_profiles(machine, clients)
                 warnings += checks.warn_platform(machine)
-                federation = machine.settings.get("fl_federation", FEDERATION)
+                common = server.settings.get("fl_federation", FEDERATION) if server else FEDERATION
+                federation = machine.settings.get("fl_federation", common)
                 findings += checks.check_ports(
                     machine, federation, _ports(machine, server, monitor, hostvars)
                 )
@@ -171,6 +194,19 @@ class ActionModule(ActionBase):
             message = f"{checks.render(findings)}\n\nNothing was changed."
             return {**result, "failed": True, "changed": False, "msg": message}
         run_config = coldframe_run_config(values, oversubscribed) if verb in ("site", "run") else {}
+        deployment: dict[str, Any] = {}
+        if verb in ("site", "run") and server:
+            state = Path(str(hostvars[server.name]["coldframe_controller_state"])).expanduser()
+            deployment = _deployment(machines, roster, values, extra, hostvars)
+            deployment |= _standing(machines, deployment, state)
+            anew = values.get("redeploy") or values.get("rotate_keys") or self._task.check_mode
+            if anew or verb == "run":
+                deployment["standing"] = False
+            renew = hostvars[server.name].get("fl_pki_renew_days", checks.CERTIFICATE_DAYS)
+            if not checks.certificates_last(state / "pki", int(str(renew)), datetime.now(UTC)):
+                deployment["standing"] = False
+            if deployment["standing"]:
+                display.display(STANDS)
         return {
             **result,
             "changed": False,
@@ -178,7 +214,9 @@ class ActionModule(ActionBase):
             "run_config": run_config,
             "roster": [{k: v for k, v in client.items() if k not in PROVISIONAL} for client in roster],
             "oversubscribed": oversubscribed,
+            **deployment,
             "requests": requests,
+            "verb_arguments": _typed(extra),
             "stamp": time.time(),
             "warned": warnings,
         }
@@ -257,6 +295,65 @@ def _machines(
         )
         raw[name] = {**values, "machine_facts": facts if answered else None}
     return machines, raw, findings
+
+
+def _deployment(
+    machines: list[Machine],
+    roster: list[dict[str, Any]],
+    run: Mapping[str, Any],
+    extra: Mapping[str, Any],
+    hostvars: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Digests of all that the federation, and the run's data set if it has one, are made from."""
+    names = sorted({*INVENTORY, *names_on_disk(ROOT, ROLES), "ansible_host"})
+    given = {
+        m.name: [sorted(m.groups), (m.facts or {}).get("address"), given_values(hostvars, m.name, names)[0]]
+        for m in machines
+    }
+    typed = {name: value for name, value in extra.items() if name not in VERBS["site"]}
+    sources = standing.sources_digest(ROOT, SOURCES)
+    server = next(m for m in machines if "fl_server" in m.groups)
+    data = [run["dataset"], *(server.settings.get(name) for name in ("fl_data_dir", "fl_data_source"))]
+    data.append(standing.sources_digest(ROOT, DATA_SOURCES))
+    return {
+        "plan": standing.digest_of([sources, given, roster, typed]),
+        "data_plan": "" if run["app"] else standing.digest_of(data),
+    }
+
+
+def _standing(machines: list[Machine], deployment: Mapping[str, str], state: Path) -> dict[str, bool]:
+    """Say whether the federation stands as its last deployment left it, and whether the data set does."""
+    noted = [(m.facts or {}).get("deployment") or {"noted": {}, "found": {}} for m in machines]
+    here = {"noted": standing.read_record(state), "found": standing.look(state)}
+    plan, data_plan = deployment["plan"], deployment["data_plan"]
+    return {
+        "standing": all(standing.stands(item["noted"], item["found"], plan) for item in [*noted, here]),
+        "data_standing": not data_plan
+        or all(standing.data_stands(item["noted"], item["found"], data_plan) for item in noted),
+    }
+
+
+# Settings of the inventory that may be typed, and then belong to every later verb about that federation.
+DESCRIBING = ("fl_federation", "fl_client_", "fl_address", "fl_port", "fl_metrics_port", "fl_results_dir")
+
+
+def _typed(extra: Mapping[str, Any]) -> str:
+    """What was typed besides the verb that any other verb needs too, to address the same federation."""
+    given = context.CLIARGS.get("inventory") or ()
+    here = [_short(Path(source)) if "," not in source else source for source in given]
+    words = [] if list(given) in ([], list(C.DEFAULT_HOST_LIST)) else [f"-i {source}" for source in here]
+    words += ["-K"] if context.CLIARGS.get("become_ask_pass") else []
+    for name in sorted(extra):
+        if name.startswith(DESCRIBING) and name in INVENTORY:
+            value = extra[name]
+            pair = f"{name}={value}" if isinstance(value, str | int | float) else json.dumps({name: value})
+            words.append(f"-e {shlex.quote(pair)}")
+    return " ".join(words)
+
+
+def _short(path: Path) -> str:
+    """A path as one would type it here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _login(name: str, values: Mapping[str, Any]) -> str:

@@ -13,14 +13,24 @@ from ansible.errors import AnsibleFilterError
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugins by path, not as a package
 
-from plugins.module_utils.variables import RUN_CONFIG_KEYS, format_size, parse_size
+from plugins.module_utils import profiles
+from plugins.module_utils.variables import (
+    CLIENT,
+    RUN_CONFIG_KEYS,
+    cast_value,
+    format_size,
+    nearest,
+    parse_size,
+)
 
 CLIENT_COUNT = 1
 CLIENT_MEMORY = "1g"
 CLIENT_PIDS = 256
 CPU_FLOOR = 0.05  # cores; below, a client's heartbeats suffer
 CPU_SHARE = 0.8  # of a machine's cores go to its clients: the engine, the server and ssh need the rest
-CLIENT_KEYS = ("name", "cpu", "memory", "pids", "profile")
+NETWORK = ("down", "up", "delay", "jitter", "loss")
+LIMITS = ("cpu", "memory", "pids", *NETWORK)
+CLIENT_KEYS = ("name", "profile", *LIMITS)
 CLIENT_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}", re.IGNORECASE)
 
 
@@ -65,8 +75,9 @@ def build_roster(
     -------
     list of dict
         name, machine, partition_id, num_partitions, cpu (cores; None where neither the inventory nor the
-        machine tells), memory (bytes), pids, profile. ``num_partitions`` is the highest id in use + 1:
-        where a client was taken out in between, its share of the data leaves with it.
+        machine tells), memory (bytes), pids, profile; and down, up (bit/s), delay, jitter (seconds), loss
+        (percent) where they are limited. ``num_partitions`` is the highest id in use + 1: where a client was
+        taken out in between, its share of the data leaves with it.
     """
     roster: list[dict[str, Any]] = []
     owners: dict[str, str] = {}
@@ -93,17 +104,20 @@ def build_roster(
                     "give one of them another name in fl_client_list"
                 )
             owners[name] = machine
-            cpu = _first(entry.get("cpu"), variables.get("fl_client_cpu"), fallback)
+            profile = _first(entry.get("profile"), variables.get("fl_client_profile"), "") or None
+            given = client_limits(name, profile, entry, variables)
+            default = {"cpu": fallback, "memory": CLIENT_MEMORY, "pids": CLIENT_PIDS}
+            values = {key: _first(given.get(key), default.get(key)) for key in LIMITS}
             roster.append(
                 {
                     "name": name,
                     "machine": str(machine),
-                    "cpu": None if cpu is None else float(cpu),
-                    "memory": parse_size(
-                        _first(entry.get("memory"), variables.get("fl_client_memory"), CLIENT_MEMORY)
-                    ),
-                    "pids": int(_first(entry.get("pids"), variables.get("fl_client_pids"), CLIENT_PIDS)),
-                    "profile": _first(entry.get("profile"), variables.get("fl_client_profile"), "") or None,
+                    "cpu": None if values["cpu"] is None else float(values["cpu"]),
+                    "memory": parse_size(values["memory"]),
+                    "pids": int(values["pids"]),
+                    "profile": profile,
+                    # A delay of zero is none: how one that a profile has is left out.
+                    **{key: values[key] for key in NETWORK if values[key]},
                 }
             )
 
@@ -116,6 +130,29 @@ def build_roster(
         client["partition_id"] = ids[client["name"]]
     total = max((client["partition_id"] for client in roster), default=-1) + 1
     return [{**client, "num_partitions": total} for client in roster]
+
+
+def client_limits(
+    name: str, profile: str | None, entry: Mapping[str, Any], variables: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The limits that the inventory gives a client: those of its profile, but for the ones that are given."""
+    limits = profile_of(name, profile, variables) if profile else {}
+    given = {key: _first(entry.get(key), variables.get(f"fl_client_{key}")) for key in LIMITS}
+    given = {key: value for key, value in given.items() if value is not None}
+    return limits | given | {key: cast_value(CLIENT[key], given[key]) for key in NETWORK if key in given}
+
+
+def profile_of(name: str, profile: str, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """A profile's limits on the machine of a client."""
+    table, reference = profiles.known()
+    table = variables.get("coldframe_profiles") or table
+    for part in (word.strip() for word in profile.split(",")):
+        if part not in table:
+            near = nearest(part, table)
+            remedy = f"did you mean {near}?" if near else profiles.known_names(table)
+            raise ValueError(f"client {name} has the profile {part}, which is not known: {remedy}")
+    speed = profiles.speed_of(variables.get("machine_facts"))
+    return profiles.on_machine(profiles.profile_limits(profile, table), reference, speed)
 
 
 def _first(*values: Any) -> Any:
@@ -211,7 +248,7 @@ def state_files(clients: Iterable[Mapping[str, Any]], federation: str) -> dict[s
         identity = {
             key: client[key] for key in ("name", "machine", "partition_id", "num_partitions", "profile")
         }
-        baseline = {key: client[key] for key in ("cpu", "memory", "pids")}
+        baseline = {key: client[key] for key in LIMITS if key in client}
         content = {**identity, "federation": federation, "baseline": baseline}
         files[f"{client['name']}.json"] = json.dumps(content, indent=1, sort_keys=True) + "\n"
     return files

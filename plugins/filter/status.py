@@ -10,7 +10,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugins by path, not as a package
 
-from plugins.filter.roster import coldframe_status_table
+from plugins.filter.roster import LIMITS, coldframe_status_table
 from plugins.filter.throttle import text_of
 from plugins.module_utils.checks import CERTIFICATE_DAYS
 
@@ -43,13 +43,14 @@ def coldframe_inventory(
     clients = [
         {
             **client,
-            **{key: limits.get(client["name"], {}).get(key) for key in ("cpu", "memory", "pids", "profile")},
+            **{key: limits.get(client["name"], {}).get(key) for key in (*LIMITS, "profile")},
         }
         for client in registered
     ]
     machines = []
     for name in groups["fl_machines"]:
         facts = hostvars[name].get("machine_facts") or {}
+        engine = str((hostvars[name].get("coldframe_engine_version") or {}).get("stdout") or "").strip()
         roles = [role for role in ("server", "clients", "monitor") if name in groups.get(f"fl_{role}", [])]
         machines.append(
             {
@@ -60,7 +61,7 @@ def coldframe_inventory(
                 "architecture": facts.get("arch"),
                 "system": (facts.get("os") or {}).get("pretty_name"),
                 "kernel": facts.get("kernel"),
-                "docker": (facts.get("docker") or {}).get("version"),
+                "docker": engine or (facts.get("docker") or {}).get("version"),
                 "cgroup": (facts.get("cgroup") or {}).get("version"),
             }
         )

@@ -84,13 +84,18 @@ def coldframe_refusal(requests: Mapping[str, Any], hostvars: Mapping[str, Any]) 
 def coldframe_throttle_text(
     requests: Mapping[str, Mapping[str, Any]], hostvars: Mapping[str, Any], check: bool = False
 ) -> list[str]:
-    """The limits before, asked for, and as the kernel says, for people.
+    """The limits before, asked for, and as the kernel says, for people; of a trace, when it begins. Nothing
+    where only a measurement was asked for.
 
     Parameters
     ----------
     requests : mapping
         What was asked of each machine; its ``coldframe_throttled`` holds the answer of client_limits.
     """
+    if traces := {machine: request["trace"] for machine, request in requests.items() if "trace" in request}:
+        return trace_text(traces, hostvars, check)
+    if not any(request["action"] for request in requests.values()):
+        return []
     answers: dict[str, Any] = {}
     for machine, request in requests.items():
         found = (hostvars[machine].get("coldframe_throttled") or {}).get("clients") or {}
@@ -115,6 +120,28 @@ def coldframe_throttle_text(
     return lines
 
 
+def trace_text(traces: Mapping[str, Any], hostvars: Mapping[str, Any], check: bool) -> list[str]:
+    """When a trace begins, how long it takes, and where it does not since something later has come first."""
+    trace = next(iter(traces.values()))
+    if check:
+        return [f"{trace['name']} can be replayed. Nothing was changed: --check"]
+    lost = [
+        name
+        for machine in traces
+        for name, answer in hostvars[machine]["coldframe_throttled"]["clients"].items()
+        if answer["superseded"]
+    ]
+    if lost:
+        return [f"A later trace or undo won: {trace['name']} is not replayed for {', '.join(lost)}."]
+    when = datetime.fromtimestamp(trace["start"]).strftime("%H:%M:%S")
+    seconds = round(trace["length"] / trace["speed"], 1)
+    again = ", again and again" if trace["loop"] else ""
+    return [
+        f"The agents replay {trace['name']} from {when} on, by the clock, for {seconds} s{again};",
+        "every step is an event (events.jsonl). To end it: ansible-playbook throttle.yml -e undo=true",
+    ]
+
+
 def judge(measured: float, asked: float | None, busy: bool) -> str:
     """Whether a measured use proves a limit."""
     if asked is None:
@@ -131,6 +158,11 @@ def coldframe_proof_text(machines: Iterable[str], hostvars: Mapping[str, Any]) -
         for name, proof in ((hostvars[machine].get("coldframe_proof") or {}).get("clients") or {}).items():
             desired = proof["desired"]
             cpu = desired["cpu"]
+            if "problem" in proof:
+                asked = {f"{way}_asked": text_of(way, desired[way]) for way in ("cpu", "down", "up")}
+                verdicts = {f"{way}_verdict": proof["problem"] for way in ("cpu", "down", "up")}
+                rows.append((name, {"client": name, **asked, **verdicts}))
+                continue
             row = {
                 "client": name,
                 "cpu_asked": text_of("cpu", cpu),

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from cryptography import x509
 
+from plugins.module_utils.profiles import speed_of
 from plugins.module_utils.variables import Finding, format_size, typed
 
 GB = 1 << 30
@@ -112,6 +114,9 @@ def check_addresses(machines: Sequence[Machine]) -> list[Finding]:
         others = [m.name for m in machines if "fl_clients" in m.groups and m.name != server.name]
         if "fl_server" not in server.groups or not others:
             continue
+        if ":" in server.address:
+            problem = f"the server's address {server.address} is of IPv6"
+            findings.append(Finding(problem, "set its fl_address to a name or an IPv4 address", server.name))
         unnamed = server.local and "fl_address" not in server.settings and not server.host
         if LOOPBACK.fullmatch(server.address) or unnamed:
             own = (server.facts or {}).get("address") or "192.0.2.10"
@@ -162,7 +167,10 @@ def check_answers(machines: Iterable[Machine]) -> list[Finding]:
 
 def _try(machine: Machine) -> str:
     if "sudo" in machine.failure and "password" in machine.failure:
-        return "type -K too, and Ansible asks for the password"
+        if machine.local:
+            return "type -K too, and Ansible asks for the password"
+        # Files are transferred by rsync, which cannot answer sudo's question.
+        return "log in as root (ansible_user), or let sudo ask no password there"
     return f"check that this works: {machine.login}" if machine.login else "type -vvv too, to see why"
 
 
@@ -275,10 +283,21 @@ def warn_platform(machine: Machine) -> list[str]:
     ]
 
 
-def check_architectures(machines: Sequence[Machine], builder: str) -> list[Finding]:
-    """Every machine can run the image that the builder makes."""
+def check_architectures(
+    machines: Sequence[Machine], builder: str, controller: str = platform.machine()
+) -> list[Finding]:
+    """Every machine can run the image that the builder makes of what this controller fetches for it."""
     kinds = {m.name: ARCHITECTURES.get(m.facts["arch"]) for m in machines if m.facts}
-    made = kinds.get(builder)
+    made, here = kinds.get(builder), ARCHITECTURES.get(controller, controller)
+    if made and made != here:
+        return [
+            Finding(
+                f"{builder}, which builds the image, is {made}, and this controller, which fetches its "
+                f"packages, is {here}",
+                f"run ansible-playbook on a machine that is {made}, such as {builder}",
+                builder,
+            )
+        ]
     return [
         Finding(
             f"it is {kinds[m.name]}, and {builder}, which builds the image, is {made}",
@@ -327,6 +346,52 @@ def check_memory(machine: Machine, clients: Sequence[Mapping[str, Any]]) -> list
     ]
 
 
+def check_limits(machine: Machine, clients: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """The machine can give its clients what their profiles or the inventory name."""
+    facts, findings = machine.facts or {}, []
+    for client in clients:
+        name, cpu = client["name"], client["cpu"]
+        why = f" (profile {client['profile']} on this machine)" if client["profile"] else ""
+        if cpu is not None and cpu > facts["cpus"]:
+            findings.append(
+                Finding(
+                    f"client {name} is to have cpu={cpu:g}{why}, and there are {facts['cpus']} cores",
+                    "give it less (fl_client_cpu, or cpu in fl_client_list), or another profile",
+                    machine.name,
+                )
+            )
+        if cpu is not None and cpu < 0.05:
+            findings.append(
+                Finding(
+                    f"client {name} is to have cpu={cpu:g}{why}, less than it needs to answer the server",
+                    "give it 0.05 or more (fl_client_cpu, or cpu in fl_client_list)",
+                    machine.name,
+                )
+            )
+        delayed = [key for key in ("delay", "jitter", "loss") if client.get(key)]
+        if delayed and not facts.get("netem"):
+            zeros = " and ".join(f"fl_client_{key}: 0" for key in delayed)
+            findings.append(
+                Finding(
+                    f"client {name} is to have {' and '.join(delayed)}{why}, and the kernel lacks netem",
+                    f"load it (modprobe sch_netem), or write {zeros} in the inventory",
+                    machine.name,
+                )
+            )
+    return findings
+
+
+def warn_profiles(machine: Machine, clients: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A warning if profiles take this machine's cores for reference cores."""
+    named = [client["profile"] for client in clients if client["profile"]]
+    if not named or speed_of(machine.facts):
+        return []
+    return [
+        f"{machine.name} is not calibrated, so profile {named[0]} takes its cores for reference cores: type "
+        "ansible-playbook calibrate.yml when it is deployed, and site.yml again"
+    ]
+
+
 def warn_cpu(machine: Machine, clients: Sequence[Mapping[str, Any]]) -> list[str]:
     """A warning if the machine's clients may use more CPU than there is: times are then the machine's."""
     cores = (machine.facts or {})["cpus"]
@@ -341,6 +406,11 @@ def warn_cpu(machine: Machine, clients: Sequence[Mapping[str, Any]]) -> list[str
     ]
 
 
+# Folders beside the federations' in /var/lib/coldframe, and Docker's own networks.
+TAKEN = ("data", "build", "host", "none", "bridge")
+INNER_PORTS = (9091, 9095)  # SuperLink and exporter, where the gateway listens too
+
+
 def check_ports(machine: Machine, federation: str, ports: Mapping[str, int]) -> list[Finding]:
     """Nothing but this federation's own containers holds the ports (by the variable that sets them)."""
     facts = machine.facts or {}
@@ -351,6 +421,9 @@ def check_ports(machine: Machine, federation: str, ports: Mapping[str, int]) -> 
         if twin:
             remedy = f"type -e {name}={_other(port)}"
             findings.append(Finding(f"{twin} and {name} are both {port}", remedy, machine.name))
+        elif port in INNER_PORTS and name in ("fl_port", "fl_metrics_port"):
+            problem = f"{name}={port} is a port that the server's container needs inside"
+            findings.append(Finding(problem, f"type -e {name}={_other(port)}", machine.name))
         elif not 0 < port < 65536:
             findings.append(Finding(f"{name} would be {port}", f"type -e {name}=9190", machine.name))
         if str(port) not in facts["ports"]:
@@ -382,6 +455,11 @@ def _other(port: int) -> int:
 def check_controller(values: Mapping[str, Any], settings: Mapping[str, Any], base: Path) -> list[Finding]:
     """Paths given on the controller lead to what they should; relative ones start at `base`."""
     findings = []
+    name = settings.get("fl_federation")
+    if name in TAKEN:
+        findings.append(
+            Finding(f"fl_federation={name} is the name of something else there", "type -e fl_federation=lab")
+        )
     folder = settings.get("fl_data_dir")
     if folder and not (base / Path(folder).expanduser()).is_dir():
         findings.append(
@@ -421,6 +499,13 @@ def check_controller(values: Mapping[str, Any], settings: Mapping[str, Any], bas
     if trace and not (base / Path(trace).expanduser()).is_file():
         findings.append(Finding(f"trace={trace} is no file on this machine", "type -e trace=FILE"))
     return findings
+
+
+def certificates_last(directory: Path, days: int, now: datetime) -> bool:
+    """Say whether all certificates that this controller has signed last for so many days more."""
+    signed = [*directory.glob("server.crt"), *directory.glob("machines/*.crt")]
+    ends = (x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc for path in signed)
+    return all(end - now > timedelta(days=days) for end in ends)
 
 
 def warn_certificate(path: Path, now: datetime) -> list[str]:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from plugins.module_utils.checks import Machine
+from plugins.module_utils.profiles import on_machine, profile_limits, speed_of
 from plugins.module_utils.traces import Trace, read_trace
-from plugins.module_utils.variables import VERBS, Finding, cast_value, format_size, nearest, typed
+from plugins.module_utils.variables import Finding, format_size, nearest, typed
 
 LIMITS = ("cpu", "memory", "pids", "down", "up", "delay", "jitter", "loss")
 START_DELAY = 5.0  # seconds
@@ -34,37 +35,6 @@ def choose(
     count = max(1, round(values["fraction"] * len(chosen)))
     drawn = random.Random(values["seed"]).sample(sorted(client["name"] for client in chosen), count)
     return [client for client in chosen if client["name"] in drawn], []
-
-
-def profile_limits(names: str, profiles: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The limits of a profile, or of several with commas between: those of a device and those of a network.
-
-    Raises
-    ------
-    ValueError
-        If one is not known; the message is "PROBLEM: REMEDY".
-    """
-    limits: dict[str, Any] = {}
-    for name in (part.strip() for part in names.split(",")):
-        if name not in profiles:
-            near = nearest(name, profiles)
-            known = f"known are {', '.join(profiles)}"
-            remedy = f"did you mean {near}? Type {typed('profile', near)}" if near else known
-            raise ValueError(f"profile={name} is not known: {remedy}")
-        for key, value in profiles[name].items():
-            limits[key] = cast_value(VERBS["throttle"][key], value)
-    return limits
-
-
-def relative(cpu: float, reference: float, speed: float | None) -> float:
-    """Cores of this machine that do the work of `cpu` reference cores; uncalibrated, they are the same."""
-    return round(cpu * reference / speed, 3) if speed else cpu
-
-
-def speed_of(machine: Machine) -> float | None:
-    """Training steps per second of one of the machine's cores, as calibrate.yml has measured them."""
-    calibration = (machine.facts or {}).get("calibration") or {}
-    return calibration.get("steps_per_second")
 
 
 def check_words(values: Mapping[str, Any]) -> list[Finding]:
@@ -101,8 +71,7 @@ def limits_for(
 ) -> dict[str, Any]:
     """The limits that are asked for, as they are on a machine: a value given beats the profile's."""
     limits = profile_limits(values["profile"], profiles) if values["profile"] else {}
-    if "cpu" in limits:
-        limits["cpu"] = relative(limits["cpu"], reference, speed_of(machine))
+    limits = on_machine(limits, reference, speed_of(machine.facts))
     return limits | {key: values[key] for key in LIMITS if values[key] is not None}
 
 
@@ -213,7 +182,7 @@ def plan(
         findings += [
             f for f in check_limits(limits, machine, values["force"], values["profile"]) if f not in findings
         ]
-        if values["profile"] and "cpu" in limits and not speed_of(machine):
+        if values["profile"] and "cpu" in limits and not speed_of(machine.facts):
             warnings.append(
                 f"{machine.name} is not calibrated, so profile {values['profile']} takes its cores for "
                 "reference cores: type ansible-playbook calibrate.yml"

@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 SIZE_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -274,7 +274,11 @@ RUN = _table(
 VERBS: dict[str, dict[str, Variable]] = {
     "site": {
         **RUN,
-        **_table(Variable("train", "truth", "true", True), Variable("rotate_keys", "truth", "true", False)),
+        **_table(
+            Variable("train", "truth", "true", True),
+            Variable("rotate_keys", "truth", "true", False),
+            Variable("redeploy", "truth", "true", False),
+        ),
     },
     "run": RUN,
     "throttle": _table(
@@ -309,6 +313,7 @@ CLIENT = _table(
     Variable("memory", "size", "512m", low=384 << 20),
     Variable("pids", "whole", "256", low=64),
     Variable("profile", "text", "NAME"),
+    *(VERBS["throttle"][name] for name in ("down", "up", "delay", "jitter", "loss")),
 )
 # Settings of the inventory: host variables, group variables, or -e.
 INVENTORY = _table(
@@ -316,11 +321,11 @@ INVENTORY = _table(
     Variable("fl_client_count", "whole", "3", low=0),
     Variable("fl_client_list", "entries", '[{"name": "slow", "cpu": 0.25}]'),
     *(
-        Variable(f"fl_client_{v.name}", v.kind, v.example, low=v.low, pattern=v.pattern)
-        for v in CLIENT.values()
-        if v.name != "name"
+        replace(variable, name=f"fl_client_{variable.name}")
+        for variable in CLIENT.values()
+        if variable.name != "name"
     ),
-    Variable("fl_address", "text", "192.0.2.10", pattern=r"[A-Za-z0-9][A-Za-z0-9.:-]*"),
+    Variable("fl_address", "text", "192.0.2.10", pattern=r"[A-Za-z0-9][A-Za-z0-9.-]*"),
     Variable("fl_port", "whole", "9092", low=1, high=65535),
     Variable("fl_metrics_port", "whole", "9093", low=1, high=65535),
     Variable("fl_monitoring", "truth", "true"),
@@ -335,6 +340,7 @@ INVENTORY = _table(
     Variable("fl_runtime", "choice", "warm", choices=("warm", "stock")),
     Variable("fl_image_builder", "text", "MACHINE"),
     Variable("fl_image_base_mode", "choice", "auto", choices=("auto", "registry", "debian")),
+    Variable("fl_image_registry", "text", "registry.example.org/lab", pattern=r"[A-Za-z0-9][\w.:/-]*"),
     Variable("fl_image_torch_index", "text", "URL"),
     Variable("fl_data_dir", "text", "path/to/data"),
     Variable("fl_data_source", "choice", "auto", choices=("auto", "download", "npm", "folder")),
@@ -346,6 +352,8 @@ INVENTORY = _table(
     Variable("grafana_directory", "text", "/srv/grafana", pattern=r"/.+"),
     Variable("grafana_anonymous", "truth", "true"),
     Variable("docker_engine_manage", "truth", "true"),
+    Variable("docker_engine_source", "choice", "docker", choices=("distribution", "docker")),
+    Variable("docker_engine_repository", "text", "URL"),
     Variable("docker_engine_log", "text", "/var/log/coldframe-dockerd.log"),
     Variable("docker_engine_start_timeout", "whole", "60", low=1),
 )
@@ -362,6 +370,7 @@ ALSO_CALLED = {
 }
 EMPTY_ALLOWED = (
     "fl_data_dir",
+    "fl_image_registry",
     "fl_image_torch_index",
     "fl_client_profile",
     "fl_results_dir",

@@ -83,8 +83,8 @@ clients:
     By client. For C(set) and C(undo): C(before), C(desired) and C(verified) limits (the first and last read
     from the kernel, None where the client does not run), C(holds), C(changed), C(superseded) (a request that
     began later had come first), C(revert_at). For C(prove): C(cpu), C(throttled_share), C(down), C(up) as
-    measured, and C(desired). For C(status): C(state), C(desired), C(verified), C(holds), C(use),
-    C(revert_at).
+    measured, and C(desired). For C(status): C(state), C(desired), C(verified), C(holds),
+    C(problem) (why they do not), C(use), C(revert_at).
   type: dict
   returned: success
 events:
@@ -97,6 +97,25 @@ events:
 """
 
 ACTIONS = ("set", "undo", "trace", "prove", "status", "events")
+ARGUMENTS: dict[str, Any] = {
+    "socket": {"type": "path", "required": True},
+    "action": {"type": "str", "choices": list(ACTIONS), "default": "status"},
+    "limits": {"type": "dict", "default": {}},
+    "clients": {"type": "list", "elements": "str", "default": []},
+    "stamp": {"type": "float"},
+    "duration": {"type": "float"},
+    "seconds": {"type": "float"},
+    "trace": {"type": "dict", "default": {}},
+    "since": {"type": "str"},
+    "force": {"type": "bool", "default": False},
+}
+REQUIRED_IF = [
+    ("action", "set", ("stamp", "limits")),
+    ("action", "undo", ("stamp", "clients")),
+    ("action", "trace", ("stamp", "trace")),
+    ("action", "prove", ("seconds", "clients")),
+    ("action", "events", ("since",)),
+]
 REMEDY = "type ansible-playbook site.yml -e train=false"
 PATIENCE = 60.0  # seconds beyond those that the request itself takes
 
@@ -156,52 +175,43 @@ def difference(clients: dict[str, Any]) -> dict[str, str]:
     return {"before": "\n".join([*before, ""]), "after": "\n".join([*after, ""])}
 
 
-def main() -> None:
-    """Ask, and return the answer."""
-    module = AnsibleModule(
-        {
-            "socket": {"type": "path", "required": True},
-            "action": {
-                "type": "str",
-                "choices": list(ACTIONS),
-                "default": "status",
-            },
-            "limits": {"type": "dict", "default": {}},
-            "clients": {"type": "list", "elements": "str", "default": []},
-            "stamp": {"type": "float"},
-            "duration": {"type": "float"},
-            "seconds": {"type": "float"},
-            "trace": {"type": "dict", "default": {}},
-            "since": {"type": "str"},
-            "force": {"type": "bool", "default": False},
-        },
-        required_if=[
-            ("action", "set", ("stamp", "limits")),
-            ("action", "undo", ("stamp", "clients")),
-            ("action", "trace", ("stamp", "trace")),
-            ("action", "prove", ("seconds", "clients")),
-            ("action", "events", ("since",)),
-        ],
-        supports_check_mode=True,
-    )
-    params = module.params
-    try:
-        answer = ask(params["socket"], build(params, module.check_mode), PATIENCE + (params["seconds"] or 0))
-    except (OSError, ValueError) as error:
-        module.fail_json(msg=f"no agent answers at {params['socket']} ({error}): {REMEDY}")
+def patience(params: dict[str, Any]) -> float:
+    """How many seconds to wait for the answer."""
+    return PATIENCE + (params["seconds"] or 0)
+
+
+def unanswered(path: str, error: object) -> str:
+    """What to say where there is no answer."""
+    return f"no agent answers at {path} ({error}): {REMEDY}"
+
+
+def conclude(answer: dict[str, Any], params: dict[str, Any], diff: bool) -> dict[str, Any]:
+    """The result of the task."""
     if "error" in answer:
-        module.fail_json(msg=answer["error"])
+        return {"failed": True, "msg": answer["error"]}
     if "refused" in answer:
-        module.fail_json(msg=refusal(answer["refused"]), refused=answer["refused"])
+        return {"failed": True, "msg": refusal(answer["refused"]), "refused": answer["refused"]}
     clients = answer["clients"]
     result: dict[str, Any] = {**answer, "changed": any(item.get("changed") for item in clients.values())}
     if params["action"] in ("set", "undo"):
-        if module._diff:
+        if diff:
             result["diff"] = difference(clients)
         problems = [f"- {name}: {item['problem']}" for name, item in clients.items() if item.get("problem")]
         if problems:
-            module.fail_json(msg="\n".join(problems), **result)
-    module.exit_json(**result)
+            result |= {"failed": True, "msg": "\n".join(problems)}
+    return result
+
+
+def main() -> None:
+    """Ask, and return the answer."""
+    module = AnsibleModule(ARGUMENTS, required_if=REQUIRED_IF, supports_check_mode=True)
+    params = module.params
+    try:
+        answer = ask(params["socket"], build(params, module.check_mode), patience(params))
+    except (OSError, ValueError) as error:
+        module.fail_json(msg=unanswered(params["socket"], error))
+    result = conclude(answer, params, module._diff)
+    (module.fail_json if result.pop("failed", False) else module.exit_json)(**result)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.standing import look, read_record
 
 DOCUMENTATION = r"""
 module: machine_facts
@@ -33,6 +34,19 @@ options:
     description: TCP ports; who listens on them is returned.
     type: list
     elements: int
+    default: []
+  federation:
+    description: A federation; what its last deployment has noted is returned beside what is found now.
+    type: str
+    default: ""
+  data:
+    description: The data set that a deployment brings.
+    type: str
+    default: ""
+  images:
+    description: Images that a deployment uses where it finds them.
+    type: list
+    elements: str
     default: []
 author:
   - The Coldframe authors
@@ -115,6 +129,12 @@ address:
   returned: always
 calibration:
   description: What calibrate.yml has measured and left in calibration.json below I(path); empty if nothing.
+  type: dict
+  returned: always
+deployment:
+  description: >-
+    Of I(federation), what its last deployment has C(noted) of itself (empty where there was none), and the
+    same as C(found) now.
   type: dict
   returned: always
 netem:
@@ -275,12 +295,25 @@ def netem() -> bool:
     )
 
 
+def deployment(path: str, federation: str, data: str, images: list[str]) -> dict[str, Any]:
+    """What a federation's last deployment has noted of itself, and if it has, what is found now."""
+    root = Path(path) / federation
+    noted = read_record(root) if federation else {}
+    if not noted:
+        return {"noted": {}, "found": {}}
+    directory = Path(path) / "data" / Path(data).name if data else None
+    return {"noted": noted, "found": look(root, federation, directory, images)}
+
+
 def main() -> None:
     """Read and return everything."""
     module = AnsibleModule(
         argument_spec={
             "path": {"type": "path", "default": "/var/lib/coldframe"},
             "ports": {"type": "list", "elements": "int", "default": []},
+            "federation": {"type": "str", "default": ""},
+            "data": {"type": "str", "default": ""},
+            "images": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
@@ -301,6 +334,7 @@ def main() -> None:
         machine_id=hashlib.sha256(identity.encode()).hexdigest()[:16] if identity else "",
         address=address(),
         netem=netem(),
+        deployment=deployment(*(module.params[name] for name in ("path", "federation", "data", "images"))),
         calibration=json.loads(read(f"{module.params['path']}/calibration.json") or "{}"),
         **memory(),
         **disk(module.params["path"]),
