@@ -21,7 +21,7 @@ check() { # $1: name, the rest: command
   fi
 }
 
-mapfile -t scripts < <(git grep -lE '^#!.*\b(ba)?sh\b' -- ':!*.md')
+mapfile -t scripts < <(git grep -lE '^#!.*\b(ba)?sh\b' -- ':!*.md' ':!*.py')
 syntax() { local script; for script in "${scripts[@]}"; do bash -n "$script" || return 1; done; }
 
 check "ruff" ruff check .

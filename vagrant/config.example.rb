@@ -16,7 +16,8 @@
   network: "192.168.56.0/24",
   addresses: nil,
 
-  # The box of virtual machines: a Debian or Ubuntu with Python.
+  # The box of virtual machines: a Debian or Ubuntu with Python, by its name or as a file that ends in .box.
+  # Where none is in reach, `.venv/bin/python -m tests.hosts box` makes one for libvirt and prints its path.
   box: "debian/bookworm64",
 
   # For libvirt: "kvm", or "qemu" where the processor's help is not to be had (20 to 40 times slower).

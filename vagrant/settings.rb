@@ -25,9 +25,8 @@ module Coldframe
   class Settings
     attr_reader :provider
 
-    def initialize
+    def initialize(given = File.exist?(CONFIG) ? read(CONFIG) : {})
       defaults = read(File.join(__dir__, "config.example.rb"))
-      given = File.exist?(CONFIG) ? read(CONFIG) : {}
       unknown = given.keys - defaults.keys
       unless unknown.empty?
         mistake(unknown.first, "is no setting", "the settings are #{defaults.keys.join(", ")}")
@@ -36,6 +35,7 @@ module Coldframe
       check_numbers
       check_network
       check_variables
+      check_box
       @provider = choose_provider
     end
 
@@ -70,7 +70,7 @@ module Coldframe
     end
 
     def image
-      @image ||= self[:image] || `#{File.join(__dir__, "machine", "name.sh")} trixie`.strip
+      @image ||= self[:image] || `#{File.join(__dir__, "machine", "name.sh")} container trixie`.strip
     end
 
     def create_args
@@ -78,6 +78,12 @@ module Coldframe
       arguments += ["--cpus=#{self[:cpus]}"] if self[:cpus]
       arguments += ["--memory=#{self[:memory]}m"] if self[:memory]
       arguments + ["--label=coldframe.vagrant=#{__dir__}"]
+    end
+
+    # The box's name, and the file that it comes from, if it is one.
+    def box
+      file = box_file
+      file ? ["coldframe/#{File.basename(file, ".box")}", "file://#{file}"] : [self[:box], nil]
     end
 
     # How libvirt runs virtual machines: with the processor's help where that is to be had.
@@ -187,9 +193,19 @@ module Coldframe
         mistake("#{name}: #{self[name].inspect}", "is no list of variables", "write #{name}: {} or like #{name}: {rounds: 5}") unless self[name].is_a?(Hash)
       end
       federation = variables["fl_federation"]
-      return if federation.to_s.match?(/\A[a-z][a-z0-9-]*\z/)
+      return if federation.to_s.match?(/\A[a-z][a-z0-9_]{0,30}\z/)
 
-      mistake("fl_federation: #{federation.inspect}", "is no name", 'write small letters, digits and dashes, such as "vagrant"')
+      mistake("fl_federation: #{federation.inspect}", "is no name", 'write small letters, digits and underscores, at most 31, such as "vagrant"')
+    end
+
+    def check_box
+      return if box_file.nil? || File.file?(box_file)
+
+      mistake("box: #{self[:box]}", "is no file", "write the path that `.venv/bin/python -m tests.hosts box` prints, or a box's name")
+    end
+
+    def box_file
+      File.expand_path(self[:box], __dir__) if self[:box].to_s.end_with?(".box")
     end
 
     def addresses

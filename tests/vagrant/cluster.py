@@ -66,6 +66,17 @@ class Cluster:
         """Write config.rb."""
         (self.checkout / "vagrant" / "config.rb").write_text(ruby(settings) + "\n")
 
+    def refusals(self, settings: list[dict[str, Any]], path: Path) -> list[str | None]:
+        """Return what is said to each of the settings, in one start of Vagrant; None to what is accepted."""
+        done = self.call(
+            *("env", f"MISTAKES={json.dumps(settings)}", "vagrant", "validate"),
+            folder="tests/vagrant/mistakes",
+            path=path,
+        )
+        *lines, last = done.text.splitlines()
+        assert (done.code, last) == (0, "Vagrantfile validated successfully."), done.text
+        return [json.loads(line) for line in lines]
+
     def environment(self, path: Path | None = None) -> dict[str, str]:
         """Keep what is made apart from the user's; `path` comes first on PATH."""
         found = {key: value for key, value in os.environ.items() if not key.startswith("VAGRANT_")}
@@ -99,8 +110,9 @@ class Cluster:
             yield self
         finally:
             self.vagrant("destroy", "-f")
-            for container in self.containers().values():
-                docker("rm", "--force", "--volumes", container)
+            if settings["provider"] == "docker":
+                for container in self.containers().values():
+                    docker("rm", "--force", "--volumes", container)
             signal.signal(signal.SIGTERM, before)
 
     def vagrant(self, *arguments: str, path: Path | None = None) -> Output:

@@ -40,37 +40,53 @@ def test_configuration_is_valid_for(provider: str, clone: Cluster, tmp_path: Pat
     assert (done.code, done.text.strip()) == (0, "Vagrantfile validated successfully.")
 
 
-@pytest.mark.parametrize(
-    ("settings", "problem", "remedy"),
-    [
-        ({"clients": 0}, "clients: 0", "write clients: 2"),
-        ({"addresses": ["10.9.8.7", "192.168.56.3", "192.168.56.4"]}, "10.9.8.7", "from 192.168.56.2 to"),
-        ({"clients": 9, "network": "192.168.56.0/28"}, "network", "write a larger one"),
-        ({"provider": "virtualbox"}, "virtualbox is not installed", "install VirtualBox"),
-        ({"client": 3}, "client is no setting", "clients"),
-        ({"memory": "much"}, "memory", "write memory: 3072"),
-    ],
-)
-def test_mistake_is_one_clear_message(
-    settings: dict[str, object], problem: str, remedy: str, clone: Cluster, tmp_path: Path
-) -> None:
-    """A wrong override is refused before anything is made, with what to write instead."""
-    clone.configure(**{"provider": "docker", **settings})
-    done = clone.vagrant("up", path=virtualbox(tmp_path, "echo The vboxdrv kernel module is not loaded"))
+MISTAKES: list[tuple[dict[str, object], str, str]] = [
+    ({"addresses": ["10.9.8.7", "192.168.56.3", "192.168.56.4"]}, "10.9.8.7", "from 192.168.56.2 to"),
+    ({"clients": 9, "network": "192.168.56.0/28"}, "network", "write a larger one"),
+    ({"provider": "virtualbox"}, "virtualbox is not installed", "install VirtualBox"),
+    ({"provider": "hyperv"}, "hyperv", "virtualbox, libvirt, docker"),
+    ({"client": 3}, "client is no setting", "clients"),
+    ({"memory": "much"}, "memory", "write memory: 3072"),
+    ({"box": "gone.box"}, "gone.box is no file", "tests.hosts box"),
+]
+
+
+def test_no_clients_is_one_clear_message_before_anything_is_made(clone: Cluster) -> None:
+    """`vagrant up` refuses a wrong override with what to write instead, and makes nothing."""
+    clone.configure(provider="docker", clients=0)
+    done = clone.vagrant("up")
     assert done.code != 0
     [message] = [line for line in done.text.splitlines() if line.startswith("vagrant/config.rb: ")]
-    assert problem in message
-    assert remedy in message
+    assert "clients: 0" in message
+    assert "write clients: 2" in message
     assert len(done.text.split("\n\n")) == 2, done.text  # Vagrant's own sentence, and ours
     assert not clone.inventory.exists()
     assert clone.containers() == {}
+
+
+def test_mistake_is_one_clear_message(clone: Cluster, tmp_path: Path) -> None:
+    """Each wrong override is refused in one line, with what to write instead; a right one is not."""
+    right: dict[str, object] = {"provider": "docker"}
+    lines = clone.refusals(
+        [right, *({**right, **settings} for settings, _, _ in MISTAKES)],
+        path=virtualbox(tmp_path, "echo The vboxdrv kernel module is not loaded"),
+    )
+    assert lines.pop(0) is None
+    for (settings, problem, remedy), message in zip(MISTAKES, lines, strict=True):
+        assert message is not None, settings
+        assert message.startswith("vagrant/config.rb: ")
+        assert problem in message
+        assert remedy in message
+        assert "\n" not in message
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A server and two machines of clients, containers of this machine's engine."""
     network = random.choice([subnet for subnet in free_subnets() if subnet.startswith("10.213.")])
-    settings = {"provider": "docker", "clients": len(CLIENTS), "network": network}
+    # The monitoring is another test's affair.
+    variables = {"fl_monitoring": False}
+    settings = {"provider": "docker", "clients": len(CLIENTS), "network": network, "variables": variables}
     with Cluster.clone(tmp_path_factory.mktemp("vagrant-up")).standing(settings, TRAINING) as cluster:
         yield cluster
 

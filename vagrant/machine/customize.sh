@@ -1,10 +1,8 @@
 #!/bin/sh
-# Turns a fresh Debian tree into a machine in a container: users, sshd, and the units that a container must not run.
+# Turns a fresh Debian tree into a machine: users, sshd, and an engine that waits for its role.
 set -eu
 
 root=$1
-
-install -m 0755 "$(dirname "$0")/init" "$root/usr/local/sbin/machine-init"
 
 # Users as on a real machine: no password, sudo for everything.
 for user in gardener vagrant; do
@@ -24,16 +22,10 @@ SSHD
 chroot "$root" ssh-keygen -q -A
 chroot "$root" systemctl enable ssh.service
 
-# logind stays: `reboot` needs it. The engine stays off until a role turns it on.
 chroot "$root" systemctl disable docker.service docker.socket containerd.service
 chroot "$root" systemctl set-default multi-user.target
-chroot "$root" systemctl mask \
-    systemd-udevd.service systemd-udevd-control.socket systemd-udevd-kernel.socket systemd-udev-trigger.service \
-    getty.target console-getty.service getty@.service serial-getty@.service \
-    systemd-timesyncd.service apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \
-    systemd-networkd-wait-online.service sys-kernel-debug.mount sys-kernel-tracing.mount dev-hugepages.mount \
-    systemd-firstboot.service
+chroot "$root" systemctl mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer systemd-firstboot.service
 
-# Every host gets an identity of its own at its first boot.
+# Every machine gets an identity of its own at its first boot.
 : >"$root/etc/machine-id"
 rm -f "$root/var/lib/dbus/machine-id" "$root/etc/hostname" "$root/etc/resolv.conf"

@@ -1,0 +1,14 @@
+#!/bin/sh
+# What a machine needs to be a container: a first process that mends what is missing, and none of the units that must not run.
+set -eu
+
+root=$1
+
+install -m 0755 "$(dirname "$0")/init" "$root/usr/local/sbin/machine-init"
+
+# logind stays: `reboot` needs it.
+chroot "$root" systemctl mask \
+    systemd-udevd.service systemd-udevd-control.socket systemd-udevd-kernel.socket systemd-udev-trigger.service \
+    getty.target console-getty.service getty@.service serial-getty@.service \
+    systemd-timesyncd.service \
+    systemd-networkd-wait-online.service sys-kernel-debug.mount sys-kernel-tracing.mount dev-hugepages.mount
