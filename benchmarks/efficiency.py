@@ -10,6 +10,11 @@ container of its own under the same limit and knows nothing of rounds. `efficien
 takes the speed without a limit: it counts as loss that a core in slices is slower, which no framework can
 help. What a round took is from the ServerApp's journal, from sampling to the aggregated model; the
 evaluation is the app's own matter and is left out.
+
+Its parts, of the slowest client: training as calibrated and what it took longer, the rest of the task's
+process (start, imports, loading the app and its data, model in and out), transfer (all else between sending
+the model and having the last reply: SuperLink, gateway, SuperNode), aggregation, configuration. The memory
+peak is the high-water mark of a client's control group, as the clients report it.
 """
 
 from __future__ import annotations
@@ -30,9 +35,11 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 FEDERATION = "efficiency"
+CALIBRATION = Path("/var/lib/coldframe/calibration.json")  # the machine's, whatever the federation
 CLIENTS, BATCH = 3, 32
 LIMITS = (0.25, 0.5)  # cores per client
-PARTS = ("training", "slower than calibrated", "hand-over", "aggregation", "configuration")
+PARTS = ("training", "slower than calibrated", "task", "transfer", "aggregation", "configuration")
+COLOURS = ("#4477AA", "#66CCEE", "#EE6677", "#CCBB44", "#228833", "#BBBBBB")
 
 
 class Bench:
@@ -66,12 +73,11 @@ class Bench:
         if done.returncode:
             sys.exit(f"{' '.join(command[1:])} failed:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
 
-    def speeds(self, cpu: float) -> tuple[float, float]:
-        """Training steps per CPU-second of this machine: without a limit, and under one of so many cores."""
-        self.play("calibrate.yml")
-        self.play("calibrate.yml", cpu=cpu)
-        found = json.loads(Path("/var/lib/coldframe/calibration.json").read_text())
-        return float(found["steps_per_second"]), float(found["limited"]["steps_per_second"])
+    def speed(self, cpu: float | None = None) -> float:
+        """Training steps per CPU-second of this machine: without a limit, or under one of so many cores."""
+        self.play("calibrate.yml", **({} if cpu is None else {"cpu": cpu}))
+        found = json.loads(CALIBRATION.read_text())
+        return float((found if cpu is None else found["limited"])["steps_per_second"])
 
     def journal(self) -> list[dict[str, Any]]:
         """The events of the last run."""
@@ -99,7 +105,7 @@ def figures(journal: list[dict[str, Any]], undivided: float, speed: float, cpu: 
         assert all(e["system"]["cpu_limit"] == cpu for e in trained), "another limit held"
         steps = max(-(-e["examples"] // BATCH) for e in trained)
         bound = steps / (speed * cpu)
-        slowest = max(e["system"]["train_seconds"] for e in trained)
+        last = max(trained, key=lambda e: e["system"]["train_seconds"])["system"]
         phases = event["phases"]
         total = phases["configure"] + phases["train"] + phases["aggregate"]
         rounds.append(
@@ -109,10 +115,12 @@ def figures(journal: list[dict[str, Any]], undivided: float, speed: float, cpu: 
                 "efficiency": bound / total,
                 "efficiency_of_an_undivided_core": steps / (undivided * cpu) / total,
                 "training": bound,
-                "slower than calibrated": slowest - bound,
-                "hand-over": phases["train"] - slowest,
+                "slower than calibrated": last["train_seconds"] - bound,
+                "task": last["task_seconds"] - last["train_seconds"],
+                "transfer": phases["train"] - last["task_seconds"],
                 "aggregation": phases["aggregate"],
                 "configuration": phases["configure"],
+                "client_memory_peak_mb": max(e["system"]["memory_peak"] for e in trained) / 1e6,
             }
         )
     return {key: statistics.median(item[key] for item in rounds) for key in rounds[0]}
@@ -122,11 +130,13 @@ def benchmark(bench: Bench, quick: bool) -> dict[str, Any]:
     """Measure both runtimes under both limits."""
     rounds, bound = (2, 10.0) if quick else (4, 15.0)
     results: dict[str, Any] = {}
+    undivided = 0.0
     for runtime in ("warm", "stock"):
         print(f"{runtime}: deploying", flush=True)
         bench.play("site.yml", train="false", fl_runtime=runtime)
+        undivided = undivided or bench.speed()
         for cpu in LIMITS:
-            undivided, speed = bench.speeds(cpu)
+            speed = bench.speed(cpu)  # each time anew: a machine's own speed drifts
             bench.play("throttle.yml", cpu=cpu)
             samples = CLIENTS * BATCH * round(bound * speed * cpu)
             bench.play(
@@ -144,12 +154,17 @@ def benchmark(bench: Bench, quick: bool) -> dict[str, Any]:
             print(
                 f"{runtime} at {cpu} cores: bound {found['bound']:.1f} s, round {found['round']:.1f} s, "
                 f"efficiency {found['efficiency']:.3f} "
-                f"({found['efficiency_of_an_undivided_core']:.3f} of an undivided core)",
+                f"({found['efficiency_of_an_undivided_core']:.3f} of an undivided core), "
+                f"memory peak {found['client_memory_peak_mb']:.0f} MB",
                 flush=True,
             )
     ratios = {
         f"cpu_{cpu}_warm_to_stock_efficiency": results["warm"][str(cpu)]["efficiency"]
         / results["stock"][str(cpu)]["efficiency"]
+        for cpu in LIMITS
+    } | {
+        f"cpu_{cpu}_stock_to_warm_memory_peak": results["stock"][str(cpu)]["client_memory_peak_mb"]
+        / results["warm"][str(cpu)]["client_memory_peak_mb"]
         for cpu in LIMITS
     }
     return {"figures": results, "ratios": ratios}
@@ -163,7 +178,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     axes = figure.add_subplot()
     rows = [(runtime, cpu) for runtime in results for cpu in results[runtime]]
     left = [0.0] * len(rows)
-    for part, colour in zip(PARTS, ("#4477AA", "#CCBB44", "#EE6677", "#228833", "#BBBBBB"), strict=True):
+    for part, colour in zip(PARTS, COLOURS, strict=True):
         widths = [max(0.0, results[runtime][cpu][part]) for runtime, cpu in rows]
         axes.barh(range(len(rows)), widths, left=left, label=part, color=colour)
         left = [a + b for a, b in zip(left, widths, strict=True)]
@@ -188,12 +203,15 @@ def main() -> None:
     # Ended from outside, it still removes what it has started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     where = {"cores": os.cpu_count(), "load_before": os.getloadavg()[0], "platform": platform.platform()}
+    before = CALIBRATION.read_text() if CALIBRATION.exists() else None
     with tempfile.TemporaryDirectory() as directory:
         bench = Bench(Path(directory))
         try:
             result = benchmark(bench, arguments.quick) | {"machine": where}
         finally:
             bench.play("teardown.yml", purge="true")
+            if before is not None:
+                CALIBRATION.write_text(before)
     for name, ratio in result["ratios"].items():
         print(f"{name}: {ratio:.2f}")
     if arguments.json:

@@ -10,6 +10,8 @@ returns it: an echo would flatter, its arrays are not sent twice. Train phase an
 - `ours_packed`: ours, with the model in one array, as Coldframe's own app sends it.
 - `legacy`: `start_server` and `start_client`, deprecated, without TLS: what an open connection can do.
 
+CPU time per task is that of all processes of a client: SuperNode, executor and task, the app included.
+
 Stock and ours have the same TLS, node authentication, SuperExec secrets and database file.
 """
 
@@ -48,139 +50,19 @@ from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from overhead_app import CLIENT, LEGACY_CLIENT, LEGACY_SERVER, MANIFEST, MODEL, SERVER
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINES = ("stock", "stock_without_torch", "ours", "ours_packed", "legacy")
 # Of each run the first rounds are not counted: they install the app and fill caches.
 WARMUP = {"stock": 1, "ours": 2, "legacy": 2}
-ROUNDS = {"stock": 3, "ours": 10, "legacy": 20}
-
-MANIFEST = """
-[project]
-name = "overhead"
-version = "1.0.0"
-license = { file = "LICENSE" }
-dependencies = []
-[tool.flwr.app]
-publisher = "coldframe"
-fab-include = ["/overhead/*.py", "/LICENSE"]
-[tool.flwr.app.components]
-serverapp = "overhead.server:app"
-clientapp = "overhead.client:app"
-[tool.flwr.app.config]
-rounds = 3
-warmup = 1
-clients = 3
-packed = false
-out = ""
-"""
-
-MODEL = """
-import pathlib, time
-import numpy as np
-
-def pause(out):
-    # The caches are warm: let the benchmark read its counters before the rounds that count.
-    path = pathlib.Path(out)
-    path.with_suffix(".warm").touch()
-    while not path.with_suffix(".go").exists():
-        time.sleep(0.02)
-
-SHAPES = [(32, 1, 3, 3), (32,), (64, 32, 3, 3), (64,), (128, 9216), (128,), (10, 128), (10,)]
-
-def initial(packed):
-    if packed:
-        return [np.zeros(sum(int(np.prod(shape)) for shape in SHAPES), np.float32)]
-    return [np.zeros(shape, np.float32) for shape in SHAPES]
-"""
-
-SERVER = """
-import json, time
-from flwr.app import ArrayRecord
-from flwr.serverapp import ServerApp
-from flwr.serverapp.strategy import FedAvg
-from overhead.model import initial, pause
-
-app = ServerApp()
-
-class Timed(FedAvg):
-    times = []
-    out = None
-    warmup = 0
-    def configure_train(self, *args, **kwargs):
-        if len(self.times) == self.warmup:
-            pause(self.out)
-        self.times.append(time.time())
-        return super().configure_train(*args, **kwargs)
-
-@app.main()
-def main(grid, context):
-    config = context.run_config
-    clients = config["clients"]
-    while len(list(grid.get_node_ids())) < clients:
-        time.sleep(0.2)
-    Timed.out, Timed.warmup = config["out"], config["warmup"]
-    strategy = Timed(fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients)
-    result = strategy.start(grid, ArrayRecord(initial(config["packed"])), num_rounds=config["rounds"])
-    Timed.times.append(time.time())
-    first = float(result.arrays.to_numpy_ndarrays()[0].flat[0])
-    with open(config["out"], "w") as file:
-        json.dump({"times": Timed.times, "first": first}, file)
-"""
-
-CLIENT = """
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
-app = ClientApp()
-
-@app.train()
-def train(message, context):
-    arrays = [array + 1.0 for array in message.content["arrays"].to_numpy_ndarrays()]
-    content = RecordDict({"arrays": ArrayRecord(arrays), "metrics": MetricRecord({"num-examples": 1})})
-    return Message(content, reply_to=message)
-"""
-
-LEGACY_SERVER = """
-import json, sys, time
-from flwr.common import ndarrays_to_parameters
-from flwr.server import ServerConfig, start_server
-from flwr.server.strategy import FedAvg
-sys.path.insert(0, sys.argv[1])
-from overhead.model import initial, pause
-_, _, port, clients, warmup, rounds, out = sys.argv
-times = []
-
-class Timed(FedAvg):
-    def configure_fit(self, *args, **kwargs):
-        if len(times) == int(warmup):
-            pause(out)
-        times.append(time.time())
-        return super().configure_fit(*args, **kwargs)
-
-n = int(clients)
-start_server(
-    server_address=f"127.0.0.1:{port}",
-    config=ServerConfig(num_rounds=int(rounds)),
-    strategy=Timed(
-        fraction_evaluate=0.0, min_fit_clients=n, min_available_clients=n,
-        initial_parameters=ndarrays_to_parameters(initial(False)),
-    ),
-)
-times.append(time.time())
-with open(out, "w") as file:
-    json.dump({"times": times, "first": float(rounds)}, file)
-"""
-
-LEGACY_CLIENT = """
-import sys
-from flwr.client import NumPyClient, start_client
-
-class Client(NumPyClient):
-    def fit(self, parameters, config):
-        return [array + 1.0 for array in parameters], 1, {}
-
-start_client(server_address=f"127.0.0.1:{sys.argv[1]}", client=Client().to_client(), insecure=True)
-"""
+# Rounds that are counted, up to so many clients, and how often each is measured: a stock round of 30 clients
+# takes as long as a hundred of ours.
+PLAN = {
+    3: ({"stock": 3, "ours": 10, "legacy": 20}, 2),
+    10: ({"stock": 2, "ours": 10, "legacy": 20}, 1),
+    1000: ({"stock": 1, "ours": 6, "legacy": 10}, 1),
+}
 
 
 @dataclass
@@ -260,6 +142,7 @@ def start_deployment(engine: Engine) -> None:
     engine.others.append(
         engine.spawn("server-superexec", [*superexec, "--runtime-api-address", address, *trust, *auth])
     )
+    executors = []
     for number in range(engine.clients):
         key = ec.generate_private_key(ec.SECP384R1())
         write_key(home / f"node-{number}", key, serialization.PrivateFormat.OpenSSH)
@@ -272,14 +155,15 @@ def start_deployment(engine: Engine) -> None:
             *("--port", str(port), "--isolation", "process", *auth),
         ]
         executor = ["--insecure", "--runtime-api-address", f"127.0.0.1:{port}", *auth]
+        command = ["flower-supernode", *supernode]
         if ours:
-            container = [sys.executable, "-c", CLIENT_CONTAINER, json.dumps([supernode, executor])]
-            engine.nodes.append(engine.spawn(f"supernode-{number}", container))
-        else:
-            engine.nodes.append(engine.spawn(f"supernode-{number}", ["flower-supernode", *supernode]))
+            command = [sys.executable, "-c", CLIENT_CONTAINER, json.dumps([supernode, executor])]
+        engine.nodes.append(engine.spawn(f"supernode-{number}", command))
+        executors.append((port, executor))
+    for number, (port, executor) in enumerate(executors):
         wait_for_port(port, engine.home)
         if ours:
-            engine.executors.append(child_named(engine.nodes[-1].pid, "executor"))
+            engine.executors.append(child_named(engine.nodes[number].pid, "executor"))
         else:
             engine.others.append(engine.spawn(f"executor-{number}", ["flower-superexec", *executor]))
             engine.executors.append(engine.others[-1].pid)
@@ -343,10 +227,15 @@ def start_legacy(engine: Engine, warmup: int, rounds: int) -> Path:
     return out
 
 
+def plan(clients: int) -> tuple[dict[str, int], int]:
+    """Return how many rounds of each engine are counted with so many clients, and how often."""
+    return next(entry for most, entry in PLAN.items() if clients <= most)
+
+
 def measure(name: str, clients: int, quick: bool, debug: bool = False) -> dict[str, float]:
-    """Run one engine with so many clients once and return its figures; with `debug`, the requests."""
+    """Run one engine with so many clients once and return its figures; with `debug`, requests and memory."""
     kind = name.partition("_")[0]
-    warmup, rounds = WARMUP[kind], ROUNDS[kind]
+    warmup, rounds = WARMUP[kind], plan(clients)[0][kind]
     if quick or debug:
         rounds = {"stock": 2, "ours": 6, "legacy": 10}[kind]
     with tempfile.TemporaryDirectory(prefix="overhead-") as directory:
@@ -393,7 +282,7 @@ def follow(engine: Engine, out: Path, warmup: int, rounds: int) -> dict[str, flo
     before = cpu_of_all()
     go.touch()
     pss: list[int] = []
-    wait_for(out, 0.5, lambda: pss.append(pss_bytes(client())))
+    wait_for(out, 0.05, lambda: pss.append(pss_bytes(client())) if engine.debug else None)
     time.sleep(1.0)
     spent = [end - start for start, end in zip(before, cpu_of_all(), strict=True)]
     result = json.loads(out.read_text())
@@ -409,14 +298,15 @@ def follow(engine: Engine, out: Path, warmup: int, rounds: int) -> dict[str, flo
             "superlink_requests_per_task": count_requests(engine.home / "superlink.log") / everything,
             "supernode_requests_per_task": count_requests(engine.home / "supernode-0.log")
             / (warmup + rounds),
+            "client_pss_idle_mb": pss_bytes(client()) / 1e6,
+            "client_pss_peak_mb": max(pss) / 1e6,
         }
     return {
         "seconds_per_round": statistics.median(b - a for a, b in itertools.pairwise(times)),
-        "cpu_seconds_per_task": spent[0] / tasks,
+        "cpu_seconds_per_task": (spent[0] + spent[1]) / tasks,
+        "executor_cpu_seconds_per_task": spent[0] / tasks,
         "supernode_cpu_seconds_per_task": spent[1] / tasks,
         "superlink_cpu_seconds_per_task": spent[2] / tasks,
-        "client_pss_idle_mb": pss_bytes(client()) / 1e6,
-        "client_pss_peak_mb": max(pss) / 1e6,
     }
 
 
@@ -544,16 +434,22 @@ def wait_for_port(port: int, logs: Path) -> None:
         time.sleep(0.05)
 
 
-def benchmark(counts: list[int], repeats: int, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
+def benchmark(
+    counts: list[int], repeats: int | None, quick: bool, say: Callable[[str], None]
+) -> dict[str, Any]:
     """Measure all engines in turns and return figures and ratios to stock."""
     samples: dict[str, dict[str, list[dict[str, float]]]] = {}
-    for repeat in range(repeats):
+    for repeat in range(repeats or max(plan(clients)[1] for clients in counts)):
         for clients in counts:
+            if not repeats and repeat >= plan(clients)[1]:
+                continue
             for name in ENGINES:
+                if name == "stock_without_torch" and clients > min(counts):
+                    continue  # it says what torch costs; once is enough
                 figures = measure(name, clients, quick)
                 samples.setdefault(name, {}).setdefault(str(clients), []).append(figures)
                 say(
-                    f"{repeat + 1}/{repeats}  {clients:3} clients  {name:20} "
+                    f"{repeat + 1}  {clients:3} clients  {name:20} "
                     f"{figures['seconds_per_round']:7.2f} s/round  "
                     f"{figures['cpu_seconds_per_task']:6.3f} CPU-s/task"
                 )
@@ -564,8 +460,8 @@ def benchmark(counts: list[int], repeats: int, quick: bool, say: Callable[[str],
         }
         for name, by_clients in samples.items()
     }
-    for name in ENGINES[:-1]:
-        # Apart from the others, for writing the log takes time.
+    for name in ("stock", "ours", "ours_packed"):
+        # Apart from the others, for writing the log and looking at memory take time.
         figures_of[name][str(counts[0])] |= measure(name, counts[0], quick, debug=True)
     ratios = {
         f"{clients}_clients_stock_to_{name}": figures_of["stock"][clients]["seconds_per_round"]
@@ -580,18 +476,24 @@ def draw(figures: dict[str, Any], path: Path) -> None:
     """Draw seconds per round over the number of clients."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.5, 3.6), layout="constrained")
+    figure = Figure(figsize=(6.5, 3.4), layout="constrained")
     axes = figure.add_subplot()
+    counts = sorted({int(clients) for by_clients in figures.values() for clients in by_clients})
     for name, by_clients in figures.items():
-        xs = sorted(map(int, by_clients))
-        ys = [by_clients[str(x)]["seconds_per_round"] for x in xs]
-        axes.plot(xs, ys, marker="o", markersize=4, label=name.replace("_", " "))
-    axes.set(xscale="log", yscale="log", xlabel="clients", ylabel="seconds per round")
-    axes.set_title("A round in which clients do nothing", loc="left")
-    ticks = sorted({int(clients) for by_clients in figures.values() for clients in by_clients})
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        xs = [counts.index(int(clients)) for clients in by_clients]
+        ys = [found["seconds_per_round"] for found in by_clients.values()]
+        (line,) = axes.plot(xs, ys, marker="o", markersize=4)
+        words = f"  {name.replace('_', ' ')}, {ys[-1]:.2g} s"
+        place = {"ours": "bottom", "ours_packed": "top"}.get(name, "center")  # these two lie close
+        axes.text(xs[-1], ys[-1], words, color=line.get_color(), va=place, fontsize="small")
+    axes.set(yscale="log", xlabel="clients", ylabel="seconds per round")
+    axes.set_xlim(-0.15, len(counts) - 0.25)
+    axes.set_xticks(range(len(counts)), [str(count) for count in counts])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_title("A round in which clients do nothing", loc="left", fontsize="medium")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
     figure.savefig(path, dpi=200)
 
 
@@ -611,14 +513,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="3 clients, one repeat, few rounds")
     parser.add_argument("--clients", type=int, nargs="+", help="numbers of clients (default: 3 10 30)")
-    parser.add_argument("--repeats", type=int, help="how often each is measured (default: 3)")
+    parser.add_argument(
+        "--repeats", type=int, help="how often each is measured (default: 2; 1 above 3 clients)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="where to draw them")
     arguments = parser.parse_args()
     # Ended from outside, it still ends what it has started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     counts = arguments.clients or ([3] if arguments.quick else [3, 10, 30])
-    repeats = arguments.repeats or (1 if arguments.quick else 3)
+    repeats = arguments.repeats or (1 if arguments.quick else None)
     where = machine()
     result = benchmark(counts, repeats, arguments.quick, lambda line: print(line, flush=True))
     result["machine"] = where
