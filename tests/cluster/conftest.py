@@ -1,4 +1,4 @@
-"""One lab for all cluster tests: two hosts, made once and removed at the end, also after a failure."""
+"""One lab for all cluster tests: three hosts, made once and removed at the end, also after a failure."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.lab import Lab
+from tests.cluster.three import write_inventory
 from tests.cluster.watch import FEDERATION, WatchedLab
 from tests.hosts import Hosts
 from tests.hosts.hosts import load
@@ -21,8 +22,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """Hosts `server` and `c1` with blank engines. COLDFRAME_HOSTS=<prefix> takes a standing set (make
-    hosts), for the inner loop."""
+    """Hosts `server`, `c1` and `c2` with blank engines; the inventory names the first two, unless a test
+    writes another. COLDFRAME_HOSTS=<prefix> takes a standing set (make hosts), for the inner loop."""
     directory: Path = tmp_path_factory.mktemp("lab")
     standing = os.environ.get("COLDFRAME_HOSTS")
     if standing:
@@ -30,15 +31,24 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         lab.write_inventory()
         yield lab
         return
-    with Hosts(names=["server", "c1"]) as hosts:
+    with Hosts(names=["server", "c1", "c2"]) as hosts:
         lab = Lab(hosts, directory)
         lab.write_inventory()
         yield lab
 
 
+@pytest.fixture(scope="module")
+def three_hosts(lab: Lab) -> Iterator[None]:
+    """The inventory of all three hosts; other modules find their own again, and nothing standing."""
+    write_inventory(lab)
+    yield
+    lab.clear()
+    lab.write_inventory()
+
+
 @pytest.fixture
 def federation(lab: Lab) -> Lab:
-    """The lab with a standing federation of three clients."""
+    """The lab with its inventory's federation standing."""
     lab.deploy()
     return lab
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class Lab:
 
     @property
     def inventory(self) -> Path:
-        """The inventory file: the first host is the server, the second holds the clients."""
+        """The inventory file: the first host is the server, the others hold the clients."""
         return self.directory / "lab.yml"
 
     @property
@@ -83,7 +83,7 @@ class Lab:
 
     @property
     def machine(self) -> Host:
-        """The clients' machine."""
+        """The first of the clients' machines."""
         return self.hosts[1]
 
     def on_server(self, command: str, check: bool = True) -> str:
@@ -91,13 +91,20 @@ class Lab:
         return sh(self.server, command, check)
 
     def on_machine(self, command: str, check: bool = True) -> str:
-        """Run a command on the clients' machine; its output."""
+        """Run a command on the first of the clients' machines; its output."""
         return sh(self.machine, command, check)
 
-    def write_inventory(self, clients: int = 3, **more: Any) -> None:
-        """Write the inventory with that many clients on the second host and variables for all machines."""
+    def write_inventory(
+        self, clients: int = 3, machines: Sequence[str] = ("server", "c1"), **more: Any
+    ) -> None:
+        """Write the inventory of these of the hosts, with that many clients on each but the server, and
+        variables for all of them."""
         inventory = yaml.safe_load(self.hosts.inventory())
-        variables = inventory["fl_machines"].setdefault("vars", {})
+        every = inventory["fl_machines"]
+        every["hosts"] = {name: every["hosts"][name] for name in machines}
+        for group in every["children"].values():
+            group["hosts"] = {name: None for name in machines if name in group["hosts"]}
+        variables = every.setdefault("vars", {})
         # Monitoring has tests of its own (test_monitoring.py): the others need not wait for it.
         settings = {"fl_client_count": clients, "fl_results_dir": str(self.results), "fl_monitoring": False}
         variables.update({**settings, **more})
@@ -188,6 +195,17 @@ class Lab:
         return [
             json.loads(line) for line in (self.results / "latest" / "journal.jsonl").read_text().splitlines()
         ]
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """The registered clients, as the SuperLink sees them; none while it does not answer."""
+        ask = f"docker exec {self.federation or 'coldframe'}-server python3 -m coldframe.control nodes"
+        answer = self.on_server(ask, check=False)
+        found: list[dict[str, Any]] = json.loads(answer.splitlines()[-1]) if answer.strip() else []
+        return found
+
+    def online(self) -> set[str]:
+        """The names of the clients that are connected."""
+        return {node["name"] for node in self.nodes() if node["status"] == "online"}
 
     def container(self, host: Host, name: str) -> dict[str, Any]:
         """What the engine says of a container."""

@@ -6,6 +6,7 @@ The tests run in this order and share one lab; each says which machine it hurts.
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import socket
 import ssl
@@ -16,12 +17,27 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.proto.fab_pb2 import GetFabRequest
+from flwr.proto.fleet_pb2 import PullMessagesRequest, RegisterNodeFleetRequest
+from flwr.proto.message_pb2 import PullObjectRequest
+from flwr.proto.node_pb2 import Node
+from flwr.proto.run_pb2 import GetRunRequest
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from tests.cluster.lab import ROOT, Lab, sh
+from tests.cluster.three import CLIENTS, CPU, EVERYBODY, write_inventory
 
-CLIENTS = ["c1-0", "c1-1", "c1-2"]
+pytestmark = pytest.mark.usefixtures("three_hosts")
+
+ROUNDS = 2  # of the one run on all of MNIST
+APPS = ROOT / "tests" / "cluster" / "apps"
 SUMMARY_KEYS = {
     *(
         "run_id",
@@ -38,104 +54,12 @@ SUMMARY_KEYS = {
     *("wall_seconds", "round_seconds", "model_sha256", "oversubscribed", "started", "finished", "versions"),
 }
 
-# --- blank hosts
-# ---------------------------------------------------------------------------------------------------
 
-
-@pytest.mark.parametrize(
-    ("variables", "message"),
-    [
-        ({"rounds": "abc"}, "rounds=abc"),
-        ({"fl_strategy": "fedfoo"}, "fedprox"),
-        ({"roundz": "3"}, "rounds"),
-        ({"min_train_clients": "9"}, "min_train_clients=9"),
-        ({"fl_data_dir": "/nowhere/mnist"}, "/nowhere/mnist"),
-    ],
-)
-def test_bad_input_is_refused_before_anything_changes(
-    lab: Lab, variables: dict[str, str], message: str
-) -> None:
-    """One clear message, exit code not 0, and no trace on the machines."""
-    play = lab.play("site.yml", **variables)
-    assert play.code != 0
-    assert message in play.output
-    assert "Nothing was changed." in play.output
-    assert set(play.changed.values()) == {0}
-    if not lab.deployed:
-        assert lab.on_machine("ls -A /var/lib/coldframe 2>/dev/null | wc -l").strip() == "0"
-
-
-def test_too_little_disk_is_refused_before_anything_changes(lab: Lab) -> None:
-    """Hurts c1: its /var/lib/coldframe is a small disk for the time of the test."""
-    lab.on_machine("mkdir -p /var/lib/coldframe && mount -t tmpfs -o size=50m tmpfs /var/lib/coldframe")
-    try:
-        play = lab.play("site.yml")
-    finally:
-        lab.on_machine("umount /var/lib/coldframe && rmdir --ignore-fail-on-non-empty /var/lib/coldframe")
-    assert play.code != 0
-    assert "c1" in play.output
-    assert "free" in play.output
-    assert set(play.changed.values()) == {0}
-
-
-def test_port_in_use_is_refused_before_anything_changes(lab: Lab) -> None:
-    """Hurts the server's machine: something listens on a port that is asked for."""
-    lab.on_server("systemd-run --unit=squatter python3 -m http.server 9555")
-    try:
-        lab.wait_for("the squatter", lambda: "9555" in lab.on_server("ss -ltn"))
-        play = lab.play("site.yml", fl_port="9555")
-    finally:
-        lab.on_server("systemctl stop squatter")
-    assert play.code != 0
-    assert "9555" in play.output
-    assert "fl_port" in play.output
-    assert set(play.changed.values()) == {0}
-
-
-def test_machines_that_will_not_do_are_named_with_cause_and_remedy(lab: Lab, tmp_path: Path) -> None:
-    """All at once: no answer, the wrong key, one machine twice, too little memory."""
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "key")], check=True)
-    gone = lab.server.address.rpartition(".")[0] + ".199"
-    inventory = yaml.safe_load(lab.inventory.read_text())
-    machines = inventory["fl_machines"]
-    machines["hosts"]["c1"]["ansible_ssh_private_key_file"] = str(tmp_path / "key")
-    machines["hosts"]["c1"]["ansible_ssh_args"] = "-o ControlMaster=no"  # not by a connection that is open
-    machines["hosts"]["gone"] = {"ansible_host": gone}
-    machines["hosts"]["twin"] = {"ansible_host": lab.server.address}
-    machines["hosts"]["server"]["fl_client_list"] = [{"memory": "900g"}]
-    machines["children"]["fl_clients"]["hosts"] |= {"gone": None, "twin": None, "server": None}
-    wrong = Lab(lab.hosts, tmp_path)
-    wrong.inventory.write_text(yaml.safe_dump(inventory, sort_keys=False))
-    play = wrong.play("site.yml")
-    assert play.code != 0
-    user = machines["vars"]["ansible_user"]
-    for words in (
-        "machine gone did not answer",
-        f"check that this works: ssh {user}@{gone}",
-        "machine c1 did not answer",
-        "Permission denied",
-        f"check that this works: ssh {user}@{lab.machine.address}",
-        f"machines server and twin have the same address {lab.server.address}",
-        "server and twin are one machine",
-        "its client may use 900 GB and the server 700 MB, and the machine has",
-        "give it fewer clients (fl_client_count)",
-        "Nothing was changed.",
-    ):
-        assert words in " ".join(play.output.split()), words
-    assert set(play.changed.values()) == {0}
-
-
-def test_check_mode_shows_a_deployment_and_changes_nothing(lab: Lab) -> None:
-    """--check --diff on hosts that have seen none: it passes, says what would change, and leaves no trace."""
-    if lab.deployed:
-        lab.must("teardown.yml", purge="true")
-        lab.deployed.clear()
-    play = lab.must("site.yml", "--check", "--diff")
-    assert max(play.changed.values()) > 0
-    for host in (lab.server, lab.machine):
-        assert sh(host, "ls -A /var/lib/coldframe 2>/dev/null | wc -l").strip() == "0"
-        assert sh(host, "docker ps --all --quiet 2>/dev/null | wc -l").strip() == "0"
-    assert not (lab.directory / "state" / "coldframe" / "coldframe").exists()
+def containers(lab: Lab) -> dict[str, str]:
+    """Of every running container of all hosts: which it is, and since when it runs."""
+    ask = "docker ps -q | xargs -r docker inspect -f '{{.Name}} {{.Id}} {{.State.Pid}} {{.State.StartedAt}}'"
+    lines = [(host.name, line) for host in lab.hosts for line in sh(host, ask).splitlines()]
+    return {f"{host}{line.split()[0]}": line for host, line in lines}
 
 
 # --- the main job
@@ -143,23 +67,31 @@ def test_check_mode_shows_a_deployment_and_changes_nothing(lab: Lab) -> None:
 
 
 def test_site_trains_full_mnist(lab: Lab) -> None:
-    """From blank hosts to a model: ansible-playbook site.yml -i <inventory>."""
-    play = lab.must("site.yml")
+    """From bare hosts, whose engines are not even started and have no image, to a model in one command:
+    ansible-playbook site.yml -i <inventory>."""
+    for host in lab.hosts:
+        sh(host, "systemctl disable --now docker.service docker.socket containerd.service 2>&1")
+        assert "coldframe/fl" not in sh(host, "cat /var/lib/docker/image/*/repositories.json", check=False)
+    play = lab.must("site.yml", rounds=str(ROUNDS))
     lab.deployed.add("coldframe")
+    # One image, shipped to those that do not build it.
+    images = {sh(host, "docker image ls --quiet --no-trunc coldframe/fl") for host in lab.hosts}
+    assert len(images) == 1, images
+    assert images != {""}
     summary = lab.summary()
     assert summary.keys() >= SUMMARY_KEYS
     assert summary["status"] == "completed"
     assert summary["accuracy"] >= 0.975
-    assert summary["rounds"] == len(summary["round_seconds"]) == 5
-    assert summary["clients"] == 3
+    assert summary["rounds"] == len(summary["round_seconds"]) == ROUNDS
+    assert summary["clients"] == 4
     assert summary["dataset"] == "mnist"
     assert not summary["oversubscribed"]
     # A line per round as it happens, not at the end.
-    assert play.seconds_of("round 5/5") - play.seconds_of("round 1/5") > 0.5 * sum(
+    assert play.seconds_of(f"round {ROUNDS}/{ROUNDS}") - play.seconds_of(f"round 1/{ROUNDS}") > 0.5 * sum(
         summary["round_seconds"][1:]
     )
     replies = [event for event in lab.journal() if event["event"] == "reply" and event["phase"] == "train"]
-    assert sum(event["examples"] for event in replies) == 5 * 60_000
+    assert sum(event["examples"] for event in replies) == ROUNDS * 60_000
     assert {event["client"] for event in replies} == set(CLIENTS)
 
 
@@ -188,8 +120,12 @@ def test_results_folder_holds_the_run(federation: Lab) -> None:
         assert words in report, words
     # The containers' logs, each from the machine that it ran on, since the run's start.
     logs = {str(path.relative_to(latest / "logs")) for path in latest.glob("logs/*/*")}
-    assert logs >= {"server/coldframe-server.log", *(f"c1/coldframe-{name}.log" for name in CLIENTS)}
-    assert "c1/coldframe-agent.log" in logs
+    wanted = {f"{machine}/coldframe-{name}.log" for name, machine in CLIENTS.items()}
+    assert logs == wanted | {
+        "server/coldframe-server.log",
+        "c1/coldframe-agent.log",
+        "c2/coldframe-agent.log",
+    }
     submitted = json.loads((latest / "superlink.json").read_text())["submitted"]
     lines = (latest / "logs" / "server" / "coldframe-server.log").read_text().splitlines()[1:]
     assert lines
@@ -199,20 +135,38 @@ def test_results_folder_holds_the_run(federation: Lab) -> None:
 
 def test_second_deployment_changes_nothing(federation: Lab) -> None:
     """changed=0 on every host, and no container is restarted."""
-    before = {
-        name: federation.container(federation.machine, f"coldframe-{name}")["State"] for name in CLIENTS
-    }
+    before = containers(federation)
+    assert before.keys() >= {f"{machine}/coldframe-{name}" for name, machine in CLIENTS.items()}
+    assert "server/coldframe-server" in before
+    quick = federation.must("site.yml", train="false")
+    assert "The federation stands as described: nothing to deploy" in quick.output
+    thorough = federation.must("site.yml", train="false", redeploy="true")
+    assert "nothing to deploy" not in thorough.output
+    for play in (quick, thorough):
+        assert play.changed == {"localhost": 0, "server": 0, "c1": 0, "c2": 0}, play.output
+    assert containers(federation) == before
+
+
+def test_what_somebody_changed_is_mended_by_the_next_deployment(federation: Lab) -> None:
+    """Hurts both hosts: a client's container is gone, and the gateway's configuration is another."""
+    federation.on_machine("docker rm --force coldframe-c1-1")
+    federation.on_server("echo '# mine' >>/var/lib/coldframe/coldframe/gateway/nginx.conf")
     play = federation.must("site.yml", train="false")
-    assert set(play.changed.values()) == {0}, play.output
-    for name in CLIENTS:
-        after = federation.container(federation.machine, f"coldframe-{name}")["State"]
-        assert (after["Pid"], after["StartedAt"]) == (before[name]["Pid"], before[name]["StartedAt"])
+    assert min(play.changed[host.name] for host in (federation.server, federation.machine)) > 0
+    assert federation.container(federation.machine, "coldframe-c1-1")["State"]["Running"]
+    assert "mine" not in federation.on_server("cat /var/lib/coldframe/coldframe/gateway/nginx.conf")
+    again = federation.must("site.yml", train="false")
+    assert "nothing to deploy" in again.output
+    # Removed without a goodbye, the client still counts as connected: it is let in all the same.
+    federation.wait_for("all clients", lambda: federation.online() == set(CLIENTS), 60)
+    assert federation.container(federation.machine, "coldframe-c1-1")["RestartCount"] == 0
 
 
 def test_clients_are_hardened_and_limited_as_the_inventory_says(federation: Lab) -> None:
     """What the engine says, and the kernel too."""
-    for name in CLIENTS:
-        described = federation.container(federation.machine, f"coldframe-{name}")
+    for name, machine in CLIENTS.items():
+        host = federation.hosts[machine]
+        described = federation.container(host, f"coldframe-{name}")
         host_config = described["HostConfig"]
         assert host_config["ReadonlyRootfs"]
         assert "no-new-privileges" in " ".join(host_config["SecurityOpt"])
@@ -223,18 +177,16 @@ def test_clients_are_hardened_and_limited_as_the_inventory_says(federation: Lab)
         assert host_config["CpuPeriod"] == 100_000
         assert host_config["NanoCpus"] == 0
         pid = described["State"]["Pid"]
-        status = federation.on_machine(f"cat /proc/{pid}/status")
+        status = sh(host, f"cat /proc/{pid}/status")
         assert "CapEff:\t0000000000000000" in status
         assert "NoNewPrivs:\t1" in status
         assert "Uid:\t10001" in status
-        quota = federation.on_machine(f"docker exec coldframe-{name} cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us")
-        memory = federation.on_machine(
-            f"docker exec coldframe-{name} cat /sys/fs/cgroup/memory/memory.limit_in_bytes"
-        )
-        assert int(quota) == host_config["CpuQuota"] == 53_000  # 0.8 of 2 cores for 3 clients
-        assert int(memory) == host_config["Memory"] == 1 << 30
+        quota = sh(host, f"docker exec coldframe-{name} cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us")
+        memory = sh(host, f"docker exec coldframe-{name} cat /sys/fs/cgroup/memory/memory.limit_in_bytes")
+        assert int(quota) == host_config["CpuQuota"] == 40_000
+        assert int(memory) == host_config["Memory"] == (900 << 20 if name == "small" else 1 << 30)
         with pytest.raises(Exception, match="Read-only file system"):
-            federation.on_machine(f"docker exec coldframe-{name} touch /opt/x")
+            sh(host, f"docker exec coldframe-{name} touch /opt/x")
 
 
 # --- the only door
@@ -306,6 +258,13 @@ def test_superlink_is_out_of_reach_of_a_neighbour_container(federation: Lab) -> 
     assert set(found.values()) == {404}
 
 
+def test_machines_listen_on_nothing_else(federation: Lab) -> None:
+    """All that another machine can reach is sshd, and the server's one port."""
+    listening = "ss -ltnH | awk '{print $4}' | grep -vE '^(127\\.|\\[::1\\])' | sed 's/.*://' | sort -un"
+    found = {host.name: sh(host, listening).split() for host in federation.hosts}
+    assert found == {"server": ["22", "9092"], "c1": ["22"], "c2": ["22"]}
+
+
 def test_plain_http_is_refused(federation: Lab) -> None:
     """The connection ends without an answer."""
     with pytest.raises((urllib.error.URLError, ConnectionError, socket.timeout, OSError)):
@@ -321,6 +280,59 @@ def test_old_tls_is_refused(federation: Lab) -> None:
         context.wrap_socket(plain)
 
 
+def test_stranger_outside_the_inventory_can_neither_submit_nor_register_nor_read(federation: Lab) -> None:
+    """This machine is not in the inventory; it has the authority's certificate, a key of its own and knows a
+    client's node id and a run."""
+    listed = federation.on_server("docker exec coldframe-server python3 -m coldframe.control nodes")
+    nodes = json.loads(listed.splitlines()[-1])
+    node = Node(node_id=int(nodes[0]["node_id"]))
+    run = int(federation.summary()["run_id"])
+    key = ec.generate_private_key(ec.SECP384R1())
+    client = FleetHttpClient.from_server_address(
+        f"{federation.server.address}:9092",
+        insecure=False,
+        root_certificates=(federation.directory / "state/coldframe/coldframe/pki/ca.crt").read_bytes(),
+        interceptors=[
+            RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+            NodeAuthHttpInterceptor(key, key.public_key()),
+        ],
+    )
+    calls = {
+        "messages": lambda: client.PullMessages(PullMessagesRequest(node=node)),
+        "object": lambda: client.PullObject(PullObjectRequest(node=node, run_id=run, object_id="0" * 64)),
+        "run": lambda: client.GetRun(GetRunRequest(node=node, run_id=run)),
+        "app": lambda: client.GetFab(GetFabRequest(node=node, run_id=run, hash_str="0" * 64)),
+    }
+    for path in HIDDEN:
+        command = shlex.split(curl(path, federation.server.address, "-X POST"))
+        assert subprocess.run(command, capture_output=True, text=True).stdout == "404", path
+    for what, call in calls.items():
+        with pytest.raises(httpx.HTTPStatusError) as refused:
+            call()
+        assert refused.value.response.status_code == 401, what
+    with pytest.raises(httpx.HTTPStatusError):
+        client.RegisterNode(RegisterNodeFleetRequest(public_key=public_key_to_bytes(key.public_key())))
+    client.close()
+    after = json.loads(
+        federation.on_server("docker exec coldframe-server python3 -m coldframe.control nodes").splitlines()[
+            -1
+        ]
+    )
+    assert {item["node_id"] for item in after} == {item["node_id"] for item in nodes}
+
+
+def activate(federation: Lab, key: str) -> str:
+    """What a SuperNode on the clients' machine says that has the federation's authority and this key."""
+    image = federation.container(federation.machine, "coldframe-c1-0")["Config"]["Image"]
+    return federation.on_machine(
+        f"timeout 20 docker run --rm --volume {key}:/key:ro"
+        f" --volume /var/lib/coldframe/coldframe/ca:/ca:ro {image}"
+        f" flower-supernode --superlink {federation.server.address}:9092 --root-certificates /ca/ca.crt"
+        f" --auth-supernode-private-key /key --max-retries 1 --node-config partition-id=0 2>&1",
+        check=False,
+    )
+
+
 def test_unregistered_key_is_turned_away(federation: Lab) -> None:
     """A client with a key of its own making, on a machine that has the authority's certificate."""
     image = federation.container(federation.machine, "coldframe-c1-0")["Config"]["Image"]
@@ -329,30 +341,18 @@ def test_unregistered_key_is_turned_away(federation: Lab) -> None:
         f"docker run --rm --volume /tmp/stranger:/keys {image} python3 -m coldframe.keys nodes /keys stranger"
     )
     federation.on_machine(run)
-    output = federation.on_machine(
-        f"timeout 20 docker run --rm --volume /tmp/stranger/stranger:/key:ro"
-        f" --volume /var/lib/coldframe/coldframe/ca:/ca:ro {image}"
-        f" flower-supernode --superlink {federation.server.address}:9092 --root-certificates /ca/ca.crt"
-        f" --auth-supernode-private-key /key --max-retries 1 --node-config partition-id=0 2>&1",
-        check=False,
-    )
+    output = activate(federation, "/tmp/stranger/stranger")
     assert "Failed to activate SuperNode" in output, output
     nodes = json.loads(
         federation.on_server("docker exec coldframe-server python3 -m coldframe.control nodes").splitlines()[
             -1
         ]
     )
-    assert sorted(node["name"] for node in nodes if node["status"] == "online") == CLIENTS
+    assert sorted(node["name"] for node in nodes if node["status"] == "online") == [*CLIENTS]
 
 
 # --- runs -------------------------------------------------------------------------------------------
 # ---------------
-
-
-def test_one_seed_gives_one_model(federation: Lab) -> None:
-    """Two runs with one seed have one model hash; another seed has another."""
-    hashes = [federation.run(rounds="2", seed=seed)["model_sha256"] for seed in ("7", "7", "8")]
-    assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_changed_training_code_takes_effect_without_an_image(federation: Lab, tmp_path: Path) -> None:
@@ -370,23 +370,26 @@ def test_changed_training_code_takes_effect_without_an_image(federation: Lab, tm
     assert play.code != 0
     assert "the changed code runs" in play.output + json.dumps(federation.journal())
     assert federation.on_machine("docker image ls --quiet coldframe/fl") == before
-    assert federation.run()["status"] == "completed"
 
 
-def test_dirichlet_fedprox_run(federation: Lab) -> None:
-    """Another partitioner and another strategy, with arguments."""
-    summary = federation.run(
-        rounds="2",
-        partitioner="dirichlet",
-        partitioner_args={"alpha": 0.3},
-        fl_strategy="fedprox",
-        strategy_args={"proximal_mu": 0.1},
-    )
-    assert (summary["strategy"], summary["partitioner"]) == ("fedprox", "dirichlet")
+def test_one_seed_gives_one_model(federation: Lab) -> None:
+    """Two runs with one seed have one model hash; another seed has another. With another partitioner and
+    another strategy than usual, with arguments."""
+    settings = {
+        "rounds": "2",
+        "partitioner": "dirichlet",
+        "partitioner_args": {"alpha": 0.3},
+        "fl_strategy": "fedprox",
+        "strategy_args": {"proximal_mu": 0.1},
+    }
+    summaries = [federation.run(**settings, seed=seed) for seed in ("7", "7", "8")]
+    hashes = [summary["model_sha256"] for summary in summaries]
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert {(each["strategy"], each["partitioner"]) for each in summaries} == {("fedprox", "dirichlet")}
     started = next(event for event in federation.journal() if event["event"] == "run_started")
     counts = list(started["histogram"].values())
     assert sum(map(sum, counts)) == 900
-    assert len({tuple(row) for row in counts}) == 3
+    assert len({tuple(row) for row in counts}) == 4
 
 
 def test_collect_fetches_an_earlier_run(federation: Lab) -> None:
@@ -421,94 +424,35 @@ def test_status_shows_the_federation(federation: Lab) -> None:
     assert "hold in the kernel" in table
     output = federation.must("status.yml", output="json").output
     report = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
-    assert [client["cpu_verified"] for client in report["clients"]] == [0.53] * 3
+    assert [client["cpu_verified"] for client in report["clients"]] == [CPU] * 4
     assert all(client["limits_hold"] and client["online"] == "online" for client in report["clients"])
 
 
-FOREIGN_APP = {
-    "pyproject.toml": """
-        [build-system]
-        requires = ["hatchling"]
-        build-backend = "hatchling.build"
-
-        [project]
-        name = "counting"
-        version = "1.0.0"
-        license = "Apache-2.0"
-        dependencies = ["flwr>=1.41", "numpy"]
-
-        [tool.flwr.app]
-        publisher = "somebody"
-        fab-include = ["counting/*.py"]
-
-        [tool.flwr.app.components]
-        serverapp = "counting.server_app:app"
-        clientapp = "counting.client_app:app"
-
-        [tool.flwr.app.config]
-        num-server-rounds = 1
-        step = 1.0
-    """,
-    "counting/__init__.py": '"""Counts."""',
-    "counting/client_app.py": """
-        import numpy as np
-        from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
-        from flwr.clientapp import ClientApp
-
-        app = ClientApp()
-
-        @app.train()
-        def train(msg: Message, context: Context) -> Message:
-            arrays = [a + msg.content["config"]["step"] for a in msg.content["arrays"].to_numpy_ndarrays()]
-            metrics = MetricRecord({"num-examples": 1})
-            content = RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics})
-            return Message(content=content, reply_to=msg)
-
-        @app.evaluate()
-        def evaluate(msg: Message, context: Context) -> Message:
-            value = float(np.sum(msg.content["arrays"].to_numpy_ndarrays()[0]))
-            content = RecordDict({"metrics": MetricRecord({"num-examples": 1, "sum": value})})
-            return Message(content=content, reply_to=msg)
-    """,
-    "counting/server_app.py": """
-        import numpy as np
-        from flwr.app import ArrayRecord, ConfigRecord, Context
-        from flwr.serverapp import Grid, ServerApp
-        from flwr.serverapp.strategy import FedAvg
-
-        app = ServerApp()
-
-        @app.main()
-        def main(grid: Grid, context: Context) -> None:
-            result = FedAvg(min_available_nodes=3).start(
-                grid=grid,
-                initial_arrays=ArrayRecord([np.zeros(4)]),
-                train_config=ConfigRecord({"step": context.run_config["step"]}),
-                num_rounds=int(context.run_config["num-server-rounds"]),
-            )
-            total = float(np.sum(result.arrays.to_numpy_ndarrays()[0]))
-            expected = 4 * context.run_config["step"] * context.run_config["num-server-rounds"]
-            if total != expected:
-                raise RuntimeError(f"counted {total}, expected {expected}")
-    """,
-}
-
-
-def test_foreign_app_trains(federation: Lab, tmp_path: Path) -> None:
-    """An app that knows nothing of Coldframe, with run_config passed through; it checks its own sum."""
-    for name, text in FOREIGN_APP.items():
-        path = tmp_path / "counting" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(textwrap.dedent(text).lstrip())
-    federation.must(
-        "run.yml", app=str(tmp_path / "counting"), run_config={"num-server-rounds": 2, "step": 0.5}
-    )
+# Two apps as Flower's documentation writes them: one of numpy alone, one that trains with torch.
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("counting", {"num-server-rounds": 2, "step": 0.5}),
+        ("regression", {"num-server-rounds": 2, "learning-rate": 0.2}),
+    ],
+    ids=["numpy", "torch"],
+)
+def test_foreign_app_trains(federation: Lab, name: str, config: dict[str, float]) -> None:
+    """An app that knows nothing of Coldframe, with run_config passed through; it checks its own result."""
+    federation.must("run.yml", app=str(APPS / name), run_config=config)
     summary = federation.summary()
     assert summary["status"] == "completed"
     assert summary["wall_seconds"] > 0
-    # No journal, so the report has what SuperLink and the machines have recorded.
-    report = (federation.results / "latest" / "report.html").read_text()
-    for words in ("Federated run of the app somebody/counting", "Traffic", "Wall time", *CLIENTS):
+    # No journal, so the folder has what SuperLink and the machines have recorded.
+    latest = federation.results / "latest"
+    assert (summary["rounds"], summary["accuracy"], summary["model_sha256"]) == (None, None, None)
+    assert not (latest / "model.pt").exists()
+    record = json.loads((latest / "superlink.json").read_text())
+    assert min(record["bytes_sent"], record["bytes_received"]) > 0, record
+    assert yaml.safe_load((latest / "config.yml").read_text())["run_config"] == config
+    assert (latest / "logs" / "c2" / "coldframe-small.log").stat().st_size > 0
+    report = (latest / "report.html").read_text()
+    for words in (f"Federated run of the app somebody/{name}", "Traffic", "Wall time", *CLIENTS):
         assert words in report, words
 
 
@@ -517,11 +461,10 @@ def test_foreign_app_trains(federation: Lab, tmp_path: Path) -> None:
 
 
 def test_killed_client_is_named_and_comes_back(federation: Lab) -> None:
-    """Hurts c1-1: SIGKILL of its main process in the middle of a round."""
+    """Hurts c1-1: SIGKILL of its main process in the middle of a round. It trains again in the next one."""
     pid = federation.container(federation.machine, "coldframe-c1-1")["State"]["Pid"]
-    play, wait = federation.start(
-        "run.yml", rounds="2", dataset="synthetic", local_epochs="6", round_timeout="120"
-    )
+    settings = {"rounds": "2", "dataset": "synthetic", "local_epochs": "4", "round_timeout": "120"}
+    play, wait = federation.start("run.yml", **settings, min_available_clients="4")
     federation.wait_for("the first round", lambda: "round 0/2" in play.output, 120)
     time.sleep(2)
     federation.on_machine(f"kill -9 {pid}")
@@ -530,16 +473,16 @@ def test_killed_client_is_named_and_comes_back(federation: Lab) -> None:
     assert summary["status"] == "completed"
     failure = next(item for item in summary["failures"] if item["phase"] == "train")
     assert (failure["client"], failure["round"]) == ("c1-1", 1)
-    assert federation.container(federation.machine, "coldframe-c1-1")["State"]["Running"]
-    again = federation.run(min_available_clients="3", min_train_clients="3")
-    assert again["status"] == "completed"
-    assert not again["failures"]
+    assert federation.container(federation.machine, "coldframe-c1-1")["RestartCount"] == 1
+    trained = ("reply", "train", 2)
+    events = [e for e in federation.journal() if (e["event"], e.get("phase"), e.get("round")) == trained]
+    assert {event["client"] for event in events} == set(CLIENTS)
 
 
 def test_killed_server_comes_back_with_its_state(federation: Lab) -> None:
     """Hurts the server: SIGKILL of its main process in the middle of a run."""
     described = federation.container(federation.server, "coldframe-server")
-    play, wait = federation.start("run.yml", rounds="3", dataset="synthetic", local_epochs="6")
+    play, wait = federation.start("run.yml", rounds="3", dataset="synthetic", local_epochs="4")
     federation.wait_for("the first round", lambda: "round 0/3" in play.output, 120)
     federation.on_server(f"kill -9 {described['State']['Pid']}")
     assert wait().code != 0
@@ -554,7 +497,7 @@ def test_killed_server_comes_back_with_its_state(federation: Lab) -> None:
         )
 
     federation.wait_for("the server's return", healthy)
-    assert federation.run(min_available_clients="3", min_train_clients="3")["status"] == "completed"
+    assert federation.run(**EVERYBODY)["status"] == "completed"
     output = federation.must("status.yml", output="json").output
     report = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
     broken = next(run for run in report["runs"] if run["run_id"] == summary["run_id"])
@@ -569,14 +512,17 @@ def test_killed_server_comes_back_with_its_state(federation: Lab) -> None:
 def test_teardown_purges_only_this_federation(federation: Lab) -> None:
     """A second federation on the same engines comes and goes; the first does not notice."""
     before = federation.container(federation.machine, "coldframe-c1-0")["State"]["StartedAt"]
-    second = {"fl_federation": "second", "fl_port": "9192", "fl_client_count": "2", "fl_client_cpu": "0.1"}
-    federation.must("site.yml", rounds="1", dataset="synthetic", **second)
+    second = {"fl_federation": "second", "fl_port": "9192", "fl_client_count": "2", "fl_client_cpu": "0.2"}
+    federation.must("site.yml", rounds="1", dataset="synthetic", max_samples="900", **second)
     assert federation.summary()["status"] == "completed"
     assert "second-c1-1" in federation.on_machine("docker ps --format '{{.Names}}'")
+    # A key that is good there is no good here.
+    output = activate(federation, "/var/lib/coldframe/second/keys/c1-1")
+    assert "Failed to activate SuperNode" in output, output
 
     play = federation.must("teardown.yml", purge="true", fl_federation="second")
     assert max(play.changed.values()) > 0
-    for host in (federation.server, federation.machine):
+    for host in federation.hosts:
         assert "second" not in sh(
             host, "docker ps --all --format '{{.Names}}'; docker network ls; ls /var/lib/coldframe"
         )
@@ -586,22 +532,61 @@ def test_teardown_purges_only_this_federation(federation: Lab) -> None:
     assert set(again.changed.values()) == {0}
 
 
+def test_federation_grows_and_shrinks(federation: Lab) -> None:
+    """A client joins c1 while c2 is retired; then c2 comes back, before c1 in the inventory, and the client
+    leaves. Who stays keeps container and partition id, who comes back gets its old id, and all of them train.
+    """
+
+    def clients() -> dict[str, str]:
+        return {name.rpartition("coldframe-")[2]: line for name, line in containers(federation).items()}
+
+    def ids() -> dict[str, int]:
+        found: dict[str, int] = json.loads(
+            federation.on_server("cat /var/lib/coldframe/coldframe/partitions.json")
+        )
+        return found
+
+    before, given = clients(), ids()
+    assert given.keys() == CLIENTS.keys()
+    stay = {name: before[name] for name in ("c1-0", "c1-1", "server")}
+    everybody = {**given, "c1-2": max(given.values()) + 1}
+
+    write_inventory(federation, clients=3, fl_client_count=0)
+    federation.must("site.yml", train="false")
+    assert clients().items() > stay.items()
+    assert clients().keys() & {*CLIENTS, "c1-2"} == {"c1-0", "c1-1", "c1-2"}
+    assert ids() == everybody
+    # The parts of those that left are nobody's: c1-2 has the fifth of five.
+    summary = federation.run(min_train_clients="3", min_available_clients="3")
+    assert (summary["clients"], summary["failures"]) == (3, [])
+    assert {e["client"] for e in federation.journal() if e["event"] == "reply"} == {"c1-0", "c1-1", "c1-2"}
+
+    write_inventory(federation, ["server", "c2", "c1"])
+    federation.must("site.yml", train="false")
+    assert clients().items() > stay.items()
+    assert clients().keys() & {*CLIENTS, "c1-2"} == CLIENTS.keys()
+    assert ids() == everybody
+    summary = federation.run(**EVERYBODY)
+    assert (summary["clients"], summary["failures"]) == (4, [])
+
+
 def test_teardown_without_purge_keeps_the_state(federation: Lab) -> None:
     """Containers go; partition ids, keys and results stay, and a new deployment finds them."""
     ids = federation.on_server("cat /var/lib/coldframe/coldframe/partitions.json")
     federation.must("teardown.yml")
-    assert federation.on_machine("docker ps --all --quiet").strip() == ""
+    for host in federation.hosts:
+        assert sh(host, "docker ps --all --quiet").strip() == ""
     assert federation.results.joinpath("latest").exists()
     federation.must("site.yml", train="false")
     assert federation.on_server("cat /var/lib/coldframe/coldframe/partitions.json") == ids
-    assert federation.run()["status"] == "completed"
+    federation.wait_for("all clients", lambda: federation.online() == set(CLIENTS), 60)
 
 
 def test_purge_leaves_nothing(federation: Lab) -> None:
     """Containers, networks, images, data, keys and results are gone, here and there."""
     federation.must("teardown.yml", purge="true")
     federation.deployed.clear()
-    for host in (federation.server, federation.machine):
+    for host in federation.hosts:
         left = sh(
             host,
             "docker ps --all --quiet; docker network ls --quiet --filter label=coldframe.federation;"

@@ -35,7 +35,7 @@ def test_make_up_and_down_in_a_fresh_clone(lab: Lab, tmp_path: Path) -> None:
     checkout = clone(tmp_path / "coldframe")
     lab.clear()
     lab.write_inventory(fl_monitoring=True)
-    arguments = f"ARGS=-i {lab.inventory} -e dataset=synthetic"
+    arguments = f"ARGS=-i {lab.inventory} -e dataset=synthetic -e max_samples=900"
     output = make(checkout, lab.environment(), "up", "CLIENTS=2", "ROUNDS=1", arguments)
     assert "round 1/1" in output
     assert "accuracy" in output
@@ -46,7 +46,7 @@ def test_make_up_and_down_in_a_fresh_clone(lab: Lab, tmp_path: Path) -> None:
     again = make(checkout, lab.environment(), "up", "CLIENTS=2", "ROUNDS=2", arguments)
     assert "round 2/2" in again
     make(checkout, lab.environment(), "down", f"ARGS=-i {lab.inventory} -e purge=true")
-    for host in lab.hosts:
+    for host in (lab.server, lab.machine):
         assert host.run("docker ps -aq --filter label=coldframe.federation").stdout.strip() == ""
     lab.write_inventory()
     lab.deployed.clear()

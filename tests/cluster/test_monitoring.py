@@ -20,7 +20,7 @@ from tests.cluster.watch import FEDERATION, PORTS, WatchedLab
 from tests.hosts import Host
 
 MACHINES = ("server", "c1")
-ROUNDS = 6
+ROUNDS = 4
 
 
 def containers_of(host: Host) -> list[dict[str, Any]]:

@@ -103,7 +103,7 @@ def test_archive_is_loaded_and_the_container_gets_what_it_needs(watched: Watched
     seen = stand_in(watched)
     assert seen["home"] == "Federation"
     assert seen["admin"] == watched.password("grafana")
-    assert len(seen["admin"]) == 24
+    assert len(seen["admin"]) == 43
     assert (watched.state / "monitoring" / "grafana.password").stat().st_mode & 0o777 == 0o600
     assert seen["admin"] not in watched.on_server(f"docker inspect {FEDERATION}-grafana")
     assert seen["environment"]["GF_AUTH_ANONYMOUS_ENABLED"] == "false"
@@ -125,8 +125,13 @@ def test_archive_is_loaded_and_the_container_gets_what_it_needs(watched: Watched
     assert f"https://{watched.server.address}:{GRAFANA_PORT}" in status.output
 
 
-def test_anonymous_viewing_is_a_variable(watched: WatchedLab, archive: Path) -> None:
-    watched.must(PLAY, grafana_archive=str(archive), grafana_anonymous="true")
+def test_anonymous_viewing_and_the_images_name_are_variables(watched: WatchedLab, archive: Path) -> None:
+    assert archive.exists()  # and its source on the host
+    name = "registry.test/grafana:13"
+    watched.on_server(f"docker load --quiet --input /tmp/stand/grafana.tar.gz && docker tag {IMAGE} {name}")
+    watched.must(PLAY, grafana_image=name, grafana_anonymous="true")
+    container = watched.container(watched.server, f"{FEDERATION}-grafana")
+    assert container["Config"]["Image"] == name
     environment = stand_in(watched)["environment"]
     assert environment["GF_AUTH_ANONYMOUS_ENABLED"] == "true"
     assert environment["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"

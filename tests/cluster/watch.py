@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
 import ssl
+import subprocess
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
@@ -18,6 +20,9 @@ from tests.cluster.lab import ROOT, Lab, Play
 FEDERATION = "watched"
 PORT = 9292  # fl_port; the others follow it
 PORTS = {"prometheus": PORT - 2, "fl": PORT + 1, "node": PORT + 8, "containers": PORT + 9}
+NEXT = f"{FEDERATION}-prometheus3"  # a Prometheus 3 beside the one that is deployed
+NEXT_PORT = PORT + 98
+PROGRAMS = ("prometheus", "promtool")
 CLIENTS = 2  # per machine
 
 Series = tuple[dict[str, str], float]
@@ -73,13 +78,37 @@ class WatchedLab(Lab):
             text: str = answer.read().decode()
         return text
 
-    def prometheus(self, path: str, **parameters: str) -> Any:
+    def prometheus(self, path: str, port: int = PORTS["prometheus"], **parameters: str) -> Any:
         """The data of an answer of Prometheus' API, such as ``prometheus("targets")``."""
-        address = f"https://{self.server.address}:{PORTS['prometheus']}/api/v1/{path}"
+        address = f"https://{self.server.address}:{port}/api/v1/{path}"
         query = urllib.parse.urlencode(parameters)
         answer = json.loads(self.read(f"{address}?{query}", "coldframe", self.password("prometheus")))
         assert answer["status"] == "success", answer
         return answer["data"]
+
+    def start_prometheus3(self, programs: Path) -> None:
+        """Start a Prometheus 3 as the role starts its own, but for what it is: the deployed container with
+        another program, and a copy of the samples that the deployed one has written so far."""
+        deployed = self.container(self.server, f"{FEDERATION}-prometheus")
+        config, host = deployed["Config"], deployed["HostConfig"]
+        state = f"/var/lib/coldframe/{FEDERATION}"
+        there = f"/tmp/{NEXT}"
+        self.on_server(f"mkdir -p {there}/bin && cp -a {state}/prometheus/data {there}/data")
+        for name in PROGRAMS:
+            with (programs / name).open("rb") as content:
+                put = f"cat > {there}/bin/{name} && chmod 755 {there}/bin/{name}"
+                subprocess.run([*self.server.ssh(), put], stdin=content, check=True)
+        volumes = [bind for bind in host["Binds"] if ":/prometheus" not in bind]
+        volumes += [f"{there}/data:/prometheus", *(f"{there}/bin/{n}:/usr/bin/{n}:ro" for n in PROGRAMS)]
+        words = ["docker", "run", "--detach", "--name", NEXT, "--read-only", "--tmpfs", "/tmp"]
+        words += ["--user", config["User"], "--cap-drop", "ALL", "--memory", str(host["Memory"])]
+        words += ["--publish", f"{NEXT_PORT}:{PORTS['prometheus']}", "--entrypoint", *config["Entrypoint"]]
+        words += [word for volume in volumes for word in ("--volume", volume)]
+        self.on_server(shlex.join([*words, config["Image"], *config["Cmd"]]))
+
+    def stop_prometheus3(self) -> None:
+        """Remove it."""
+        self.on_server(f"docker rm --force {NEXT}; rm -rf /tmp/{NEXT}")
 
     def query(self, expression: str) -> list[Series]:
         """What Prometheus says now: labels and value of each series."""

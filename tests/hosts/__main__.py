@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     verb("down", "remove them, and what dead test runs left behind")
     verbs.add_parser("list", help="show all sets")
     verbs.add_parser("image", help="make sure that the engine has the machines' image, and print its name")
+    verbs.add_parser("box", help="make sure that there is a box for libvirt, and print its path")
     run = verb("exec", "run a command on one, as root over ssh")
     run.add_argument("name")
     run.add_argument("command", nargs=argparse.REMAINDER)
@@ -64,6 +65,8 @@ def main() -> int:
         hosts.Hosts(prefix=options.prefix).down()
     elif options.verb == "image":
         print(image.ensure_image())
+    elif options.verb == "box":
+        print(image.ensure_box())
     elif options.verb == "list":
         for prefix, state in hosts.states().items():
             life = "kept" if state["owner"] is None else f"goes with process {state['owner']['pid']}"

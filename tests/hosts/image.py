@@ -1,4 +1,4 @@
-"""Makes the image of a machine in a container, once per recipe, and keeps it for the next engine."""
+"""Makes the image of a machine in a container and the box of a virtual one, and keeps them."""
 
 from __future__ import annotations
 
@@ -39,11 +39,16 @@ def locked(name: str, *, shared: bool = False) -> Iterator[None]:
         yield
 
 
-def ensure_image(suite: str = "trixie") -> str:
-    """Return the tag of the machine's image, made now if this engine does not have it."""
+def name(kind: str, suite: str) -> str:
+    """Return what the recipe of a machine makes: `container` or `virtual`."""
     if suite not in SUITES:
         raise HostsError(f"no machine of suite {suite!r}: choose one of {', '.join(SUITES)}")
-    tag = call([str(RECIPE / "name.sh"), suite]).stdout.strip()
+    return call([str(RECIPE / "name.sh"), kind, suite]).stdout.strip()
+
+
+def ensure_image(suite: str = "trixie") -> str:
+    """Return the tag of the machine's image, made now if this engine does not have it."""
+    tag = name("container", suite)
     if docker("images", "--quiet", tag):
         return tag
     with locked("image"):
@@ -68,11 +73,29 @@ def ensure_image(suite: str = "trixie") -> str:
     return tag
 
 
+def ensure_box(suite: str = "trixie") -> Path:
+    """Return the box for Vagrant's provider libvirt, made now if it is not there."""
+    box = cache() / "images" / f"{name('virtual', suite).partition(':')[2]}.box"
+    with locked("box"):
+        if not box.exists():
+            need("mmdebstrap", "sfdisk", "mke2fs", "qemu-img", "grub-mkimage")
+            started = time.monotonic()
+            box.parent.mkdir(parents=True, exist_ok=True)
+            made = box.with_name(f".{box.name}.{os.getpid()}")
+            say(f"machine box: building Debian {suite} with a kernel (3-6 minutes, once; log: {box}.log)")
+            try:
+                recipe(["box.sh", suite, mirror(), str(made)], Path(f"{box}.log"), started)
+                made.rename(box)
+            finally:
+                if made.exists():
+                    call(as_root(["rm", "-f", str(made)]))
+            say(f"machine box: {box.stat().st_size / 1e6:.0f} MB, {time.monotonic() - started:.0f} s")
+    return box
+
+
 def build(suite: str, archive: Path) -> None:
     """Build the root file system with mmdebstrap and compress it to `archive`."""
-    for tool in ("mmdebstrap", "zstd"):
-        if shutil.which(tool) is None:
-            raise HostsError(f"the image of machines is made with {tool}: `apt-get install {tool}` first")
+    need("mmdebstrap", "zstd")
     archive.parent.mkdir(parents=True, exist_ok=True)
     plain = archive.with_name(f".{archive.name}.{os.getpid()}.tar")
     log = archive.with_name(f"{archive.name}.log")
@@ -80,16 +103,7 @@ def build(suite: str, archive: Path) -> None:
     started = time.monotonic()
     say(f"machine image: building Debian {suite} (2-5 minutes, once; log: {log})")
     try:
-        command = as_root([str(RECIPE / "rootfs.sh"), suite, mirror(), str(plain)])
-        with (
-            log.open("w") as lines,
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
-        ):
-            assert process.stdout is not None
-            follow(process.stdout, lines.write, started)
-        if process.returncode != 0:
-            tail = "\n".join(log.read_text().splitlines()[-15:])
-            raise HostsError(f"mmdebstrap failed:\n{tail}")
+        recipe(["rootfs.sh", "container", suite, mirror(), str(plain)], log, started)
         say("machine image: compressing")
         call(["zstd", "-q", "-3", "-T0", "-f", str(plain), "-o", str(packed)])
         packed.rename(archive)
@@ -99,6 +113,30 @@ def build(suite: str, archive: Path) -> None:
                 call(as_root(["rm", "-f", str(left)]))
     size = archive.stat().st_size / 1e6
     say(f"machine image: {size:.0f} MB, {time.monotonic() - started:.0f} s")
+
+
+def need(*tools: str) -> None:
+    """See that the tools of a recipe are there."""
+    for tool in tools:
+        if shutil.which(tool) is None:
+            raise HostsError(
+                f"machines are made with {tool}, which is not here: type scripts/setup.sh --dev,"
+                " and for virtual ones scripts/setup_vagrant.sh --libvirt"
+            )
+
+
+def recipe(command: list[str], log: Path, started: float) -> None:
+    """Run a script of the recipe as root, say how far it is, and keep its output in `log`."""
+    script = as_root([str(RECIPE / command[0]), *command[1:]])
+    with (
+        log.open("w") as lines,
+        subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
+    ):
+        assert process.stdout is not None
+        follow(process.stdout, lines.write, started)
+    if process.returncode != 0:
+        tail = "\n".join(log.read_text().splitlines()[-15:])
+        raise HostsError(f"{command[0]} failed:\n{tail}")
 
 
 def follow(output: Iterable[str], log: Callable[[str], object], started: float) -> None:
@@ -119,7 +157,7 @@ def follow(output: Iterable[str], log: Callable[[str], object], started: float) 
         if changed or now - said > (0.2 if terminal else 10):
             fetched, ready = counts.values()
             progress = f": {ready or fetched} of {total} packages" if fetched or ready else ""
-            text = f"machine image: [{now - started:3.0f} s] {step}{progress}"
+            text = f"machine: [{now - started:3.0f} s] {step}{progress}"
             if terminal:
                 print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
             else:

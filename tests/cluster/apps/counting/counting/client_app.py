@@ -1,0 +1,22 @@
+"""A client that counts."""
+
+import numpy as np
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+app = ClientApp()
+
+
+@app.train()
+def train(msg: Message, context: Context) -> Message:
+    arrays = [a + msg.content["config"]["step"] for a in msg.content["arrays"].to_numpy_ndarrays()]
+    metrics = MetricRecord({"num-examples": 1})
+    content = RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics})
+    return Message(content=content, reply_to=msg)
+
+
+@app.evaluate()
+def evaluate(msg: Message, context: Context) -> Message:
+    value = float(np.sum(msg.content["arrays"].to_numpy_ndarrays()[0]))
+    content = RecordDict({"metrics": MetricRecord({"num-examples": 1, "sum": value})})
+    return Message(content=content, reply_to=msg)
