@@ -1,19 +1,19 @@
 # The two commands of the README are `make up` and `make test`; every other target is a part of them or a shortcut.
 SHELL := /bin/bash
-CLIENTS ?= 3
-ROUNDS ?= 5
+CLIENTS ?=
+ROUNDS ?=
 N ?= 3
 PREFIX ?= hosts
 ARGS ?=
 PLAYBOOK = .venv/bin/ansible-playbook
 
-.PHONY: up down setup setup-dev engine test lint test-unit test-cluster test-vagrant test-libvirt hosts hosts-down screenshots help
+.PHONY: up down setup setup-dev engine test lint test-unit test-plugins test-runtime test-cluster test-vagrant test-libvirt hosts hosts-down screenshots help
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
 
 up: setup  ## Deploy on this machine and train: make up [CLIENTS=3 ROUNDS=5]
-	$(PLAYBOOK) site.yml -e fl_client_count=$(CLIENTS) -e rounds=$(ROUNDS) $(ARGS)
+	$(PLAYBOOK) site.yml $(if $(CLIENTS),-e fl_client_count=$(CLIENTS)) $(if $(ROUNDS),-e rounds=$(ROUNDS)) $(ARGS)
 
 down: setup  ## Remove the containers of `make up` (ARGS='-e purge=true' removes everything)
 	$(PLAYBOOK) teardown.yml $(ARGS)
@@ -23,16 +23,23 @@ setup:  ## Prepare the controller: .venv and a few Debian packages
 
 setup-dev:
 	@scripts/setup.sh --dev
+	@scripts/prometheus3.sh
 
-# Without test-vagrant: with it, from cold, the suite takes longer than an hour on two cores.
-test: lint test-unit test-cluster  ## Test everything but Vagrant, on real hosts
+test: setup-dev  ## Test everything, on real hosts
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-runtime lint test-plugins
+	@$(MAKE) --no-print-directory test-cluster
+	@$(MAKE) --no-print-directory test-vagrant
 
 lint: setup-dev  ## ansible-lint, yamllint, ruff, mypy
 	scripts/lint.sh
 
 # Two processes: Ansible patches sys.intern where it is imported, and torch's compiler trips over that.
-test-unit: setup-dev  ## fl/, coldframe/, plugins/, and the repository agrees with itself
+test-unit: test-plugins test-runtime  ## fl/, coldframe/, plugins/, and the repository agrees with itself
+
+test-plugins: setup-dev
 	.venv/bin/python -m pytest -q tests/static tests/unit/test_plugins_*.py $(ARGS)
+
+test-runtime: setup-dev
 	.venv/bin/python -m pytest -q tests/unit --ignore-glob='*/test_plugins_*.py' $(ARGS)
 
 test-cluster: setup-dev  ## Real deployments on test hosts
@@ -42,10 +49,10 @@ test-vagrant: setup-dev  ## Vagrant's machines for real, as containers
 	@scripts/setup_vagrant.sh
 	scripts/with_engine.sh .venv/bin/python -m pytest -v tests/vagrant/test_vagrant.py $(ARGS)
 
-# Not part of `make test`: it needs libvirt and a box, and is very slow without KVM.
-test-libvirt: setup-dev  ## Vagrant's machines as virtual machines (needs libvirt)
-	@scripts/setup_vagrant.sh
-	.venv/bin/python -m pytest -v -s tests/vagrant/test_libvirt.py $(ARGS)
+# Not part of `make test`: it is very slow without KVM.
+test-libvirt: setup-dev  ## Vagrant's machines as virtual machines
+	@scripts/setup_vagrant.sh --libvirt
+	scripts/with_libvirt.sh .venv/bin/python -m pytest -v -s tests/vagrant/test_libvirt.py $(ARGS)
 
 engine: setup  ## A Docker engine on this machine
 	$(PLAYBOOK) playbooks/engine.yml

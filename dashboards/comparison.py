@@ -55,7 +55,8 @@ def board() -> Board:
 
 
 def _table(built: Board) -> None:
-    seconds = {"custom.width": 120, "decimals": 1}
+    seconds = {"custom.width": 100, "decimals": 1}
+    narrow = {"custom.minWidth": 90}  # with Grafana's 150 the last columns would not fit
     built.line(
         7,
         (
@@ -63,11 +64,11 @@ def _table(built: Board) -> None:
             rows(
                 "Runs",
                 "Every run that the server remembers, the newest first: its configuration and how it ended.",
-                Column("Run", label="run", properties={**row_link("run", "Run"), "custom.minWidth": 190}),
-                Column("Name", label="run_name"),
-                Column("Strategy", label="strategy"),
-                Column("Data set", label="dataset"),
-                Column("Partitioner", label="partitioner"),
+                Column("Run", label="run", properties={**row_link("run", "Run"), "custom.width": 190}),
+                Column("Name", label="run_name", properties=narrow),
+                Column("Strategy", label="strategy", properties=narrow),
+                Column("Data set", label="dataset", properties=narrow),
+                Column("Partitioner", label="partitioner", properties=narrow),
                 Column("Seed", label="seed", properties={"custom.width": 70}),
                 Column(
                     "Started",
@@ -76,7 +77,7 @@ def _table(built: Board) -> None:
                     f" (run_name, strategy,"
                     f" dataset, partitioner, seed) fl_run_info{{{FEDERATION}}})",
                     unit="dateTimeAsIso",
-                    properties={"custom.minWidth": 160},
+                    properties={"custom.width": 170},
                 ),
                 Column("Rounds", of_run("fl_run_round"), unit="none", properties={"custom.width": 80}),
                 Column(
@@ -93,6 +94,7 @@ def _table(built: Board) -> None:
                     "Data up",
                     f'max by (run) (fl_run_bytes_total{{{FEDERATION}, direction="up"}})',
                     unit="bytes",
+                    properties=narrow,
                 ),
                 Column(
                     "Failures",

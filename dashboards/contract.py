@@ -28,7 +28,7 @@ _LIMIT = "fl_client_limit_desired fl_client_limit_verified fl_client_limit_basel
 _CLIENT = "fl_client_limits_hold fl_client_oom_kills_total fl_client_online fl_client_running"
 _RUN = """
 fl_run_started_timestamp_seconds fl_run_finished_timestamp_seconds fl_run_last_event_timestamp_seconds
-fl_run_rounds_planned fl_run_round fl_run_accuracy fl_run_loss
+fl_run_rounds_planned fl_run_round_timeout_seconds fl_run_round fl_run_accuracy fl_run_loss
 fl_run_client_accuracy fl_run_client_loss fl_run_train_loss
 fl_round_seconds fl_round_participants fl_round_straggler_gap_seconds
 """

@@ -184,7 +184,6 @@ def _machine(built: Board) -> None:
                 Query(
                     f"max(rate(node_pressure_io_waiting_seconds_total{{{MACHINE}}}[$__rate_interval]))", "io"
                 ),
-                decimals=0,
                 overrides={"cpu": fixed(BLUE), "memory": fixed(AMBER), "io": fixed(PURPLE)},
             ),
         ),
@@ -227,7 +226,6 @@ def _machine(built: Board) -> None:
                     "{{device}}",
                 ),
                 high=1,
-                decimals=0,
                 limits=((None, "transparent"), (0.9, RED)),
             ),
         ),
@@ -282,7 +280,6 @@ def _clients(built: Board) -> None:
                 "percentunit",
                 Query(f"max by (client) (client:cpu_throttled:ratio{{{MACHINE}}})", "{{client}}"),
                 high=1,
-                decimals=0,
                 link=to_client(),
             ),
         ),

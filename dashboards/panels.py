@@ -135,6 +135,8 @@ def curves(
         Properties by the series' name; a name between slashes is a regular expression.
     usual_high : float, optional
         The axis reaches at least so far; `high` is where it ends.
+    decimals : int, optional
+        Of the axis too, before it is written in its unit: with 0 a share has ticks at 0 % and 100 % alone.
     steps : bool
         For values that change once a round: keep each until the next instead of drawing slopes.
     stacked : bool
