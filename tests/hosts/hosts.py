@@ -23,7 +23,17 @@ from types import FrameType
 from typing import Any
 
 from tests.hosts import image
-from tests.hosts.shell import HostsError, as_root, cache, call, docker, docker_command, remove_tree, say
+from tests.hosts.shell import (
+    HostsError,
+    as_root,
+    cache,
+    call,
+    docker,
+    docker_command,
+    remove_tree,
+    say,
+    start_container,
+)
 
 LABEL = "coldframe.hosts"
 NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
@@ -137,7 +147,7 @@ class Host:
 
     def start(self, timeout: float = BOOT_SECONDS) -> None:
         """Turn the host on after a power cut and wait until it is ready; its cable is plugged in again."""
-        docker("start", self.container)
+        start_container(self.container)
         self.rejoin()
         self.wait_ready(timeout)
 
@@ -371,8 +381,7 @@ class Hosts:
         if self.seed is not None:
             plant(self.seed, engine)
         docker(
-            "run",
-            "--detach",
+            "create",
             *as_a_machine(),
             f"--name={host.container}",
             f"--hostname={host.name}",
@@ -383,6 +392,7 @@ class Hosts:
             f"--volume={engine}:/var/lib/docker",
             tag,
         )
+        start_container(host.container)
 
     def _heed_signals(self) -> None:
         """Turn SIGTERM into an interrupt, so that `with` blocks and pytest's finalizers still run."""

@@ -82,6 +82,18 @@ def docker(
     return call([*docker_command(), *arguments], check=check, text=text, stdin=stdin).stdout.strip()
 
 
+def start_container(name: str, tries: int = 3) -> None:
+    """Start a container, again where its runtime died at that: under load it does now and then."""
+    for left in reversed(range(tries)):
+        try:
+            docker("start", name)
+        except HostsError as error:
+            if left == 0 or "OCI runtime create failed" not in str(error):
+                raise
+        else:
+            return
+
+
 def remove_tree(path: Path) -> None:
     """Remove a directory that may hold root's files and mounts that a crash left behind."""
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()

@@ -85,6 +85,15 @@ def test_internals_bear_the_roles_name(role: Path) -> None:
 
 
 @each_role
+def test_a_container_is_started_again_when_its_runtime_died(role: Path) -> None:
+    for path in role.glob("tasks/*.yml"):
+        for task in tasks_in(path):
+            asked = task.keys.get("community.docker.docker_container")
+            if asked and asked["state"] != "absent":
+                assert task.keys["until"] == f"{task.keys['register']} is coldframe_settled", task
+
+
+@each_role
 def test_main_is_a_table_of_contents(role: Path) -> None:
     for task in tasks_in(role / "tasks" / "main.yml"):
         extra = set(task.keys) - IMPORTS - IMPORT_KEYWORDS
