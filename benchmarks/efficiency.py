@@ -5,11 +5,12 @@ On this machine's engine, in a federation of its own: `python benchmarks/efficie
 so that limits and not contention decide).
 
 The efficiency of a round is its lower bound divided by what it took. The bound is training alone: steps ÷
-(steps per CPU-second times cores), with the speed from `calibrate.yml -e cpu=...`, which trains in a
-container of its own under the same limit and knows nothing of rounds. `efficiency_of_an_undivided_core`
-takes the speed without a limit: it counts as loss that a core in slices is slower, which no framework can
-help. What a round took is from the ServerApp's journal, from sampling to the aggregated model; the
-evaluation is the app's own matter and is left out.
+(steps per CPU-second times cores), with the speed from `calibrate.yml -e cpu=... -e copies=3`, which trains
+in as many containers of its own under the same limit and knows nothing of rounds; it runs before and after
+the rounds, since a machine's own speed drifts. `efficiency_of_an_undivided_core` takes the speed without a
+limit: it counts as loss that a core in slices is slower, which no framework can help. What a round took is
+from the ServerApp's journal, from sampling to the aggregated model; the evaluation is the app's own matter
+and is left out.
 
 Its parts, of the slowest client: training as calibrated and what it took longer, the rest of the task's
 process (start, imports, loading the app and its data, model in and out), transfer (all else between sending
@@ -74,8 +75,8 @@ class Bench:
             sys.exit(f"{' '.join(command[1:])} failed:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
 
     def speed(self, cpu: float | None = None) -> float:
-        """Training steps per CPU-second of this machine: without a limit, or under one of so many cores."""
-        self.play("calibrate.yml", **({} if cpu is None else {"cpu": cpu}))
+        """Training steps per CPU-second: of one core alone, or of as many as train, under a limit."""
+        self.play("calibrate.yml", **({} if cpu is None else {"cpu": cpu, "copies": CLIENTS}))
         found = json.loads(CALIBRATION.read_text())
         return float((found if cpu is None else found["limited"])["steps_per_second"])
 
@@ -136,7 +137,7 @@ def benchmark(bench: Bench, quick: bool) -> dict[str, Any]:
         bench.play("site.yml", train="false", fl_runtime=runtime)
         undivided = undivided or bench.speed()
         for cpu in LIMITS:
-            speed = bench.speed(cpu)  # each time anew: a machine's own speed drifts
+            speed = bench.speed(cpu)
             bench.play("throttle.yml", cpu=cpu)
             samples = CLIENTS * BATCH * round(bound * speed * cpu)
             bench.play(
@@ -148,6 +149,7 @@ def benchmark(bench: Bench, quick: bool) -> dict[str, Any]:
                 min_available_clients=CLIENTS,
                 min_train_clients=CLIENTS,
             )
+            speed = (speed + bench.speed(cpu)) / 2
             found = figures(bench.journal(), undivided, speed, cpu)
             found |= {"steps_per_cpu_second": speed, "steps_per_cpu_second_undivided": undivided}
             results.setdefault(runtime, {})[str(cpu)] = found

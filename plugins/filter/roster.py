@@ -14,13 +14,12 @@ from ansible.errors import AnsibleFilterError
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugins by path, not as a package
 
 from plugins.module_utils import profiles
+from plugins.module_utils.kinds import format_size, parse_size
 from plugins.module_utils.variables import (
     CLIENT,
     RUN_CONFIG_KEYS,
     cast_value,
-    format_size,
     nearest,
-    parse_size,
 )
 
 CLIENT_COUNT = 1

@@ -12,7 +12,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugins by path, not as a package
 
 from plugins.filter.roster import coldframe_status_table
-from plugins.module_utils.variables import format_size
+from plugins.module_utils.kinds import format_size
 from plugins.modules.client_limits import refusal
 
 SLACK = 1.03  # of a limit: a measurement that is within it holds
@@ -180,10 +180,17 @@ def coldframe_proof_text(machines: Iterable[str], hostvars: Mapping[str, Any]) -
     return coldframe_status_table([row for _, row in sorted(rows, key=lambda item: item[0])]).splitlines()
 
 
+def coldframe_speed(lines: Iterable[str]) -> dict[str, Any]:
+    """What the copies of a calibration have printed, a line each, as one: the mean of their speeds."""
+    found = [json.loads(line) for line in lines if line.startswith("{")]
+    mean = sum(one["steps_per_second"] for one in found) / len(found)
+    return {**found[-1], "steps_per_second": round(mean, 3), "copies": len(found)}
+
+
 def coldframe_speeds(machines: Iterable[Mapping[str, Any]], reference: float) -> list[dict[str, Any]]:
     """A row per machine: its speed as calibrate.yml has measured it."""
     speeds = [
-        (vars_["inventory_hostname"], json.loads(vars_["coldframe_calibration"]["stdout_lines"][-1]))
+        (vars_["inventory_hostname"], coldframe_speed(vars_["coldframe_calibration"]["stdout_lines"]))
         for vars_ in machines
     ]
     return [
@@ -222,5 +229,6 @@ class FilterModule:
             "coldframe_throttle_text": coldframe_throttle_text,
             "coldframe_proof_text": coldframe_proof_text,
             "coldframe_events": coldframe_events,
+            "coldframe_speed": coldframe_speed,
             "coldframe_speeds": coldframe_speeds,
         }

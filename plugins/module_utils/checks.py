@@ -13,8 +13,9 @@ from typing import Any
 
 from cryptography import x509
 
+from plugins.module_utils.kinds import format_size
 from plugins.module_utils.profiles import speed_of
-from plugins.module_utils.variables import Finding, format_size, typed
+from plugins.module_utils.variables import Finding, typed
 
 GB = 1 << 30
 DISK_WITHOUT_IMAGE = 4 * GB

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from plugins.module_utils.checks import Machine
+from plugins.module_utils.kinds import format_size
 from plugins.module_utils.profiles import on_machine, profile_limits, speed_of
 from plugins.module_utils.traces import Trace, read_trace
-from plugins.module_utils.variables import Finding, format_size, nearest, typed
+from plugins.module_utils.variables import Finding, nearest, typed
 
 LIMITS = ("cpu", "memory", "pids", "down", "up", "delay", "jitter", "loss")
 START_DELAY = 5.0  # seconds

@@ -9,11 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-SIZE_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-DURATION_UNITS = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "min": 60.0, "h": 3600.0}
-RATE_UNITS = {"bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
-TRUE = ("true", "yes", "on", "1")
-FALSE = ("false", "no", "off", "0")
+from plugins.module_utils.kinds import KINDS, NOUNS, format_size
 
 # Every strategy of flwr that works on arrays, with the arguments of its own that are numbers.
 STRATEGY_ARGUMENTS: dict[str, tuple[str, ...]] = {
@@ -121,120 +117,6 @@ class Variable:
     pattern: str = ""
 
 
-def parse_size(value: object) -> int:
-    """Bytes of a size such as ``512m``, ``1g``, ``1.5GiB`` or a plain number of bytes.
-
-    Raises
-    ------
-    ValueError
-        If `value` is not a size above zero.
-    """
-    size = _measured(value, SIZE_UNITS, r"([bkmgt]?)(?:i?b)?")
-    if size is None or int(size) <= 0:
-        raise ValueError(f"{value} is not a size")
-    return int(size)
-
-
-def format_size(size: float) -> str:
-    """A number of bytes for people: ``512 MB``, ``1.5 GB`` (units of 1024)."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if abs(size) < 1024:
-            return f"{size:.4g} {unit}"
-        size /= 1024
-    return f"{size:.4g} TB"
-
-
-def parse_duration(value: object) -> float:
-    """Seconds of a duration such as ``10s``, ``1m``, ``50ms`` or a plain number of seconds."""
-    seconds = _measured(value, DURATION_UNITS, r"(ms|s|m|min|h)?")
-    if seconds is None:
-        raise ValueError("is not a duration")
-    return seconds
-
-
-def parse_rate(value: object) -> int:
-    """Bits per second of a rate such as ``10mbit``."""
-    rate = _measured(value, RATE_UNITS, r"([kmg]?bit)")
-    if rate is None:
-        raise ValueError("is not a rate")
-    return int(rate)
-
-
-def _measured(value: object, units: Mapping[str, float], unit: str) -> float | None:
-    if isinstance(value, bool):
-        return None
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*" + unit + r"\s*", str(value).lower())
-    return float(found[1]) * units[found[2] or ""] if found else None
-
-
-def _whole(value: object) -> int:
-    if isinstance(value, bool) or not re.fullmatch(r"\s*[+-]?\d+\s*", str(value)):
-        raise ValueError("is not a whole number")
-    return int(str(value))
-
-
-def _number(value: object) -> float:
-    try:
-        if isinstance(value, bool):
-            raise ValueError
-        number = float(str(value))
-    except ValueError:
-        raise ValueError("is not a number") from None
-    if number != number or number in (float("inf"), float("-inf")):
-        raise ValueError("is not a number")
-    return number
-
-
-def _truth(value: object) -> bool:
-    text = str(value).strip().lower()
-    if text not in TRUE + FALSE:
-        raise ValueError("is neither true nor false")
-    return text in TRUE
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str | int | float) or isinstance(value, bool):
-        raise ValueError("is not a text")
-    return str(value)
-
-
-def _dictionary(value: object) -> dict[str, Any]:
-    try:
-        given = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
-        given = None
-    if not isinstance(given, Mapping):
-        raise ValueError("is not a dictionary in JSON")
-    return {str(key): item for key, item in given.items()}
-
-
-def _percent(value: object) -> float:
-    return _number(str(value).strip().removesuffix("%"))
-
-
-# What a value of each kind becomes; a ValueError says what is wrong with it.
-KINDS: dict[str, Callable[[object], Any]] = {
-    "whole": _whole,
-    "number": _number,
-    "truth": _truth,
-    "text": _text,
-    "size": parse_size,
-    "duration": parse_duration,
-    "rate": parse_rate,
-    "percent": _percent,
-    "dictionary": _dictionary,
-}
-NOUNS = {
-    "whole": "a whole number",
-    "number": "a number",
-    "truth": "true or false",
-    "text": "a text",
-    "size": "a size",
-    "duration": "a duration in seconds",
-    "rate": "a rate",
-    "percent": "a percentage",
-    "dictionary": "a dictionary in JSON",
-}
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
 
 
@@ -303,7 +185,10 @@ VERBS: dict[str, dict[str, Variable]] = {
         Variable("trace_loop", "truth", "true", False),
     ),
     "status": _table(Variable("output", "choice", "json", "table", choices=("table", "json"))),
-    "calibrate": _table(Variable("cpu", "number", "0.1", low=0.05, high=1)),  # high: it has one thread
+    "calibrate": _table(  # cpu: it has one thread
+        Variable("cpu", "number", "0.1", low=0.05, high=1),
+        Variable("copies", "whole", "3", 1, low=1, high=64),
+    ),
     "teardown": _table(Variable("purge", "truth", "true", False)),
 }
 CLIENT = _table(

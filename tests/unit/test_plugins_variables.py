@@ -265,35 +265,3 @@ def test_inventory_variables_become_typed_and_others_stay_away():
     )
     assert findings == []
     assert values == {"fl_client_memory": 1 << 30, "fl_port": 9192}
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("512m", 512 << 20), ("1g", 1 << 30), ("1.5GiB", 3 << 29), ("64kb", 65536), (4096, 4096)],
-)
-def test_sizes(text, size):
-    assert variables.parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "m", "-1g", "1x", "1 g b", 0, True, None])
-def test_what_is_no_size(text):
-    with pytest.raises(ValueError, match="is not a size"):
-        variables.parse_size(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("10s", 10), ("1m", 60), ("50ms", 0.05), ("2h", 7200), (600, 600)]
-)
-def test_durations(text, seconds):
-    assert variables.parse_duration(text) == seconds
-
-
-def test_rates():
-    assert variables.parse_rate("10mbit") == 10_000_000
-    with pytest.raises(ValueError, match="is not a rate"):
-        variables.parse_rate("10")
-
-
-def test_sizes_for_people():
-    assert variables.format_size(512 << 20) == "512 MB"
-    assert variables.format_size(3 << 29) == "1.5 GB"
