@@ -1,16 +1,16 @@
 """How much of a round under a CPU limit is training: the warm runtime beside Flower's own, on real MNIST.
 
 On this machine's engine, in a federation of its own: `python benchmarks/efficiency.py [--quick] [--json FILE]
-[--plot FILE]`. Three clients train under 0.25 and then 0.5 cores each (the sum stays below 80 % of two cores,
-so that limits and not contention decide).
+[--plot FILE]`. Two clients train under 0.25 and then 0.5 cores each, and a third container under the same
+limit times the training (the sum stays below 80 % of two cores, so that limits and not contention decide).
 
 The efficiency of a round is its lower bound divided by what it took. The bound is training alone: steps ÷
-(steps per CPU-second times cores), with the speed from `calibrate.yml -e cpu=... -e copies=3`, which trains
-in as many containers of its own under the same limit and knows nothing of rounds; it runs before and after
-the rounds, since a machine's own speed drifts. `efficiency_of_an_undivided_core` takes the speed without a
-limit: it counts as loss that a core in slices is slower, which no framework can help. What a round took is
-from the ServerApp's journal, from sampling to the aggregated model; the evaluation is the app's own matter
-and is left out.
+(steps per CPU-second times cores), with the speed from `calibrate.yml -e cpu=...`, which trains in a
+container of its own under the same limit and knows nothing of rounds. It does that while the clients train,
+for a machine's own speed drifts by a tenth and more within minutes. `efficiency_of_an_undivided_core` takes
+the speed without a limit, measured before: it counts as loss that a core in slices is slower, which no
+framework can help. What a round took is from the ServerApp's journal, from sampling to the aggregated model;
+the evaluation is the app's own matter and is left out.
 
 Its parts, of the slowest client: training as calibrated and what it took longer, the rest of the task's
 process (start, imports, loading the app and its data, model in and out), transfer (all else between sending
@@ -29,6 +29,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 FEDERATION = "efficiency"
 CALIBRATION = Path("/var/lib/coldframe/calibration.json")  # the machine's, whatever the federation
-CLIENTS, BATCH = 3, 32
+CLIENTS, BATCH = 2, 32
 LIMITS = (0.25, 0.5)  # cores per client
 PARTS = ("training", "slower than calibrated", "task", "transfer", "aggregation", "configuration")
 COLOURS = ("#4477AA", "#66CCEE", "#EE6677", "#CCBB44", "#228833", "#BBBBBB")
@@ -70,15 +72,29 @@ class Bench:
         command = [str(Path(sys.executable).with_name("ansible-playbook")), verb, "-i", str(self.inventory)]
         for name, value in variables.items():
             command += ["-e", f"{name}={value}"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        output = self.directory / f"{verb}.log"
+        with output.open("w") as file:
+            done = subprocess.run(command, cwd=ROOT, stdout=file, stderr=file, check=False)
         if done.returncode:
-            sys.exit(f"{' '.join(command[1:])} failed:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
+            sys.exit(f"{' '.join(command[1:])} failed:\n{output.read_text()[-4000:]}")
 
-    def speed(self, cpu: float | None = None) -> float:
-        """Training steps per CPU-second: of one core alone, or of as many as train, under a limit."""
-        self.play("calibrate.yml", **({} if cpu is None else {"cpu": cpu, "copies": CLIENTS}))
+    def speed(self, seconds: float, cpu: float | None = None) -> float:
+        """Training steps per CPU-second, timed for that long: of an undivided core, or under a limit."""
+        self.play("calibrate.yml", seconds=seconds, **({} if cpu is None else {"cpu": cpu}))
         found = json.loads(CALIBRATION.read_text())
         return float((found if cpu is None else found["limited"])["steps_per_second"])
+
+    def run(self, cpu: float, seconds: float, **variables: Any) -> float:
+        """Train, and from the first round on time the training beside it; the speed as above."""
+        output = self.directory / "run.yml.log"
+        output.unlink(missing_ok=True)
+        with ThreadPoolExecutor(1) as pool:
+            run = pool.submit(self.play, "run.yml", **variables)
+            while not run.done() and not (output.exists() and "round 0/" in output.read_text()):
+                time.sleep(0.1)
+            speed = self.speed(seconds, cpu)
+            run.result()
+        return speed
 
     def journal(self) -> list[dict[str, Any]]:
         """The events of the last run."""
@@ -135,13 +151,14 @@ def benchmark(bench: Bench, quick: bool) -> dict[str, Any]:
     for runtime in ("warm", "stock"):
         print(f"{runtime}: deploying", flush=True)
         bench.play("site.yml", train="false", fl_runtime=runtime)
-        undivided = undivided or bench.speed()
+        undivided = undivided or bench.speed(5.0)
         for cpu in LIMITS:
-            speed = bench.speed(cpu)
             bench.play("throttle.yml", cpu=cpu)
-            samples = CLIENTS * BATCH * round(bound * speed * cpu)
-            bench.play(
-                "run.yml",
+            # A core in slices does about a tenth less.
+            samples = CLIENTS * BATCH * round(bound * 0.9 * undivided * cpu)
+            speed = bench.run(
+                cpu,
+                0.8 * rounds * bound * cpu,
                 rounds=rounds,
                 max_samples=samples,
                 batch_size=BATCH,
@@ -149,7 +166,6 @@ def benchmark(bench: Bench, quick: bool) -> dict[str, Any]:
                 min_available_clients=CLIENTS,
                 min_train_clients=CLIENTS,
             )
-            speed = (speed + bench.speed(cpu)) / 2
             found = figures(bench.journal(), undivided, speed, cpu)
             found |= {"steps_per_cpu_second": speed, "steps_per_cpu_second_undivided": undivided}
             results.setdefault(runtime, {})[str(cpu)] = found

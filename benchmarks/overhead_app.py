@@ -69,19 +69,23 @@ def main(grid, context):
     result = strategy.start(grid, ArrayRecord(initial(config["packed"])), num_rounds=config["rounds"])
     Timed.times.append(time.time())
     first = float(result.arrays.to_numpy_ndarrays()[0].flat[0])
+    app = [metrics["app-cpu-seconds"] for metrics in result.train_metrics_clientapp.values()]
     with open(config["out"], "w") as file:
-        json.dump({"times": Timed.times, "first": first}, file)
+        json.dump({"times": Timed.times, "first": first, "app": app}, file)
 """
 
 CLIENT = """
+import time
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 app = ClientApp()
 
 @app.train()
 def train(message, context):
-    arrays = [array + 1.0 for array in message.content["arrays"].to_numpy_ndarrays()]
-    content = RecordDict({"arrays": ArrayRecord(arrays), "metrics": MetricRecord({"num-examples": 1})})
+    begin = time.process_time()
+    arrays = ArrayRecord([array + 1.0 for array in message.content["arrays"].to_numpy_ndarrays()])
+    metrics = {"num-examples": 1, "app-cpu-seconds": time.process_time() - begin}
+    content = RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)})
     return Message(content, reply_to=message)
 """
 
@@ -113,7 +117,7 @@ start_server(
 )
 times.append(time.time())
 with open(out, "w") as file:
-    json.dump({"times": times, "first": float(rounds)}, file)
+    json.dump({"times": times, "first": float(rounds), "app": []}, file)
 """
 
 LEGACY_CLIENT = """

@@ -10,7 +10,8 @@ returns it: an echo would flatter, its arrays are not sent twice. Train phase an
 - `ours_packed`: ours, with the model in one array, as Coldframe's own app sends it.
 - `legacy`: `start_server` and `start_client`, deprecated, without TLS: what an open connection can do.
 
-CPU time per task is that of all processes of a client: SuperNode, executor and task, the app included.
+CPU time per task is that of all processes of a client: SuperNode, executor and task, the app included; the
+app's own part of it (the addition, and its arrays' way out of and into records) is told beside it.
 
 Stock and ours have the same TLS, node authentication, SuperExec secrets and database file.
 """
@@ -307,6 +308,7 @@ def follow(engine: Engine, out: Path, warmup: int, rounds: int) -> dict[str, flo
         "executor_cpu_seconds_per_task": spent[0] / tasks,
         "supernode_cpu_seconds_per_task": spent[1] / tasks,
         "superlink_cpu_seconds_per_task": spent[2] / tasks,
+        "app_cpu_seconds_per_task": statistics.mean(result["app"][warmup:] or [0.0]),
     }
 
 
@@ -451,7 +453,8 @@ def benchmark(
                 say(
                     f"{repeat + 1}  {clients:3} clients  {name:20} "
                     f"{figures['seconds_per_round']:7.2f} s/round  "
-                    f"{figures['cpu_seconds_per_task']:6.3f} CPU-s/task"
+                    f"{figures['cpu_seconds_per_task']:6.3f} CPU-s/task, "
+                    f"{figures['app_cpu_seconds_per_task']:.3f} the app's own"
                 )
     figures_of = {
         name: {

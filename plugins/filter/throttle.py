@@ -180,17 +180,10 @@ def coldframe_proof_text(machines: Iterable[str], hostvars: Mapping[str, Any]) -
     return coldframe_status_table([row for _, row in sorted(rows, key=lambda item: item[0])]).splitlines()
 
 
-def coldframe_speed(lines: Iterable[str]) -> dict[str, Any]:
-    """What the copies of a calibration have printed, a line each, as one: the mean of their speeds."""
-    found = [json.loads(line) for line in lines if line.startswith("{")]
-    mean = sum(one["steps_per_second"] for one in found) / len(found)
-    return {**found[-1], "steps_per_second": round(mean, 3), "copies": len(found)}
-
-
 def coldframe_speeds(machines: Iterable[Mapping[str, Any]], reference: float) -> list[dict[str, Any]]:
     """A row per machine: its speed as calibrate.yml has measured it."""
     speeds = [
-        (vars_["inventory_hostname"], coldframe_speed(vars_["coldframe_calibration"]["stdout_lines"]))
+        (vars_["inventory_hostname"], json.loads(vars_["coldframe_calibration"]["stdout_lines"][-1]))
         for vars_ in machines
     ]
     return [
@@ -229,6 +222,5 @@ class FilterModule:
             "coldframe_throttle_text": coldframe_throttle_text,
             "coldframe_proof_text": coldframe_proof_text,
             "coldframe_events": coldframe_events,
-            "coldframe_speed": coldframe_speed,
             "coldframe_speeds": coldframe_speeds,
         }

@@ -187,7 +187,7 @@ VERBS: dict[str, dict[str, Variable]] = {
     "status": _table(Variable("output", "choice", "json", "table", choices=("table", "json"))),
     "calibrate": _table(  # cpu: it has one thread
         Variable("cpu", "number", "0.1", low=0.05, high=1),
-        Variable("copies", "whole", "3", 1, low=1, high=64),
+        Variable("seconds", "number", "30", 5.0, low=1, high=3600),
     ),
     "teardown": _table(Variable("purge", "truth", "true", False)),
 }

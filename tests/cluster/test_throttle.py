@@ -165,7 +165,7 @@ def test_limits_change_while_clients_train(pacing: Pacing) -> None:
     done = max(int(number) for number in re.findall(r"round (\d)/3", play.output))
     # A core in slices of a tenth is slower than one in one piece, and a machine's speed drifts: the hosts are
     # calibrated under the same limit and while the clients train. All quotas together stay below the cores.
-    calibration, calibrated = lab.start("calibrate.yml", cpu="0.1", copies="2")
+    calibration, calibrated = lab.start("calibrate.yml", cpu="0.1")
     lab.wait_for("a whole round under the limit", lambda: f"round {done + 2}/3" in play.output, 180)
     assert "round 3/3" not in play.output, "the run was over before the limit could be taken back"
     pacing.throttle(undo="true")

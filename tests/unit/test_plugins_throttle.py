@@ -12,7 +12,6 @@ import yaml
 from plugins.filter.throttle import (
     coldframe_events,
     coldframe_proof_text,
-    coldframe_speed,
     coldframe_speeds,
     coldframe_throttle_text,
     text_of,
@@ -271,11 +270,6 @@ def test_speeds_are_shown_in_reference_cores() -> None:
     assert coldframe_speeds(machines, 17.2) == [
         {"machine": "c1", "steps_per_second": 8.6, "reference_cores": 0.5}
     ]
-
-
-def test_speed_of_copies_side_by_side_is_their_mean() -> None:
-    lines = ["a word", *(f'{{"steps_per_second": {speed}, "threads": 1}}' for speed in (8, 9, 10))]
-    assert coldframe_speed(lines) == {"steps_per_second": 9, "threads": 1, "copies": 3}
 
 
 def test_every_profile_can_be_given_to_a_client() -> None:
