@@ -5,9 +5,10 @@ ROUNDS ?=
 N ?= 3
 PREFIX ?= hosts
 ARGS ?=
+CLUSTER ?= tests/cluster
 PLAYBOOK = .venv/bin/ansible-playbook
 
-.PHONY: up down setup setup-dev engine test lint test-unit test-plugins test-runtime test-cluster test-vagrant test-libvirt hosts hosts-down screenshots help
+.PHONY: up down setup setup-dev engine test test-job lint test-unit test-plugins test-runtime test-cluster test-vagrant test-libvirt hosts hosts-down screenshots help
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -30,6 +31,10 @@ test: setup-dev  ## Test everything, on real hosts
 	@$(MAKE) --no-print-directory test-cluster
 	@$(MAKE) --no-print-directory test-vagrant
 
+test-job: setup-dev  ## The main job alone: linters, unit tests, and what `make up` does, on test hosts
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-runtime lint test-plugins
+	@$(MAKE) --no-print-directory test-cluster CLUSTER="$(addprefix tests/cluster/test_,blank_hosts.py hosts.py main_job.py make.py)"
+
 lint: setup-dev  ## ansible-lint, yamllint, ruff, mypy
 	scripts/lint.sh
 
@@ -43,7 +48,7 @@ test-runtime: setup-dev
 	.venv/bin/python -m pytest -q tests/unit --ignore-glob='*/test_plugins_*.py' $(ARGS)
 
 test-cluster: setup-dev  ## Real deployments on test hosts
-	scripts/with_engine.sh .venv/bin/python -m pytest -v --durations=25 tests/cluster $(ARGS)
+	scripts/with_engine.sh .venv/bin/python -m pytest -v --durations=25 $(CLUSTER) $(ARGS)
 
 test-vagrant: setup-dev  ## Vagrant's machines for real, as containers
 	@scripts/setup_vagrant.sh
