@@ -291,7 +291,7 @@ def _training(built: Board) -> None:
         ),
     )
     built.line(
-        7,
+        9,  # the last panel has ten bars
         (
             8,
             curves(
