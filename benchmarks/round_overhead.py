@@ -91,6 +91,8 @@ class Engine:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
         }
+        if self.name.startswith("ours"):
+            environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # as a client's container has it
         if self.debug:
             environment["FLWR_LOG_LEVEL"] = "DEBUG"
         with (self.home / f"{log}.log").open("wb") as file:

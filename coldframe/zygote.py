@@ -75,6 +75,7 @@ def preload(modules: list[str]) -> list[str]:
     adapters.install("task")
     if adapters.enabled():
         lazydynamo.install()
+    reseed()  # torch looks for every kind of device at the first time, 3 ms; each task has its own seed
     # Children share these pages; a collection in a child would write to all of them.
     gc.collect()
     gc.freeze()

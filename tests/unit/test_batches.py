@@ -34,7 +34,8 @@ def test_a_batch_comes_out_as_it_went_in() -> None:
     )
     sent, received = batches.PushRequests([item, long, item]), batches.PushRequests()
     received.ParseFromString(sent.SerializeToString())
-    assert list(received) == list(sent)
+    assert [batches._whole(each) for each in received] == list(sent)
+    assert received.SerializeToString() == sent.SerializeToString()
     # The body of a long one is written by hand: flwr's protobuf reads the same from it.
     assert message_pb2.PushObjectRequest.FromString(b"".join(batches._serialize(long))) == long
 
@@ -44,14 +45,41 @@ def fields(item: Any) -> dict[str, Any]:
     return {field.name: value for field, value in item.ListFields()}
 
 
+def test_a_long_item_is_read_as_protobuf_reads_it() -> None:
+    """Whatever the order of its fields, with fields that it does not know, and with a content given twice."""
+    rest = message_pb2.PushObjectRequest(node=NODE, run_id=3, object_id="a").SerializeToString()
+    content = b"".join(batches._serialize(message_pb2.PushObjectRequest(object_content=bytes(1 << 16))))
+    other = message_pb2.PushObjectRequest(object_content=b"7" * 70_000).SerializeToString()
+    # Field 127, of three wire types.
+    unknown = b"\xf8\x07\x01" + b"\xf9\x07" + bytes(8) + b"\xfd\x07" + bytes(4)
+    for body in (content + rest, rest + content, rest + unknown + other + content, content + other + unknown):
+        received = batches.PushRequests()
+        received.ParseFromString(len(body).to_bytes(batches.SIZE_BYTES, "big") + body)
+        (item,) = received
+        expected = message_pb2.PushObjectRequest.FromString(body)
+        assert item.object_content == expected.object_content
+        assert (item.node, item.run_id, item.object_id) == (NODE, 3, "a")
+
+
+LONG = bytes(batches.LONG_BYTES)
+
+
 @pytest.mark.parametrize(
     "body",
-    [b"\0", b"\0\0\0\5abc", b"\0\0\0\2\xff\xff", bytes(batches.SIZE_BYTES * (batches.MOST + 1))],
-    ids=["half a size", "truncated", "no message", "a flood"],
+    [
+        *(b"\0", b"\0\0\0\5abc", b"\0\0\0\2\xff\xff", bytes(batches.SIZE_BYTES * (batches.MOST + 1))),
+        *(b"\0\1\0\3" + start + LONG for start in (b"\x0b\0\0", b"\x22\xff\x7f", b"\x00\0\0")),
+        b"\0\1\0\1" + LONG + b"\x80",
+        b"\0\1\0\0" + b"\xff" * len(LONG),
+    ],
+    ids=[
+        *("half a size", "truncated", "no message", "a flood"),
+        *("group", "size of another field", "field 0", "half a key", "endless key"),
+    ],
 )
 def test_what_is_no_batch_is_refused(body: bytes) -> None:
     with pytest.raises(DecodeError):
-        batches.PullRequests().ParseFromString(body)
+        batches.PushRequests().ParseFromString(body)
 
 
 def lean_superlink() -> Any:
@@ -199,6 +227,26 @@ def test_objects_are_pushed_in_one_request_where_the_server_takes_it(
     client.asked.clear()
     batches.push_contents(iter(OBJECTS.items()), client.push_function())
     assert len(client.asked) == (1 if knows else 5), "it is not asked a second time"
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_long_objects_arrive_whole(knows: bool) -> None:
+    """flwr's function gets none of theirs but the first's, and the server's single calls get all of it."""
+    client = FleetHttpClient(knows)
+    contents = {str(number): secrets.token_bytes(batches.LONG_BYTES + number) for number in range(3)}
+    contents["short"] = b"short"
+    batches.push_contents(iter(contents.items()), client.push_function())
+    assert client.objects == contents
+    client.objects.clear()
+    batches.push_contents(iter({"1": contents["1"]}.items()), client.push_function())
+    assert client.objects == {"1": contents["1"]}
+
+
+def test_a_function_that_does_not_come_to_push_gets_all_of_a_long_object() -> None:
+    stored: dict[str, bytes] = {}
+    contents = {str(number): secrets.token_bytes(batches.LONG_BYTES) for number in range(3)}
+    batches.push_contents(iter(contents.items()), stored.__setitem__)
+    assert stored == contents
 
 
 @pytest.mark.parametrize("lost", ["2", "5"])
