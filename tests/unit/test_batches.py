@@ -52,7 +52,12 @@ def test_a_long_item_is_read_as_protobuf_reads_it() -> None:
     other = message_pb2.PushObjectRequest(object_content=b"7" * 70_000).SerializeToString()
     # Field 127, of three wire types.
     unknown = b"\xf8\x07\x01" + b"\xf9\x07" + bytes(8) + b"\xfd\x07" + bytes(4)
-    for body in (content + rest, rest + content, rest + unknown + other + content, content + other + unknown):
+    for body in (
+        content + rest,
+        rest + content,
+        rest + unknown + other + content,
+        content + rest + other + unknown,
+    ):
         received = batches.PushRequests()
         received.ParseFromString(len(body).to_bytes(batches.SIZE_BYTES, "big") + body)
         (item,) = received
