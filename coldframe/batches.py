@@ -32,7 +32,9 @@ SIZE_BYTES = 4
 MOST = 1 << 16  # messages in a batch: an empty one is four bytes, and a hundred when it has been read
 LONG_BYTES = 1 << 16
 CONTENT = "object_content"
-VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5  # how protobuf writes a field
+VARINT, LENGTH = 0, 2  # how protobuf writes a field: a number; a length, then so many bytes
+MOST_DIGITS = 10  # bytes of a number
+MOST_FIELDS = 8  # before a long content; flwr's messages have five
 
 
 @dataclass(slots=True)
@@ -86,44 +88,45 @@ class Batch(list[Any]):
 
 def _parse(item_type: type[Message], body: memoryview) -> Any:
     """Read a message, one with a long content without protobuf's copies of it."""
-    if len(body) < LONG_BYTES or CONTENT not in item_type.DESCRIPTOR.fields_by_name:
-        return item_type.FromString(bytes(body))
-    number = item_type.DESCRIPTOR.fields_by_name[CONTENT].number
-    rest, content, place = bytearray(), memoryview(b""), 0
+    field = item_type.DESCRIPTOR.fields_by_name.get(CONTENT)
+    if field and len(body) >= LONG_BYTES and (place := _find(body, field.number)):
+        begin, start, end = place
+        rest = item_type.FromString(bytes(body[:begin]) + bytes(body[end:]))
+        if not getattr(rest, CONTENT):  # else it stands there twice
+            return Long(rest, bytes(body[start:end]))
+    return item_type.FromString(bytes(body))
+
+
+def _find(body: memoryview, number: int) -> tuple[int, int, int] | None:
+    """Return where a field begins, where its content does, and where both end; None leaves it to protobuf.
+
+    No more than a few fields are looked at: the body is read before its sender is known, and a million of
+    them would keep a server from everything else.
+    """
+    place = 0
     try:
-        while place < len(body):
+        for _ in range(MOST_FIELDS):
             begin = place
             key, place = _read_varint(body, place)
-            kind, start = key & 7, place
-            if kind == VARINT:
-                _, place = _read_varint(body, place)
-            elif kind == LENGTH:
-                size, start = _read_varint(body, place)
-                place = start + size
-            elif kind in (FIXED32, FIXED64):
-                place += 4 if kind == FIXED32 else 8
-            else:
-                raise DecodeError(f"no field has the wire type {kind}")
-            if place > len(body):
-                raise DecodeError("truncated message")
-            if (key >> 3, kind) == (number, LENGTH):
-                content = body[start:place]
-            else:
-                rest += body[begin:place]
-    except IndexError as error:
-        raise DecodeError("truncated message") from error
-    return Long(item_type.FromString(bytes(rest)), bytes(content))
+            size, start = _read_varint(body, place)
+            place = start if key & 7 == VARINT else start + size
+            if key & 7 not in (VARINT, LENGTH) or place > len(body):
+                return None
+            if key == number << 3 | LENGTH:
+                return begin, start, place
+    except IndexError:
+        pass
+    return None
 
 
 def _read_varint(body: memoryview, place: int) -> tuple[int, int]:
-    """Return a number and where the next field begins."""
+    """Return a number and the place after it; IndexError if the body ends, or the number does not."""
     number = 0
-    for shift in range(0, 70, 7):
-        number |= (body[place] & 0x7F) << shift
-        place += 1
-        if body[place - 1] < 0x80:
-            return number, place
-    raise DecodeError("a number of more than ten bytes")
+    for shift, byte in enumerate(body[place : place + MOST_DIGITS]):
+        number |= (byte & 0x7F) << 7 * shift
+        if byte < 0x80:
+            return number, place + shift + 1
+    raise IndexError
 
 
 def _serialize(item: Any) -> list[bytes]:
@@ -135,14 +138,13 @@ def _serialize(item: Any) -> list[bytes]:
     if len(content) < LONG_BYTES:
         return [item.SerializeToString()]
     fields = item.DESCRIPTOR.fields_by_name
-    rest = item.rest if isinstance(item, Long) else _without_content(item)
+    rest = (
+        item.rest
+        if isinstance(item, Long)
+        else type(item)(**{name: getattr(item, name) for name in fields if name != CONTENT})
+    )
     key = fields[CONTENT].number << 3 | LENGTH
     return [rest.SerializeToString(), _varint(key), _varint(len(content)), content]
-
-
-def _without_content(item: Any) -> Any:
-    fields = item.DESCRIPTOR.fields_by_name
-    return type(item)(**{name: getattr(item, name) for name in fields if name != CONTENT})
 
 
 def _varint(number: int) -> bytes:

@@ -66,6 +66,15 @@ def test_a_long_item_is_read_as_protobuf_reads_it() -> None:
         assert (item.node, item.run_id, item.object_id) == (NODE, 3, "a")
 
 
+def test_a_flood_of_fields_is_left_to_protobuf() -> None:
+    """Nobody knows yet who sent it, and a loop in Python over millions of fields would stop the server."""
+    content = message_pb2.PushObjectRequest(object_content=LONG).SerializeToString()
+    for others, kept in ((batches.MOST_FIELDS - 1, batches.Long), (batches.MOST_FIELDS, None)):
+        item = batches._parse(message_pb2.PushObjectRequest, memoryview(b"\x10\x03" * others + content))
+        assert type(item) is (kept or message_pb2.PushObjectRequest)
+        assert batches._whole(item) == message_pb2.PushObjectRequest(run_id=3, object_content=LONG)
+
+
 LONG = bytes(batches.LONG_BYTES)
 
 
