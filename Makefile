@@ -9,7 +9,7 @@ CLUSTER ?= tests/cluster
 MAIN_JOB = $(addprefix tests/cluster/test_,blank_hosts.py hosts.py main_job.py make.py)
 PLAYBOOK = .venv/bin/ansible-playbook
 
-.PHONY: up down setup setup-dev engine test test-job test-parts test-main-job lint test-unit test-plugins test-runtime test-cluster test-vagrant test-libvirt hosts hosts-down screenshots help
+.PHONY: up down setup setup-dev engine test test-job test-parts test-deployments test-main-job lint test-unit test-plugins test-runtime test-cluster test-vagrant test-libvirt hosts hosts-down screenshots help
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -27,17 +27,19 @@ setup-dev:
 	@scripts/setup.sh --dev
 	@scripts/prometheus3.sh
 
+# Linters and unit tests run beside the first deployments: making images and hosts leaves half of two cores idle.
 test: setup-dev  ## Test everything, on real hosts
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-runtime lint test-plugins
-	@$(MAKE) --no-print-directory test-cluster
-	@$(MAKE) --no-print-directory test-vagrant
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-parts test-deployments
 
-# Linters and unit tests run beside the deployment: making images and hosts leaves half of two cores idle.
 test-job: setup-dev  ## The main job alone: linters, unit tests, and what `make up` does, on test hosts
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-parts test-main-job
 
 test-parts:
 	@$(MAKE) --no-print-directory lint test-plugins test-runtime
+
+test-deployments:
+	@$(MAKE) --no-print-directory --output-sync=none test-cluster
+	@$(MAKE) --no-print-directory --output-sync=none test-vagrant
 
 test-main-job:
 	@$(MAKE) --no-print-directory --output-sync=none test-cluster CLUSTER="$(MAIN_JOB)" ARGS="-k 'not foreign and not grows'"
@@ -60,7 +62,7 @@ test-cluster: setup-dev  ## Real deployments on test hosts
 
 test-vagrant: setup-dev  ## Vagrant's machines for real, as containers
 	@scripts/setup_vagrant.sh
-	scripts/with_engine.sh .venv/bin/python -m pytest -v tests/vagrant/test_vagrant.py $(ARGS)
+	env --unset=MAKEFLAGS scripts/with_engine.sh .venv/bin/python -m pytest -v tests/vagrant/test_vagrant.py $(ARGS)
 
 # Not part of `make test`: it is very slow without KVM.
 test-libvirt: setup-dev  ## Vagrant's machines as virtual machines
