@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -85,9 +86,9 @@ class Cluster:
         return {**found, **own, "VAGRANT_CHECKPOINT_DISABLE": "1", "PYTHONUNBUFFERED": "1"}
 
     def call(self, *command: str, folder: str = ".", path: Path | None = None) -> Output:
-        """Run a command in the clone."""
+        """Run a command in the clone, and print what it prints: pytest -s shows it as it comes."""
         self.home.mkdir(exist_ok=True)
-        done = subprocess.run(
+        with subprocess.Popen(
             command,
             cwd=self.checkout / folder,
             env=self.environment(path),
@@ -95,9 +96,12 @@ class Cluster:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            check=False,
-        )
-        return Output(done.returncode, done.stdout)
+        ) as process:
+            lines = []
+            for line in process.stdout or ():
+                lines.append(line)
+                print(time.strftime("%H:%M:%S"), line, end="", flush=True)
+        return Output(process.returncode, "".join(lines))
 
     @contextmanager
     def standing(self, settings: dict[str, Any], run: dict[str, Any]) -> Iterator[Cluster]:
