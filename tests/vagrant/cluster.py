@@ -98,9 +98,13 @@ class Cluster:
             stderr=subprocess.STDOUT,
         ) as process:
             lines = []
-            for line in process.stdout or ():
-                lines.append(line)
-                print(time.strftime("%H:%M:%S"), line, end="", flush=True)
+            try:
+                for line in process.stdout or ():
+                    lines.append(line)
+                    print(time.strftime("%H:%M:%S"), line, end="", flush=True)
+            except BaseException:
+                process.kill()  # it holds the machines' lock, without which they cannot be removed
+                raise
         return Output(process.returncode, "".join(lines))
 
     @contextmanager
