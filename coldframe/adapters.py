@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -64,6 +63,8 @@ def adapter(process: str, **relies_on: str) -> Callable[[Callable[[], None]], Ca
 HOLD_SECONDS = 5.0
 # How often a server that does not hold a question is asked it.
 UNHELD_SECONDS = 0.5
+# When a task first says that it lives; who has handed it out looks for that after 30 s.
+SIGN_SECONDS = 10.0
 
 
 def enabled() -> bool:
@@ -550,11 +551,7 @@ def move_objects_together() -> None:
 
 @adapter("task", telemetry="3ffeafefef95", heartbeats="5eee250956e1")
 def leave_out_what_a_short_task_needs_not() -> None:
-    """A task runs `uname` and `file` for telemetry that is switched off, and says at once that it lives.
-
-    The SuperNode, which has just handed it out, looks for the first sign of life after 30 s; the pauses
-    between two are 17 to 23 s.
-    """
+    """A task runs `uname` and `file` for telemetry that is switched off, and says at once that it lives."""
     from flwr.supercore import heartbeat, telemetry
     from flwr.supernode.runtime import run_clientapp
 
@@ -567,28 +564,30 @@ def leave_out_what_a_short_task_needs_not() -> None:
     run = heartbeat.HeartbeatSender._run
 
     def run_after_a_pause(sender: heartbeat.HeartbeatSender) -> None:
-        pause = heartbeat.HEARTBEAT_DEFAULT_INTERVAL - heartbeat.HEARTBEAT_CALL_TIMEOUT
-        if not sender._stop_event.wait(pause * heartbeat.HEARTBEAT_BASE_MULTIPLIER):
+        if not sender._stop_event.wait(SIGN_SECONDS):
             run(sender)
 
     heartbeat.HeartbeatSender._run = run_after_a_pause
 
 
-@adapter("serverapp-superexec", subprocess_launch="83abf3dbe022")
+@adapter(
+    "serverapp-superexec",
+    subprocess_launch="83abf3dbe022",
+    runtime_client="efdac833ff30",
+    claim_task="35fd1c6c4f6a",
+    acknowledge_heartbeat="b4e87c4b327d",
+)
 def start_serverapps_with_adapters() -> None:
-    """A ServerApp is a process of its own, started by the name of its command: name ours."""
+    """A ServerApp is a process of its own, started by the name of its command: name ours.
+
+    One that does not say within 30 s of being asked for that it lives is asked for again. On a machine that
+    takes longer to start Python, each is too late in its turn, and all of them run: speak for it meanwhile.
+    """
     from flwr.supercore.superexec.executor import subprocess_executor
 
-    class Subprocess:
-        DEVNULL = subprocess.DEVNULL
+    from coldframe import starting
 
-        @staticmethod
-        def Popen(arguments: list[str], **kwargs: Any) -> Any:
-            if arguments[0] == "flwr-serverapp":
-                arguments = [sys.executable, "-m", "coldframe.adapters", "serverapp", *arguments[1:]]
-            return subprocess.Popen(arguments, **kwargs)
-
-    subprocess_executor.subprocess = Subprocess
+    subprocess_executor.subprocess = starting.Subprocess(SIGN_SECONDS)
 
 
 @adapter("serverapp", send_and_receive="699c9f048f3c")

@@ -61,6 +61,8 @@ SEAMS = {
     "memory_get_object": f"{_MEMORY_STATE}.get_object",
     "memory_cleanup_session": f"{_MEMORY_STATE}._cleanup_push_session",
     "memory_delete_sessions": f"{_MEMORY_STATE}.delete_sessions_in_run",
+    "claim_task": f"{_SQL_STATE}.claim_task",
+    "acknowledge_heartbeat": f"{_SQL_STATE}.acknowledge_task_heartbeat",
     "push_task_output": "flwr.supernode.runtime.run_clientapp:push_task_output",
 }
 

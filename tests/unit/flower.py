@@ -93,8 +93,8 @@ class Federation:
         self.processes.append(process)
         return process
 
-    def start_link(self, command: list[str]) -> None:
-        """Start a SuperLink that starts its ServerApps itself, and wait until it answers."""
+    def start_link(self, command: list[str], *options: str) -> None:
+        """Start a SuperLink, which starts its ServerApps itself unless told otherwise, till it answers."""
         self.link_port = free_port()
         self.start(
             "superlink",
@@ -104,6 +104,7 @@ class Federation:
                 "--port",
                 str(self.link_port),
                 "--disable-runtime-dependency-installation",
+                *options,
             ],
         )
         wait_for_port(self.link_port)

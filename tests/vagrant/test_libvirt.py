@@ -21,6 +21,7 @@ TRAINING = {
     "rounds": 2,
     "dataset": "synthetic",
     "max_samples": 200,
+    "fraction_evaluate": 0,
     "round_timeout": PATIENCE,
     "wait_timeout": PATIENCE,
 }

@@ -1,0 +1,82 @@
+"""Starts ServerApps with their adapters, and says for each that starts that it lives."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from typing import Any
+
+import httpx
+from flwr.proto.runtime_pb2 import SendTaskHeartbeatRequest
+from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
+from flwr.supercore.runtime import RuntimeHttpClient
+
+# How long a ServerApp may take to start before it has to speak for itself.
+START_SECONDS = 600.0
+
+
+class Subprocess:
+    """What flwr's executor takes for the module subprocess; `pause` as in `speak_for`."""
+
+    DEVNULL = subprocess.DEVNULL
+
+    def __init__(self, pause: float) -> None:
+        self.pause = pause
+
+    def Popen(self, command: list[str], **kwargs: Any) -> subprocess.Popen[bytes]:
+        """Start a process; a ServerApp with its adapters."""
+        if command[0] != "flwr-serverapp":
+            return subprocess.Popen(command, **kwargs)
+        client = task_client(command)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "coldframe.adapters", "serverapp", *command[1:]], **kwargs
+        )
+        threading.Thread(target=speak_for, args=(process, client, self.pause), daemon=True).start()
+        return process
+
+
+def task_client(command: Sequence[str]) -> RuntimeHttpClient:
+    """Return the client of the Runtime API that a process started by this command of flwr's will have."""
+    value = dict(itertools.pairwise(command))  # of each option
+    certificates = value.get("--root-certificates")
+    return RuntimeHttpClient.from_server_address(
+        value["--runtime-api-address"],
+        insecure=certificates is None,
+        root_certificates=certificates,
+        interceptors=[
+            RuntimeVersionHttpInterceptor(component_name=command[0]),
+            RuntimeTokenHttpInterceptor(token=value["--token"]),
+        ],
+    )
+
+
+def speak_for(process: subprocess.Popen[bytes], client: RuntimeHttpClient, pause: float) -> None:
+    """Send a task's heartbeats until its process has ended, or has had the time to send its own.
+
+    Parameters
+    ----------
+    process : Popen
+        The process that starts; waited for until its end.
+    client : RuntimeHttpClient
+        Sends with the task's token; closed in the end.
+    pause : float
+        Seconds before each heartbeat.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    with closing(client):
+        while time.monotonic() < deadline:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(pause)
+                return
+            try:
+                client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+            except httpx.TransportError:
+                continue  # the SuperLink is busy, or gone
+            except httpx.HTTPStatusError:
+                break  # the task has ended
+    process.wait()
