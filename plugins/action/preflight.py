@@ -343,6 +343,9 @@ def _typed(extra: Mapping[str, Any]) -> str:
     here = [_short(Path(source)) if "," not in source else source for source in given]
     words = [] if list(given) in ([], list(C.DEFAULT_HOST_LIST)) else [f"-i {source}" for source in here]
     words += ["-K"] if context.CLIARGS.get("become_ask_pass") else []
+    answer = context.CLIARGS.get("become_password_file")
+    if answer and answer != C.BECOME_PASSWORD_FILE:
+        words += ["--become-password-file", shlex.quote(_short(Path(answer)))]
     for name in sorted(extra):
         if name.startswith(DESCRIBING) and name in INVENTORY:
             value = extra[name]

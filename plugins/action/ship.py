@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +27,24 @@ display = Display()
 LOOK = 0.5  # seconds between two looks at the transfer
 LINE = 10.0  # seconds between two lines about it where no bar can be drawn
 DEFAULTS = {"use_ssh_args": True, "verify_host": True, "archive": False}
+
+# rsync speaks with the other side over ssh's standard input and output, where sudo there cannot ask for a
+# password as well. So it is sent as a first line, ahead of what rsync sends; a shell there takes that line,
+# and sudo asks a program, printenv: it is called with sudo's prompt, which here is the name of a variable.
+# Where sudo asks for nothing, the line is taken all the same.
+SEND = """
+coldframe_pipes=$1; shift; exec 3<&0
+IFS= read -r coldframe_answer <"$coldframe_pipes/answer" || exit
+{ printf "%s\\n" "$coldframe_answer"; exec cat <&3; } >"$coldframe_pipes/input" &
+"$@" <"$coldframe_pipes/input" 3<&-
+coldframe_code=$?
+kill $! 2>/dev/null
+exit $coldframe_code
+"""
+RECEIVE = (
+    "IFS= read -r COLDFRAME; SUDO_ASKPASS=$(command -v printenv); export COLDFRAME SUDO_ASKPASS; "
+    'exec {sudo} -A -H -p COLDFRAME -u {user} rsync "$@"'
+)
 
 
 def under_way(place: str) -> tuple[Path, int] | None:
@@ -56,6 +79,45 @@ class ActionModule(synchronize.ActionModule):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Transfer; rsync itself, on the controller, tells by its open files where it is."""
         self._task.args = {**DEFAULTS, **self._task.args}
+        with self._answering():
+            return self._show(tmp, task_vars)
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Let the transfer answer sudo's question on the other side, if there is an answer (-K)."""
+        connection, context = self._connection, self._play_context
+        become = connection.become
+        password = become.get_option("become_pass", playcontext=context) if become else None
+        if not password or connection.transport != "ssh" or become.name != "sudo":
+            yield
+            return
+        ssh = ["ssh", "-S", "none"]
+        if key := connection.get_option("private_key_file"):
+            ssh += ["-i", key]
+        if port := connection.get_option("port"):
+            ssh += ["-p", str(port)]
+        given = [connection.get_option(f"ssh_{kind}args") or "" for kind in ("", "common_", "extra_")]
+        options = {
+            "sudo": shlex.quote(become.get_option("become_exe", playcontext=context) or "sudo"),
+            "user": shlex.quote(become.get_option("become_user", playcontext=context) or "root"),
+        }
+        with tempfile.TemporaryDirectory(prefix="coldframe-") as directory:
+            for pipe in ("answer", "input"):
+                os.mkfifo(f"{directory}/{pipe}", 0o600)
+            # Open for reading too, so that nobody waits for the other; it is never a file on a disk.
+            with os.fdopen(os.open(f"{directory}/answer", os.O_RDWR), "w") as file:
+                file.write(f"{password}\n")
+                file.flush()
+                shell = f"{shlex.join(['sh', '-c', SEND, 'sh', directory, *ssh])} {' '.join(given)}"
+                self._task.args = {
+                    **self._task.args,
+                    "rsync_path": f"sh -c {shlex.quote(RECEIVE.format(**options))} sh",
+                    "rsync_opts": [*self._task.args.get("rsync_opts", []), f"--rsh={shlex.quote(shell)}"],
+                }
+                yield
+
+    def _show(self, tmp: str | None, task_vars: dict[str, Any] | None) -> dict[str, Any]:
+        """Transfer, and show how far it is."""
         ended = threading.Event()
         watcher = threading.Thread(
             target=self._watch, args=((task_vars or {}).get("inventory_hostname", ""), ended), daemon=True

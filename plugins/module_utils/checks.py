@@ -167,11 +167,10 @@ def check_answers(machines: Iterable[Machine]) -> list[Finding]:
 
 
 def _try(machine: Machine) -> str:
+    if "Incorrect sudo password" in machine.failure:
+        return "type it again; where machines have different ones, give each its ansible_become_password"
     if "sudo" in machine.failure and "password" in machine.failure:
-        if machine.local:
-            return "type -K too, and Ansible asks for the password"
-        # Files are transferred by rsync, which cannot answer sudo's question.
-        return "log in as root (ansible_user), or let sudo ask no password there"
+        return "type -K too, and Ansible asks for the password"
     return f"check that this works: {machine.login}" if machine.login else "type -vvv too, to see why"
 
 

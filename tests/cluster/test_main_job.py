@@ -6,6 +6,7 @@ The tests run in this order and share one lab; each says which machine it hurts.
 from __future__ import annotations
 
 import json
+import secrets
 import shlex
 import shutil
 import socket
@@ -15,6 +16,8 @@ import textwrap
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -66,13 +69,36 @@ def containers(lab: Lab) -> dict[str, str]:
 # --------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def sudo_asks(lab: Lab) -> Iterator[list[str]]:
+    """Let sudo on all hosts ask the inventory's user for a password; what answers it, as -K does."""
+    user = yaml.safe_load(lab.inventory.read_text())["fl_machines"]["vars"]["ansible_user"]
+    password = secrets.token_urlsafe() + " '\"$HOME"  # nothing that a shell may read
+    answer = lab.directory / "password"
+    answer.write_text(password)
+    rule = f"/etc/sudoers.d/{user}"
+    for host in lab.hosts:
+        sh(host, f"printf %s {shlex.quote(f'{user}:{password}')} | chpasswd")
+        sh(host, f"cp {rule} /root/rule && sed -i s/NOPASSWD:// {rule}")
+    try:
+        yield ["--become-password-file", str(answer)]
+    finally:
+        for host in lab.hosts:
+            sh(host, f"mv /root/rule {rule}")
+        answer.unlink()
+
+
 def test_site_trains_full_mnist(lab: Lab) -> None:
     """From bare hosts, whose engines are not even started and have no image, to a model in one command:
-    ansible-playbook site.yml -i <inventory>."""
+    ansible-playbook site.yml -i <inventory>; as a user whom sudo asks for a password (-K)."""
     for host in lab.hosts:
         sh(host, "systemctl disable --now docker.service docker.socket containerd.service 2>&1")
         assert "coldframe/fl" not in sh(host, "cat /var/lib/docker/image/*/repositories.json", check=False)
-    play = lab.must("site.yml", rounds=str(ROUNDS))
+    with sudo_asks(lab) as answer:
+        play = lab.play("site.yml")
+        for words in ("Missing sudo password", "type -K too", "Nothing was changed."):
+            assert words in play.output, play.output
+        play = lab.must("site.yml", *answer, rounds=str(ROUNDS))
     lab.deployed.add("coldframe")
     # One image, shipped to those that do not build it.
     images = {sh(host, "docker image ls --quiet --no-trunc coldframe/fl") for host in lab.hosts}
@@ -533,8 +559,9 @@ def test_teardown_purges_only_this_federation(federation: Lab) -> None:
 
 
 def test_federation_grows_and_shrinks(federation: Lab) -> None:
-    """A client joins c1 while c2 is retired; then c2 comes back, before c1 in the inventory, and the client
-    leaves. Who stays keeps container and partition id, who comes back gets its old id, and all of them train.
+    """A client joins c1 while c2 is no machine for clients any more; then c2 comes back, before c1 in the
+    inventory, and the client leaves. Who stays keeps container and partition id, who comes back gets its old
+    id, and all of them train.
     """
 
     def clients() -> dict[str, str]:
@@ -551,8 +578,12 @@ def test_federation_grows_and_shrinks(federation: Lab) -> None:
     stay = {name: before[name] for name in ("c1-0", "c1-1", "server")}
     everybody = {**given, "c1-2": max(given.values()) + 1}
 
-    write_inventory(federation, clients=3, fl_client_count=0)
+    write_inventory(federation, clients=3)
+    inventory = yaml.safe_load(federation.inventory.read_text())
+    del inventory["fl_machines"]["children"]["fl_clients"]["hosts"]["c2"]
+    federation.inventory.write_text(yaml.safe_dump(inventory, sort_keys=False))
     federation.must("site.yml", train="false")
+    assert sh(federation.hosts["c2"], "docker ps --all --quiet") == ""
     assert clients().items() > stay.items()
     assert clients().keys() & {*CLIENTS, "c1-2"} == {"c1-0", "c1-1", "c1-2"}
     assert ids() == everybody

@@ -142,10 +142,11 @@ def test_a_machine_that_does_not_answer_is_named_with_the_error_and_the_command_
 
 
 def test_a_missing_sudo_password_can_be_asked_for():
-    silent = machine("here", facts=None, failure="Missing sudo password", local=True)
-    assert "type -K too, and Ansible asks for the password" in only(checks.check_answers([silent]))
-    silent = machine("far", facts=None, failure="Missing sudo password")
-    assert "log in as root (ansible_user)" in only(checks.check_answers([silent]))
+    for local in (True, False):
+        silent = machine("far", facts=None, failure="Missing sudo password", local=local)
+        assert "type -K too, and Ansible asks for the password" in only(checks.check_answers([silent]))
+    silent = machine("far", facts=None, failure="Incorrect sudo password")
+    assert "give each its ansible_become_password" in only(checks.check_answers([silent]))
 
 
 def test_one_machine_under_two_names():
