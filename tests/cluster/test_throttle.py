@@ -318,6 +318,7 @@ def test_two_throttles_at_once_end_in_one_of_the_two_states(pacing: Pacing) -> N
 
 def test_profile_means_the_same_work_on_every_machine(pacing: Pacing) -> None:
     """calibrate.yml has timed a core; a profile takes as many cores as do a reference core's work."""
+    assert "reference cores" not in pacing.lab.must("calibrate.yml", "--check").output
     output = pacing.lab.must("calibrate.yml").output
     assert "reference cores" in output
     pacing.throttle(profile="raspberry-pi-3", clients="c1-0")
