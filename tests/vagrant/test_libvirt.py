@@ -18,9 +18,9 @@ from tests.vagrant.cluster import FEDERATION, Cluster
 # Without the processor's help everything takes 20 to 40 times as long.
 PATIENCE = 3600
 TRAINING = {
-    "rounds": 2,
+    "rounds": 1,
     "dataset": "synthetic",
-    "max_samples": 200,
+    "max_samples": 64,
     "fraction_evaluate": 0,
     "round_timeout": PATIENCE,
     "wait_timeout": PATIENCE,
