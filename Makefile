@@ -5,11 +5,10 @@ ROUNDS ?=
 N ?= 3
 PREFIX ?= hosts
 ARGS ?=
-CLUSTER ?= tests/cluster
-MAIN_JOB = $(addprefix tests/cluster/test_,blank_hosts.py hosts.py main_job.py make.py)
+LANES ?=
 PLAYBOOK = .venv/bin/ansible-playbook
 
-.PHONY: up down setup setup-dev engine test test-job test-parts test-deployments test-main-job lint test-unit test-plugins test-runtime test-cluster test-vagrant test-libvirt hosts hosts-down screenshots help
+.PHONY: up down setup setup-dev engine test lint test-unit test-plugins test-runtime test-cluster test-lane-a test-lane-b test-vagrant test-libvirt hosts hosts-down screenshots help
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -27,22 +26,11 @@ setup-dev:
 	@scripts/setup.sh --dev
 	@scripts/prometheus3.sh
 
-# Linters and unit tests run beside the first deployments: making images and hosts leaves half of two cores idle.
-test: setup-dev  ## Test everything, on real hosts
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-parts test-deployments
+test: setup-dev  ## Test everything, on real hosts: two lanes side by side, and a table of what they took
+	@env --unset=MAKEFLAGS scripts/with_engine.sh .venv/bin/python -m tests.suite --since "$$COLDFRAME_SINCE" $(LANES)
 
-test-job: setup-dev  ## The main job alone: linters, unit tests, and what `make up` does, on test hosts
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-parts test-main-job
-
-test-parts:
-	@$(MAKE) --no-print-directory lint test-plugins test-runtime
-
-test-deployments:
-	@$(MAKE) --no-print-directory --output-sync=none test-cluster
-	@$(MAKE) --no-print-directory --output-sync=none test-vagrant
-
-test-main-job:
-	@$(MAKE) --no-print-directory --output-sync=none test-cluster CLUSTER="$(MAIN_JOB)" ARGS="-k 'not foreign and not grows'"
+# When make was called: the table counts the set-up too.
+test: export COLDFRAME_SINCE := $(shell date +%s)
 
 lint: setup-dev  ## ansible-lint, yamllint, ruff, mypy
 	scripts/lint.sh
@@ -57,8 +45,13 @@ test-runtime: setup-dev
 	.venv/bin/python -m pytest -q tests/unit --ignore-glob='*/test_plugins_*.py' $(ARGS)
 
 # The tests type make themselves: theirs is not a part of this one.
-test-cluster: setup-dev  ## Real deployments on test hosts
-	env --unset=MAKEFLAGS scripts/with_engine.sh .venv/bin/python -m pytest -v --durations=25 $(CLUSTER) $(ARGS)
+test-cluster: test-lane-a test-lane-b  ## Real deployments on test hosts
+
+test-lane-a: setup-dev  # the tests of one federation
+	env --unset=MAKEFLAGS scripts/with_engine.sh .venv/bin/python -m pytest -v -m lane_a tests/cluster $(ARGS)
+
+test-lane-b: setup-dev  # the tests that make hosts of their own
+	env --unset=MAKEFLAGS scripts/with_engine.sh .venv/bin/python -m pytest -v -m lane_b tests/cluster $(ARGS)
 
 test-vagrant: setup-dev  ## Vagrant's machines for real, as containers
 	@scripts/setup_vagrant.sh

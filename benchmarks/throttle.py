@@ -27,6 +27,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tests import controlgroups
 from tests.hosts import Host, Hosts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,9 +90,9 @@ class Bench:
 
     def quotas(self, host: Host) -> set[int]:
         """The quotas that the kernel holds on a host, in microseconds per period of 100 ms."""
-        names = " ".join(f"{FEDERATION}-{host.name}-{k}" for k in range(self.clients))
-        script = f"for c in {names}; do docker exec $c cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us; done"
-        return {int(line) for line in host.run(script).stdout.split()}
+        names = [f"{FEDERATION}-{host.name}-{k}" for k in range(self.clients)]
+        found = [controlgroups.read(lambda command: host.run(command).stdout, name).cpu for name in names]
+        return {round(cores * 100_000) for cores in found if cores is not None}
 
     def agent_seconds(self, host: Host) -> tuple[list[float], float]:
         """How long the agent took for each client of its last request, and for the whole request per

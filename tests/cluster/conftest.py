@@ -1,4 +1,4 @@
-"""One lab for all cluster tests: three hosts, made once and removed at the end, also after a failure."""
+"""The hosts and the federation that the tests of lane A share; lane B's modules make their own."""
 
 from __future__ import annotations
 
@@ -8,64 +8,66 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.lab import Lab
-from tests.cluster.three import write_inventory
-from tests.cluster.watch import FEDERATION, WatchedLab
+from tests.cluster.federation import write_inventory
+from tests.cluster.watch import WatchedLab
 from tests.hosts import Hosts
 from tests.hosts.hosts import load
+from tests.hosts.seeds import fl_seed
+
+# Lane A in the order that costs least: blank hosts first, what takes the federation down last. No module
+# needs it: each deploys what it does not find standing.
+LANE_A = (
+    "test_blank_hosts.py",
+    "test_main_job.py",
+    "test_throttle.py",
+    "test_monitoring.py",
+    "test_monitoring_dashboards.py",
+    "test_monitoring_grafana.py",
+    "test_faults.py",
+    "test_changes.py",
+)
+BLANK = set(LANE_A[:2])  # their hosts have never seen a deployment
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the faults come last: the main job begins with blank hosts."""
-    items.sort(key=lambda item: item.path.name == "test_faults.py")
+    """Say which lane a test belongs to, and put lane A into its order."""
+    for item in items:
+        lane = "lane_a" if item.path.name in LANE_A else "lane_b"
+        item.add_marker(lane)
+    places = {name: place for place, name in enumerate(LANE_A)}
+    items.sort(key=lambda item: places.get(item.path.name, -1))
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """Hosts `server`, `c1` and `c2` with blank engines; the inventory names the first two, unless a test
-    writes another. COLDFRAME_HOSTS=<prefix> takes a standing set (make hosts), for the inner loop."""
+def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WatchedLab]:
+    """Hosts `server`, `c1` and `c2` and the inventory of the federation. Their engines are blank where a
+    module that is about blank hosts is among the tests; else they have the FL image.
+
+    COLDFRAME_HOSTS=<prefix> takes a standing set (make hosts), for the inner loop."""
     directory: Path = tmp_path_factory.mktemp("lab")
     standing = os.environ.get("COLDFRAME_HOSTS")
     if standing:
-        lab = Lab(load(standing), directory)
-        lab.write_inventory()
+        lab = WatchedLab(load(standing), directory)
+        write_inventory(lab)
         yield lab
+        lab.clear()
         return
-    with Hosts(names=["server", "c1", "c2"]) as hosts:
-        lab = Lab(hosts, directory)
-        lab.write_inventory()
+    blank = any(item.path.name in BLANK for item in request.session.items)
+    with Hosts(names=["server", "c1", "c2"], seed=None if blank else fl_seed()) as hosts:
+        lab = WatchedLab(hosts, directory)
+        write_inventory(lab)
         yield lab
-
-
-@pytest.fixture(scope="module")
-def three_hosts(lab: Lab) -> Iterator[None]:
-    """The inventory of all three hosts; other modules find their own again, and nothing standing."""
-    write_inventory(lab)
-    yield
-    lab.clear()
-    lab.write_inventory()
 
 
 @pytest.fixture
-def federation(lab: Lab) -> Lab:
-    """The lab with its inventory's federation standing."""
-    lab.deploy()
+def federation(lab: WatchedLab) -> WatchedLab:
+    """The lab with the federation standing."""
+    lab.deploy(dataset="synthetic")
     return lab
 
 
-@pytest.fixture(scope="session")
-def watched(lab: Lab) -> Iterator[WatchedLab]:
-    """A monitored federation with clients on both hosts; the second host joined when the first stood.
-
-    Whoever needs the machines' CPU for other things takes it down with ``lab.clear()``.
-    """
-    lab.clear()
-    watched = WatchedLab(lab.hosts, lab.directory, lab.deployed)
-    watched.write(["server"])
-    watched.must("site.yml", train="false", dataset="synthetic")
-    lab.deployed.add(FEDERATION)
-    watched.before = watched.container(watched.server, f"{FEDERATION}-prometheus")
-    watched.write(["server", "c1"])
-    watched.must("site.yml", train="false", dataset="synthetic")
-    yield watched
-    lab.clear()
+@pytest.fixture(scope="module")
+def watched(lab: WatchedLab) -> WatchedLab:
+    """The same, for the fixtures of a module."""
+    lab.deploy(dataset="synthetic")
+    return lab

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from tests.controlgroups import Kernel, read
 from tests.hosts import Host, Hosts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -198,19 +199,33 @@ class Lab:
 
     def nodes(self) -> list[dict[str, Any]]:
         """The registered clients, as the SuperLink sees them; none while it does not answer."""
-        ask = f"docker exec {self.federation or 'coldframe'}-server python3 -m coldframe.control nodes"
-        answer = self.on_server(ask, check=False)
-        found: list[dict[str, Any]] = json.loads(answer.splitlines()[-1]) if answer.strip() else []
+        found: list[dict[str, Any]] = self.control("nodes", check=False) or []
         return found
 
     def online(self) -> set[str]:
         """The names of the clients that are connected."""
         return {node["name"] for node in self.nodes() if node["status"] == "online"}
 
+    def status(self) -> dict[str, Any]:
+        """What status.yml says, as programs read it."""
+        output = self.must("status.yml", output="json").output
+        found: dict[str, Any] = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
+        return found
+
+    def control(self, words: str, check: bool = True) -> Any:
+        """What coldframe.control answers on the server; None if it does not."""
+        ask = f"docker exec {self.federation or 'coldframe'}-server python3 -m coldframe.control {words}"
+        answer = self.on_server(ask, check=check)
+        return json.loads(answer.splitlines()[-1]) if answer.strip() else None
+
     def container(self, host: Host, name: str) -> dict[str, Any]:
         """What the engine says of a container."""
         described: dict[str, Any] = json.loads(sh(host, f"docker inspect {name}"))[0]
         return described
+
+    def kernel(self, host: Host, container: str) -> Kernel:
+        """What the kernel grants a container, past every tool of ours."""
+        return read(lambda command: sh(host, command), container)
 
     def wait_for(self, what: str, condition: Callable[[], bool], timeout: float = 90.0) -> None:
         """Poll until the condition holds."""

@@ -1,12 +1,11 @@
 """What breaks while a federation trains, and what becomes of the run; then new keys and certificates.
 
-A federation of its own on three hosts, so that a run goes on without two of them; Ansible logs in as root
-there. The tests share it; each says what it hurts, and leaves everything standing behind.
+On the federation that stands; Ansible logs in as root here. Each test says what it hurts, and leaves
+everything standing behind.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -15,34 +14,24 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-import yaml
 from cryptography import x509
 
-from tests.cluster.lab import Lab, Play, sh
-from tests.cluster.three import MACHINES
-from tests.hosts import Host
+from tests.cluster.federation import CLIENTS, EVERYBODY, FEDERATION, turned_away, write_inventory
+from tests.cluster.lab import Lab, Play
+from tests.cluster.watch import WatchedLab
 
-FEDERATION = "faults"
-CLIENTS = {"server-0": 0, "server-1": 0, "c1-0": 1, "c1-1": 1, "c2-0": 2}  # by the number of their host
-UNHURT = {"server-0", "server-1"}
-EVERYBODY = {"min_train_clients": str(len(CLIENTS)), "min_available_clients": str(len(CLIENTS))}
+UNHURT = {name for name, machine in CLIENTS.items() if machine == "server"}
+ON_C2 = {name for name, machine in CLIENTS.items() if machine == "c2"}
+RESTARTED = "the server restarted in the middle of the run"
 # Rounds of two or three seconds; nobody evaluates, so that a lost client holds up one phase and not two.
 SMALL = {"dataset": "synthetic", "max_samples": "800", "fraction_evaluate": "0"}
 
 
 @pytest.fixture(scope="module", name="faults")
-def federation_to_hurt(lab: Lab) -> Iterator[Lab]:
-    lab.clear()
-    mine = Lab(lab.hosts, lab.directory, federation=FEDERATION)
-    mine.write_inventory(2, MACHINES, fl_client_cpu=0.36, fl_port=9392, ansible_user="root")
-    inventory = yaml.safe_load(mine.inventory.read_text())
-    inventory["fl_machines"]["children"]["fl_clients"]["hosts"]["server"] = None
-    inventory["fl_machines"]["hosts"]["c2"]["fl_client_count"] = 1
-    mine.inventory.write_text(yaml.safe_dump(inventory, sort_keys=False))
-    mine.must("site.yml", train="false", dataset="synthetic")
-    yield mine
-    mine.must("teardown.yml")
-    lab.write_inventory()
+def federation_to_hurt(watched: WatchedLab) -> Iterator[WatchedLab]:
+    write_inventory(watched, ansible_user="root")
+    yield watched
+    write_inventory(watched)
 
 
 def start(lab: Lab, **variables: Any) -> tuple[Play, Callable[[], Play]]:
@@ -65,20 +54,31 @@ def trained(lab: Lab, number: int) -> set[str]:
     return {e["client"] for e in lab.journal() if (e["event"], e.get("phase"), e.get("round")) == wanted}
 
 
-def status(lab: Lab) -> dict[str, Any]:
-    """What status.yml says."""
-    output = lab.must("status.yml", output="json").output
-    found: dict[str, Any] = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
-    return found
-
-
 def served_certificate(lab: Lab) -> x509.Certificate:
     """The certificate that the server's machine holds."""
     pem = lab.on_server(f"cat /var/lib/coldframe/{FEDERATION}/pki/server.crt")
     return x509.load_pem_x509_certificate(pem.encode())
 
 
-def test_power_cut_and_partition_of_client_machines(faults: Lab) -> None:
+def test_killed_client_is_named_and_comes_back(faults: WatchedLab) -> None:
+    """Hurts c1-1: SIGKILL of its main process in the middle of a round. It trains again in the next one."""
+    name = f"{FEDERATION}-c1-1"
+    before = faults.container(faults.machine, name)
+    idle = faults.kernel(faults.machine, name).pids_used
+    settings = {"rounds": "2", "dataset": "synthetic", "local_epochs": "4", "round_timeout": "120"}
+    play, wait = faults.start("run.yml", **settings, **EVERYBODY)
+    faults.wait_for("its task", lambda: faults.kernel(faults.machine, name).pids_used > idle, 120)
+    faults.on_machine(f"kill -9 {before['State']['Pid']}")
+    assert wait().code == 0, play.output
+    summary = faults.summary()
+    assert summary["status"] == "completed"
+    failure = next(item for item in summary["failures"] if item["phase"] == "train")
+    assert (failure["client"], failure["round"]) == ("c1-1", 1)
+    assert faults.container(faults.machine, name)["RestartCount"] == before["RestartCount"] + 1
+    assert trained(faults, 2) == set(CLIENTS)
+
+
+def test_power_cut_and_partition_of_client_machines(faults: WatchedLab) -> None:
     """Hurts c1's cable for longer than two heartbeats, and meanwhile c2's power: their clients are missed,
     and train again by themselves, that of c2 before c1 is reached again. Those of c1 have stayed up.
 
@@ -100,45 +100,57 @@ def test_power_cut_and_partition_of_client_machines(faults: Lab) -> None:
     there = [trained(faults, number) for number in range(1, 9)]
     assert there[0] == there[-1] == set(CLIENTS)
     assert UNHURT in there, "it went on without"
-    assert {*UNHURT, "c2-0"} in there, "c2 was back first"
+    assert UNHURT | ON_C2 in there, "c2 was back first"
     after = {client: begun(faults, client) for client in CLIENTS}
-    assert {client for client in CLIENTS if after[client] != before[client]} == {"c2-0"}
+    assert {client for client in CLIENTS if after[client] != before[client]} == ON_C2
 
 
-def test_reboot_of_the_servers_machine(faults: Lab) -> None:
-    """Hurts the server's machine: the run fails and says why; the federation is whole without Ansible."""
+def broken(faults: WatchedLab, hurt: Callable[[], object]) -> None:
+    """Hurt the server while a run goes on: the run fails, and its results and status.yml say why."""
     _, wait = start(faults, rounds="50")
-    faults.server.reboot()
+    hurt()
     play = wait()
     assert play.code != 0
-    assert "the server restarted in the middle of the run" in play.output
+    assert RESTARTED in play.output
     summary = faults.summary()
-    assert summary["status"] == "failed"
-    assert summary["error"] == "the server restarted in the middle of the run"
+    assert (summary["status"], summary["error"]) == ("failed", RESTARTED)
     faults.wait_for("all clients", lambda: faults.online() == set(CLIENTS), 90)
+    run = next(run for run in faults.status()["runs"] if run["run_id"] == summary["run_id"])
+    assert (run["status"], run["sub_status"], run["details"]) == ("finished", "failed", RESTARTED)
+
+
+def test_server_comes_back_with_its_state(faults: WatchedLab) -> None:
+    """Hurts the server: SIGKILL of its main process, then a reboot of its machine, each in the middle of a
+    run. The federation is whole again without Ansible, and the next run completes."""
+    described = faults.container(faults.server, f"{FEDERATION}-server")
+    broken(faults, lambda: faults.on_server(f"kill -9 {described['State']['Pid']}"))
+
+    def healthy() -> bool:
+        state = faults.container(faults.server, f"{FEDERATION}-server")["State"]
+        return state["Pid"] != described["State"]["Pid"] and state["Health"]["Status"] == "healthy"
+
+    faults.wait_for("the server's return", healthy)
+    broken(faults, faults.server.reboot)
     again = faults.run(**{**SMALL, **EVERYBODY, "rounds": "1"})
     assert (again["status"], again["failures"]) == ("completed", [])
 
 
-def test_controller_killed_in_the_middle(faults: Lab) -> None:
+def test_controller_killed_in_the_middle(faults: WatchedLab) -> None:
     """Hurts the controller: the run goes on, status.yml finds it, its keys are safe, collect fetches it."""
     play, wait = start(faults, rounds="16", run_name="orphan")
     os.kill(play.pid, signal.SIGKILL)
-    (going,) = [run for run in status(faults)["runs"] if run["status"] != "finished"]
-    refused = faults.play("site.yml", train="false", dataset="synthetic", rotate_keys="true")
+    (going,) = [run for run in faults.status()["runs"] if run["status"] != "finished"]
+    # The federation's name is typed too, as it is where it is not the inventory's.
+    settings = {"train": "false", "dataset": "synthetic", "fl_federation": FEDERATION}
+    refused = faults.play("site.yml", **settings, rotate_keys="true")
     assert refused.code != 0
-    # What to type: for this federation, whose name is not the inventory's.
     typed = f"run.yml -i {faults.inventory} -e fl_federation={FEDERATION} -e stop={going['run_id']}"
     assert typed in refused.output
     assert set(refused.changed.values()) == {0}
 
     def ended() -> bool:
-        runs = json.loads(
-            faults.on_server(
-                f"docker exec {FEDERATION}-server python3 -m coldframe.control runs"
-            ).splitlines()[-1]
-        )
-        return bool({run["run_id"]: run["status"] for run in runs}[going["run_id"]] == "finished")
+        runs = {run["run_id"]: run["status"] for run in faults.control("runs")}
+        return bool(runs[going["run_id"]] == "finished")
 
     faults.wait_for("the run's end", ended, 120)
     wait()
@@ -149,21 +161,7 @@ def test_controller_killed_in_the_middle(faults: Lab) -> None:
     assert "num-server-rounds: 16" in (faults.results / "latest" / "config.yml").read_text()
 
 
-def refused(lab: Lab, host: Host, key: str) -> bool:
-    """Whether a SuperNode with this private key is turned away."""
-    image = lab.container(host, f"{FEDERATION}-c1-0")["Config"]["Image"]
-    output = sh(
-        host,
-        f"timeout 20 docker run --rm --volume {key}:/key:ro"
-        f" --volume /var/lib/coldframe/{FEDERATION}/ca:/ca:ro {image}"
-        f" flower-supernode --superlink {lab.server.address}:9392 --root-certificates /ca/ca.crt"
-        " --auth-supernode-private-key /key --max-retries 1 --node-config partition-id=0 2>&1",
-        check=False,
-    )
-    return "Failed to activate SuperNode" in output
-
-
-def test_new_keys_and_certificate(faults: Lab) -> None:
+def test_new_keys_and_certificate(faults: WatchedLab) -> None:
     """Rotation: every client has a new key and trains, the old ones are worth nothing. Then a renewal of the
     server's certificate alone, and a deployment that finds nothing to do."""
     faults.on_machine(f"cp -a /var/lib/coldframe/{FEDERATION}/keys/c1-0 /tmp/old-key")
@@ -175,7 +173,7 @@ def test_new_keys_and_certificate(faults: Lab) -> None:
     assert not set(fresh.values()) & set(keys.values())
     second = served_certificate(faults)
     assert second.public_key() != first.public_key()
-    assert refused(faults, faults.machine, "/tmp/old-key")
+    assert turned_away(faults, "/tmp/old-key")
 
     before = {client: begun(faults, client) for client in CLIENTS}
     faults.must("site.yml", train="false", dataset="synthetic", fl_pki_renew_days="1000")
@@ -189,6 +187,6 @@ def test_new_keys_and_certificate(faults: Lab) -> None:
 
     run = faults.run(**{**SMALL, **EVERYBODY, "rounds": "1"})
     assert (run["status"], run["failures"]) == ("completed", [])
-    end = datetime.fromisoformat(status(faults)["certificate_expires"])
+    end = datetime.fromisoformat(faults.status()["certificate_expires"])
     assert end == third.not_valid_after_utc
     assert end - datetime.now(UTC) > timedelta(days=800)

@@ -1,6 +1,6 @@
 """The main job on real hosts: bare machines to a trained model, and what must hold around it.
 
-The tests run in this order and share one lab; each says which machine it hurts.
+All tests but the first take the federation that stands; each says which machine it hurts.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import socket
 import ssl
 import subprocess
 import textwrap
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,10 +33,9 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from tests.cluster.federation import CLIENTS, CPU, EVERYBODY, MACHINES, containers, turned_away
 from tests.cluster.lab import ROOT, Lab, sh
-from tests.cluster.three import CLIENTS, CPU, EVERYBODY, write_inventory
-
-pytestmark = pytest.mark.usefixtures("three_hosts")
+from tests.cluster.watch import PORTS, WatchedLab
 
 ROUNDS = 2  # of the one run on all of MNIST
 APPS = ROOT / "tests" / "cluster" / "apps"
@@ -56,13 +54,6 @@ SUMMARY_KEYS = {
     ),
     *("wall_seconds", "round_seconds", "model_sha256", "oversubscribed", "started", "finished", "versions"),
 }
-
-
-def containers(lab: Lab) -> dict[str, str]:
-    """Of every running container of all hosts: which it is, and since when it runs."""
-    ask = "docker ps -q | xargs -r docker inspect -f '{{.Name}} {{.Id}} {{.State.Pid}} {{.State.StartedAt}}'"
-    lines = [(host.name, line) for host in lab.hosts for line in sh(host, ask).splitlines()]
-    return {f"{host}{line.split()[0]}": line for host, line in lines}
 
 
 # --- the main job
@@ -91,9 +82,12 @@ def sudo_asks(lab: Lab) -> Iterator[list[str]]:
 def test_site_trains_full_mnist(lab: Lab) -> None:
     """From bare hosts, whose engines are not even started and have no image, to a model in one command:
     ansible-playbook site.yml -i <inventory>; as a user whom sudo asks for a password (-K)."""
+    if lab.deployed:
+        lab.must("teardown.yml", purge="true")
+        lab.deployed.clear()
     for host in lab.hosts:
         sh(host, "systemctl disable --now docker.service docker.socket containerd.service 2>&1")
-        assert "coldframe/fl" not in sh(host, "cat /var/lib/docker/image/*/repositories.json", check=False)
+        sh(host, "rm -rf /var/lib/docker/*")  # where the machine's engine came with the image
     with sudo_asks(lab) as answer:
         play = lab.play("site.yml")
         for words in ("Missing sudo password", "type -K too", "Nothing was changed."):
@@ -109,7 +103,7 @@ def test_site_trains_full_mnist(lab: Lab) -> None:
     assert summary["status"] == "completed"
     assert summary["accuracy"] >= 0.975
     assert summary["rounds"] == len(summary["round_seconds"]) == ROUNDS
-    assert summary["clients"] == 4
+    assert summary["clients"] == len(CLIENTS)
     assert summary["dataset"] == "mnist"
     assert not summary["oversubscribed"]
     # A line per round as it happens, not at the end.
@@ -147,11 +141,9 @@ def test_results_folder_holds_the_run(federation: Lab) -> None:
     # The containers' logs, each from the machine that it ran on, since the run's start.
     logs = {str(path.relative_to(latest / "logs")) for path in latest.glob("logs/*/*")}
     wanted = {f"{machine}/coldframe-{name}.log" for name, machine in CLIENTS.items()}
-    assert logs == wanted | {
-        "server/coldframe-server.log",
-        "c1/coldframe-agent.log",
-        "c2/coldframe-agent.log",
-    }
+    wanted |= {"server/coldframe-server.log", *(f"{name}/coldframe-agent.log" for name in MACHINES)}
+    assert logs >= wanted
+    assert logs == {f"{name}.log" for name in containers(federation)}
     submitted = json.loads((latest / "superlink.json").read_text())["submitted"]
     lines = (latest / "logs" / "server" / "coldframe-server.log").read_text().splitlines()[1:]
     assert lines
@@ -159,7 +151,7 @@ def test_results_folder_holds_the_run(federation: Lab) -> None:
     assert max(path.stat().st_size for path in latest.glob("logs/*/*")) <= 1 << 20
 
 
-def test_second_deployment_changes_nothing(federation: Lab) -> None:
+def test_second_deployment_changes_nothing_and_the_addresses_are_shown(federation: WatchedLab) -> None:
     """changed=0 on every host, and no container is restarted."""
     before = containers(federation)
     assert before.keys() >= {f"{machine}/coldframe-{name}" for name, machine in CLIENTS.items()}
@@ -171,6 +163,10 @@ def test_second_deployment_changes_nothing(federation: Lab) -> None:
     for play in (quick, thorough):
         assert play.changed == {"localhost": 0, "server": 0, "c1": 0, "c2": 0}, play.output
     assert containers(federation) == before
+    output = federation.must("status.yml").output
+    assert f"https://{federation.server.address}:{PORTS['prometheus']}" in output
+    assert "prometheus.password" in output
+    assert federation.password("prometheus") not in output
 
 
 def test_what_somebody_changed_is_mended_by_the_next_deployment(federation: Lab) -> None:
@@ -207,10 +203,10 @@ def test_clients_are_hardened_and_limited_as_the_inventory_says(federation: Lab)
         assert "CapEff:\t0000000000000000" in status
         assert "NoNewPrivs:\t1" in status
         assert "Uid:\t10001" in status
-        quota = sh(host, f"docker exec coldframe-{name} cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us")
-        memory = sh(host, f"docker exec coldframe-{name} cat /sys/fs/cgroup/memory/memory.limit_in_bytes")
-        assert int(quota) == host_config["CpuQuota"] == 40_000
-        assert int(memory) == host_config["Memory"] == (900 << 20 if name == "small" else 1 << 30)
+        kernel = federation.kernel(host, f"coldframe-{name}")
+        assert kernel.cpu == host_config["CpuQuota"] / 100_000 == CPU
+        assert kernel.memory == host_config["Memory"] == (900 << 20 if name == "small" else 1 << 30)
+        assert kernel.pids == host_config["PidsLimit"]
         with pytest.raises(Exception, match="Read-only file system"):
             sh(host, f"docker exec coldframe-{name} touch /opt/x")
 
@@ -233,21 +229,31 @@ HIDDEN = [
 ]
 
 
-def curl(path: str, address: str, options: str = "") -> str:
-    """The shell command that asks for a path as it is and prints the status."""
-    return f"curl -sk --max-time 10 --path-as-is {options} -o /dev/null -w '%{{http_code}}' 'https://{address}:9092{path}'"
+def answers(run: Callable[[str], str], address: str, paths: list[str]) -> dict[str, str]:
+    """The status that each path has for GET and POST, asked as it is spelt; ``run`` runs a shell command."""
+    calls = [f"{method} {path}" for path in paths for method in ("GET", "POST")]
+    output = run(
+        f"printf '%s\\n' {' '.join(map(shlex.quote, calls))} | while read -r method path; do"
+        " curl -sk --max-time 10 --path-as-is -X $method -o /dev/null"
+        f' -w "$method $path %{{http_code}}\\n" https://{address}:9092$path </dev/null; done'
+    )
+    found = dict(line.rsplit(" ", 1) for line in output.splitlines())
+    assert found.keys() == set(calls)
+    return found
 
 
-@pytest.mark.parametrize("path", HIDDEN)
-def test_control_and_runtime_are_out_of_reach_of_another_host(federation: Lab, path: str) -> None:
-    """From c1, a machine of the federation itself."""
-    for method in ("", "-X POST"):
-        assert federation.on_machine(curl(path, federation.server.address, method)) == "404"
+def test_health_is_all_that_another_host_reaches(federation: Lab) -> None:
+    """From c1, a machine of the federation itself: Control and Runtime are out of reach, however they are
+    spelt; /health answers, so the 404 come from the gateway and not from a dead server."""
+    found = answers(federation.on_machine, federation.server.address, [*HIDDEN, "/health"])
+    assert found.pop("GET /health") == "200"
+    found.pop("POST /health")
+    assert found == dict.fromkeys(found, "404")
+    assert len(found) == 2 * len(HIDDEN)
 
 
-def test_health_is_the_one_page_for_everybody(federation: Lab) -> None:
-    """So the 404 above come from the gateway, not from a dead server."""
-    assert federation.on_machine(curl("/health", federation.server.address)) == "200"
+# The ports that another machine can reach.
+LISTENING = "ss -ltnH | awk '{print $4}' | grep -vE '^(127\\.|\\[::1\\])' | sed 's/.*://' | sort -un"
 
 
 def test_superlink_is_out_of_reach_of_a_neighbour_container(federation: Lab) -> None:
@@ -285,10 +291,10 @@ def test_superlink_is_out_of_reach_of_a_neighbour_container(federation: Lab) -> 
 
 
 def test_machines_listen_on_nothing_else(federation: Lab) -> None:
-    """All that another machine can reach is sshd, and the server's one port."""
-    listening = "ss -ltnH | awk '{print $4}' | grep -vE '^(127\\.|\\[::1\\])' | sed 's/.*://' | sort -un"
-    found = {host.name: sh(host, listening).split() for host in federation.hosts}
-    assert found == {"server": ["22", "9092"], "c1": ["22"], "c2": ["22"]}
+    """All that another machine can reach is sshd, the server's one port, and what the monitoring asks."""
+    found = {host.name: set(map(int, sh(host, LISTENING).split())) for host in federation.hosts}
+    exporters = {22, PORTS["node"], PORTS["containers"]}
+    assert found == {"server": exporters | {9092, *PORTS.values()}, "c1": exporters, "c2": exporters}
 
 
 def test_plain_http_is_refused(federation: Lab) -> None:
@@ -309,8 +315,7 @@ def test_old_tls_is_refused(federation: Lab) -> None:
 def test_stranger_outside_the_inventory_can_neither_submit_nor_register_nor_read(federation: Lab) -> None:
     """This machine is not in the inventory; it has the authority's certificate, a key of its own and knows a
     client's node id and a run."""
-    listed = federation.on_server("docker exec coldframe-server python3 -m coldframe.control nodes")
-    nodes = json.loads(listed.splitlines()[-1])
+    nodes = federation.nodes()
     node = Node(node_id=int(nodes[0]["node_id"]))
     run = int(federation.summary()["run_id"])
     key = ec.generate_private_key(ec.SECP384R1())
@@ -329,9 +334,11 @@ def test_stranger_outside_the_inventory_can_neither_submit_nor_register_nor_read
         "run": lambda: client.GetRun(GetRunRequest(node=node, run_id=run)),
         "app": lambda: client.GetFab(GetFabRequest(node=node, run_id=run, hash_str="0" * 64)),
     }
-    for path in HIDDEN:
-        command = shlex.split(curl(path, federation.server.address, "-X POST"))
-        assert subprocess.run(command, capture_output=True, text=True).stdout == "404", path
+
+    def here(command: str) -> str:
+        return subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True).stdout
+
+    assert set(answers(here, federation.server.address, HIDDEN).values()) == {"404"}
     for what, call in calls.items():
         with pytest.raises(httpx.HTTPStatusError) as refused:
             call()
@@ -339,24 +346,7 @@ def test_stranger_outside_the_inventory_can_neither_submit_nor_register_nor_read
     with pytest.raises(httpx.HTTPStatusError):
         client.RegisterNode(RegisterNodeFleetRequest(public_key=public_key_to_bytes(key.public_key())))
     client.close()
-    after = json.loads(
-        federation.on_server("docker exec coldframe-server python3 -m coldframe.control nodes").splitlines()[
-            -1
-        ]
-    )
-    assert {item["node_id"] for item in after} == {item["node_id"] for item in nodes}
-
-
-def activate(federation: Lab, key: str) -> str:
-    """What a SuperNode on the clients' machine says that has the federation's authority and this key."""
-    image = federation.container(federation.machine, "coldframe-c1-0")["Config"]["Image"]
-    return federation.on_machine(
-        f"timeout 20 docker run --rm --volume {key}:/key:ro"
-        f" --volume /var/lib/coldframe/coldframe/ca:/ca:ro {image}"
-        f" flower-supernode --superlink {federation.server.address}:9092 --root-certificates /ca/ca.crt"
-        f" --auth-supernode-private-key /key --max-retries 1 --node-config partition-id=0 2>&1",
-        check=False,
-    )
+    assert {item["node_id"] for item in federation.nodes()} == {item["node_id"] for item in nodes}
 
 
 def test_unregistered_key_is_turned_away(federation: Lab) -> None:
@@ -367,14 +357,8 @@ def test_unregistered_key_is_turned_away(federation: Lab) -> None:
         f"docker run --rm --volume /tmp/stranger:/keys {image} python3 -m coldframe.keys nodes /keys stranger"
     )
     federation.on_machine(run)
-    output = activate(federation, "/tmp/stranger/stranger")
-    assert "Failed to activate SuperNode" in output, output
-    nodes = json.loads(
-        federation.on_server("docker exec coldframe-server python3 -m coldframe.control nodes").splitlines()[
-            -1
-        ]
-    )
-    assert sorted(node["name"] for node in nodes if node["status"] == "online") == [*CLIENTS]
+    assert turned_away(federation, "/tmp/stranger/stranger")
+    federation.wait_for("all clients", lambda: federation.online() == set(CLIENTS), 60)
 
 
 # --- runs -------------------------------------------------------------------------------------------
@@ -400,7 +384,7 @@ def test_changed_training_code_takes_effect_without_an_image(federation: Lab, tm
 
 def test_one_seed_gives_one_model(federation: Lab) -> None:
     """Two runs with one seed have one model hash; another seed has another. With another partitioner and
-    another strategy than usual, with arguments."""
+    another strategy than usual, with arguments. Under other limits: test_throttle.py."""
     settings = {
         "rounds": "2",
         "partitioner": "dirichlet",
@@ -408,14 +392,14 @@ def test_one_seed_gives_one_model(federation: Lab) -> None:
         "fl_strategy": "fedprox",
         "strategy_args": {"proximal_mu": 0.1},
     }
-    summaries = [federation.run(**settings, seed=seed) for seed in ("7", "7", "8")]
+    summaries = [federation.run(**settings, **EVERYBODY, seed=seed) for seed in ("7", "7", "8")]
     hashes = [summary["model_sha256"] for summary in summaries]
     assert hashes[0] == hashes[1] != hashes[2]
     assert {(each["strategy"], each["partitioner"]) for each in summaries} == {("fedprox", "dirichlet")}
     started = next(event for event in federation.journal() if event["event"] == "run_started")
     counts = list(started["histogram"].values())
     assert sum(map(sum, counts)) == 900
-    assert len({tuple(row) for row in counts}) == 4
+    assert len({tuple(row) for row in counts}) == len(CLIENTS)
 
 
 def test_collect_fetches_an_earlier_run(federation: Lab) -> None:
@@ -424,11 +408,11 @@ def test_collect_fetches_an_earlier_run(federation: Lab) -> None:
     run_id = play.output.split("collect=")[1].split()[0]
 
     def ended() -> bool:
-        status = federation.must("status.yml", output="json").output
-        report = json.loads(next(line for line in status.splitlines() if line.startswith("{")))
-        return next(run for run in report["runs"] if run["run_id"] == run_id)["status"] == "finished"
+        return (run_id, "finished") in {(run["run_id"], run["status"]) for run in federation.control("runs")}
 
     federation.wait_for("the run's end", ended)
+    runs = {run["run_id"]: run["status"] for run in federation.status()["runs"]}
+    assert runs[run_id] == "finished"
     federation.must("run.yml", collect=run_id)
     summary = federation.summary()
     assert summary["run_id"] == run_id
@@ -448,9 +432,8 @@ def test_status_shows_the_federation(federation: Lab) -> None:
     table = federation.must("status.yml").output
     assert all(name in table for name in CLIENTS)
     assert "hold in the kernel" in table
-    output = federation.must("status.yml", output="json").output
-    report = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
-    assert [client["cpu_verified"] for client in report["clients"]] == [CPU] * 4
+    report = federation.status()
+    assert [client["cpu_verified"] for client in report["clients"]] == [CPU] * len(CLIENTS)
     assert all(client["limits_hold"] and client["online"] == "online" for client in report["clients"])
 
 
@@ -480,149 +463,3 @@ def test_foreign_app_trains(federation: Lab, name: str, config: dict[str, float]
     report = (latest / "report.html").read_text()
     for words in (f"Federated run of the app somebody/{name}", "Traffic", "Wall time", *CLIENTS):
         assert words in report, words
-
-
-# --- faults -----------------------------------------------------------------------------------------
-# ---------------
-
-
-def test_killed_client_is_named_and_comes_back(federation: Lab) -> None:
-    """Hurts c1-1: SIGKILL of its main process in the middle of a round. It trains again in the next one."""
-    pid = federation.container(federation.machine, "coldframe-c1-1")["State"]["Pid"]
-    settings = {"rounds": "2", "dataset": "synthetic", "local_epochs": "4", "round_timeout": "120"}
-    play, wait = federation.start("run.yml", **settings, min_available_clients="4")
-    federation.wait_for("the first round", lambda: "round 0/2" in play.output, 120)
-    time.sleep(2)
-    federation.on_machine(f"kill -9 {pid}")
-    assert wait().code == 0, play.output
-    summary = federation.summary()
-    assert summary["status"] == "completed"
-    failure = next(item for item in summary["failures"] if item["phase"] == "train")
-    assert (failure["client"], failure["round"]) == ("c1-1", 1)
-    assert federation.container(federation.machine, "coldframe-c1-1")["RestartCount"] == 1
-    trained = ("reply", "train", 2)
-    events = [e for e in federation.journal() if (e["event"], e.get("phase"), e.get("round")) == trained]
-    assert {event["client"] for event in events} == set(CLIENTS)
-
-
-def test_killed_server_comes_back_with_its_state(federation: Lab) -> None:
-    """Hurts the server: SIGKILL of its main process in the middle of a run."""
-    described = federation.container(federation.server, "coldframe-server")
-    play, wait = federation.start("run.yml", rounds="3", dataset="synthetic", local_epochs="4")
-    federation.wait_for("the first round", lambda: "round 0/3" in play.output, 120)
-    federation.on_server(f"kill -9 {described['State']['Pid']}")
-    assert wait().code != 0
-    assert "the server restarted in the middle of the run" in play.output
-    summary = federation.summary()
-    assert summary["status"] == "failed"
-
-    def healthy() -> bool:
-        state = federation.container(federation.server, "coldframe-server")["State"]
-        return (
-            state["StartedAt"] != described["State"]["StartedAt"] and state["Health"]["Status"] == "healthy"
-        )
-
-    federation.wait_for("the server's return", healthy)
-    assert federation.run(**EVERYBODY)["status"] == "completed"
-    output = federation.must("status.yml", output="json").output
-    report = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
-    broken = next(run for run in report["runs"] if run["run_id"] == summary["run_id"])
-    assert (broken["status"], broken["sub_status"]) == ("finished", "failed")
-    assert broken["details"] == "the server restarted in the middle of the run"
-
-
-# --- the end ----------------------------------------------------------------------------------------
-# ---------------
-
-
-def test_teardown_purges_only_this_federation(federation: Lab) -> None:
-    """A second federation on the same engines comes and goes; the first does not notice."""
-    before = federation.container(federation.machine, "coldframe-c1-0")["State"]["StartedAt"]
-    second = {"fl_federation": "second", "fl_port": "9192", "fl_client_count": "2", "fl_client_cpu": "0.2"}
-    federation.must("site.yml", rounds="1", dataset="synthetic", max_samples="900", **second)
-    assert federation.summary()["status"] == "completed"
-    assert "second-c1-1" in federation.on_machine("docker ps --format '{{.Names}}'")
-    # A key that is good there is no good here.
-    output = activate(federation, "/var/lib/coldframe/second/keys/c1-1")
-    assert "Failed to activate SuperNode" in output, output
-
-    play = federation.must("teardown.yml", purge="true", fl_federation="second")
-    assert max(play.changed.values()) > 0
-    for host in federation.hosts:
-        assert "second" not in sh(
-            host, "docker ps --all --format '{{.Names}}'; docker network ls; ls /var/lib/coldframe"
-        )
-    assert federation.container(federation.machine, "coldframe-c1-0")["State"]["StartedAt"] == before
-    assert federation.run()["status"] == "completed"
-    again = federation.must("teardown.yml", purge="true", fl_federation="second")
-    assert set(again.changed.values()) == {0}
-
-
-def test_federation_grows_and_shrinks(federation: Lab) -> None:
-    """A client joins c1 while c2 is no machine for clients any more; then c2 comes back, before c1 in the
-    inventory, and the client leaves. Who stays keeps container and partition id, who comes back gets its old
-    id, and all of them train.
-    """
-
-    def clients() -> dict[str, str]:
-        return {name.rpartition("coldframe-")[2]: line for name, line in containers(federation).items()}
-
-    def ids() -> dict[str, int]:
-        found: dict[str, int] = json.loads(
-            federation.on_server("cat /var/lib/coldframe/coldframe/partitions.json")
-        )
-        return found
-
-    before, given = clients(), ids()
-    assert given.keys() == CLIENTS.keys()
-    stay = {name: before[name] for name in ("c1-0", "c1-1", "server")}
-    everybody = {**given, "c1-2": max(given.values()) + 1}
-
-    write_inventory(federation, clients=3)
-    inventory = yaml.safe_load(federation.inventory.read_text())
-    del inventory["fl_machines"]["children"]["fl_clients"]["hosts"]["c2"]
-    federation.inventory.write_text(yaml.safe_dump(inventory, sort_keys=False))
-    federation.must("site.yml", train="false")
-    assert sh(federation.hosts["c2"], "docker ps --all --quiet") == ""
-    assert clients().items() > stay.items()
-    assert clients().keys() & {*CLIENTS, "c1-2"} == {"c1-0", "c1-1", "c1-2"}
-    assert ids() == everybody
-    # The parts of those that left are nobody's: c1-2 has the fifth of five.
-    summary = federation.run(min_train_clients="3", min_available_clients="3")
-    assert (summary["clients"], summary["failures"]) == (3, [])
-    assert {e["client"] for e in federation.journal() if e["event"] == "reply"} == {"c1-0", "c1-1", "c1-2"}
-
-    write_inventory(federation, ["server", "c2", "c1"])
-    federation.must("site.yml", train="false")
-    assert clients().items() > stay.items()
-    assert clients().keys() & {*CLIENTS, "c1-2"} == CLIENTS.keys()
-    assert ids() == everybody
-    summary = federation.run(**EVERYBODY)
-    assert (summary["clients"], summary["failures"]) == (4, [])
-
-
-def test_teardown_without_purge_keeps_the_state(federation: Lab) -> None:
-    """Containers go; partition ids, keys and results stay, and a new deployment finds them."""
-    ids = federation.on_server("cat /var/lib/coldframe/coldframe/partitions.json")
-    federation.must("teardown.yml")
-    for host in federation.hosts:
-        assert sh(host, "docker ps --all --quiet").strip() == ""
-    assert federation.results.joinpath("latest").exists()
-    federation.must("site.yml", train="false")
-    assert federation.on_server("cat /var/lib/coldframe/coldframe/partitions.json") == ids
-    federation.wait_for("all clients", lambda: federation.online() == set(CLIENTS), 60)
-
-
-def test_purge_leaves_nothing(federation: Lab) -> None:
-    """Containers, networks, images, data, keys and results are gone, here and there."""
-    federation.must("teardown.yml", purge="true")
-    federation.deployed.clear()
-    for host in federation.hosts:
-        left = sh(
-            host,
-            "docker ps --all --quiet; docker network ls --quiet --filter label=coldframe.federation;"
-            " docker image ls --quiet 'coldframe/*'; ls -A /var/lib/coldframe 2>/dev/null",
-        )
-        assert left.split() == []
-    assert not list(federation.results.glob("2*"))
-    assert not (federation.directory / "state" / "coldframe" / "coldframe").exists()

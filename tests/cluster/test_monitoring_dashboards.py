@@ -1,6 +1,6 @@
 """Every query of every dashboard finds its data while a federation works, and a typo in it would be found.
 
-It shares the federation of test_monitoring.py. A Prometheus 3 stands beside the deployed one, with the same
+On the federation that stands. A Prometheus 3 stands beside the deployed one, with the same
 files, and has to say the same.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import time
 import urllib.error
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,14 +17,14 @@ from pathlib import Path
 import pytest
 
 from dashboards.__main__ import DIRECTORY
-from tests.cluster.watch import FEDERATION, NEXT, NEXT_PORT, PORTS, WatchedLab
+from tests.cluster.federation import FEDERATION, MACHINES
+from tests.cluster.watch import NEXT, NEXT_PORT, PORTS, THROTTLED, WatchedLab
 from tests.dashboards import Prometheus, misspelt, problems, queries
 
 DASHBOARDS = {
     path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(DIRECTORY.glob("*.json"))
 }
-CLIENT = "c1-0"
-CHOSEN = {"federation": FEDERATION, "machine": "c1", "client": CLIENT}
+CHOSEN = {"federation": FEDERATION, "machine": "c1", "client": THROTTLED}
 each_dashboard = pytest.mark.parametrize("name", DASHBOARDS)
 
 
@@ -75,31 +74,11 @@ def ports(watched: WatchedLab) -> Iterator[tuple[int, ...]]:
 
 @pytest.fixture(scope="module")
 def work(watched: WatchedLab, ports: tuple[int, ...]) -> Work:
-    """A run with a throttle of everything that this kernel can limit; a run before it, to compare with."""
-    if not watched.query("fl_run_info"):
-        watched.run()
-    start = time.time()
-    _, wait = watched.start(
-        "run.yml", rounds="3", dataset="synthetic", max_samples="3000", run_name="observed"
-    )
-    watched.wait_for("the run", lambda: bool(watched.query('fl_run_info{run_name="observed"}')))
-    limits = {"cpu": "0.3", "memory": "900m", "pids": "200", "down": "50mbit", "up": "50mbit"}
-    watched.must("throttle.yml", clients=CLIENT, **limits)
-    play = wait()
-    assert play.code == 0, play.output
-    watched.wait_for(
-        "the end of the run",
-        lambda: (
-            watched.value(
-                'fl_run_state{state="completed"} and on (run) fl_run_info{run_name="observed"}'
-                ' or on (run) fl_run_info{run_name="observed"} * 0'
-            )
-            == 1
-        ),
-    )
-    end = time.time()
-    watched.must("throttle.yml", clients=CLIENT, undo="true")
-    return Work(watched, start, end, ports)
+    """A run with a throttle of one client; test_monitoring.py may have left one behind."""
+    if watched.observed is None:
+        watched.observe()()
+    assert watched.observed is not None
+    return Work(watched, *watched.observed, ports)
 
 
 @each_version
@@ -128,7 +107,7 @@ def test_prometheus_2_and_3_take_the_same_files(work: Work, port: int) -> None:
     assert version.startswith("3." if port == NEXT_PORT else "2.")
     up = prometheus.instant("up", work.end)
     assert {(labels["job"], labels["machine"]) for labels, (value,) in up if value == 1} == {
-        *((job, machine) for job in ("node", "containers") for machine in ("server", "c1")),
+        *((job, machine) for job in ("node", "containers") for machine in MACHINES),
         ("fl", "server"),
         ("prometheus", "server"),
     }

@@ -1,7 +1,6 @@
 """The three ways to a Grafana, on real hosts; its image is not in reach, so a stand-in takes its place.
 
-What the stand-in proves is how an archive is loaded and what the container is given, no more. It shares the
-federation of test_monitoring.py.
+What the stand-in proves is how an archive is loaded and what the container is given, no more.
 """
 
 from __future__ import annotations
@@ -17,8 +16,9 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.cluster.federation import FEDERATION, PORT
 from tests.cluster.lab import ROOT, Play
-from tests.cluster.watch import FEDERATION, PORT, PORTS, WatchedLab
+from tests.cluster.watch import PORTS, WatchedLab
 
 STATE = f"/var/lib/coldframe/{FEDERATION}"
 GRAFANA_PORT = PORT - 6092
@@ -119,7 +119,7 @@ def test_archive_is_loaded_and_the_container_gets_what_it_needs(watched: Watched
     assert (datasource["uid"], datasource["editable"]) == ("coldframe-prometheus", False)
     assert datasource["jsonData"]["timeInterval"] == "1s"
     assert datasource["url"] == f"https://{watched.server.address}:{PORTS['prometheus']}"
-    assert '"federation":"watched"' in asks_prometheus(watched, datasource)
+    assert '"federation":"coldframe"' in asks_prometheus(watched, datasource)
 
     status = watched.must("status.yml")
     assert f"https://{watched.server.address}:{GRAFANA_PORT}" in status.output

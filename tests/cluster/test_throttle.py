@@ -1,7 +1,7 @@
 """Limits change while clients train, the kernel holds them, they bite, and everything takes them back.
 
-A federation of its own on both hosts, two clients each: the sum of their quotas stays below the cores, so
-that limits and not contention decide. The tests share it, and each leaves the baseline behind.
+On the federation that stands: the sum of its clients' quotas stays below the cores, so that limits and not
+contention decide. Each test leaves the baseline behind. Those that measure have the machine to themselves.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cluster.lab import ROOT, Lab, Play, sh
+from tests.cluster.federation import CLIENTS, CPU, EVERYBODY, FEDERATION
+from tests.cluster.lab import ROOT, Play, sh
+from tests.cluster.watch import WatchedLab
+from tests.controlgroups import Kernel
 from tests.hosts import Host
 
-FEDERATION = "pacing"
-CLIENTS = {"server-0": 0, "server-1": 0, "c1-0": 1, "c1-1": 1}  # by the number of their host
-CPU = 0.4
 BUSY = "python3 -c 'while True: pass'"
 # A connection that sends as fast as it can, either way; nothing but what Debian's python3 has.
 ACCEPT = "import socket; b=bytes(65536); s=socket.create_server(('', {port})).accept()[0]"
@@ -32,20 +32,10 @@ CONNECT = "import socket; b=bytes(65536); s=socket.create_connection(('{host}', 
 SEND, RECEIVE = "\nwhile True: s.sendall(b)", "\nwhile s.recv(65536): pass"
 
 
-class PacingLab(Lab):
-    """The lab, but every verb is about the federation of these tests."""
-
-    def start(
-        self, verb: str, *arguments: str, root: Path = ROOT, **variables: Any
-    ) -> tuple[Play, Callable[[], Play]]:
-        """Start a verb."""
-        return super().start(verb, *arguments, root=root, fl_federation=FEDERATION, **variables)
-
-
 class Pacing:
-    """The federation of these tests."""
+    """What these tests ask of the federation and of its hosts."""
 
-    def __init__(self, lab: PacingLab) -> None:
+    def __init__(self, lab: WatchedLab) -> None:
         self.lab = lab
 
     def host(self, client: str) -> Host:
@@ -56,17 +46,14 @@ class Pacing:
         """Run a command in a client's container."""
         return sh(self.host(client), f"docker exec {'-d ' if detach else ''}{FEDERATION}-{client} {command}")
 
-    def kernel(self, client: str) -> tuple[float, int, int]:
-        """Cores, bytes and pids that the kernel grants a client, past every tool of ours."""
-        paths = ("cpu/cpu.cfs_quota_us", "memory/memory.limit_in_bytes", "pids/pids.max")
-        text = self.run_in(client, " ".join(["cat", *(f"/sys/fs/cgroup/{path}" for path in paths)]))
-        quota, memory, pids = map(int, text.split())
-        return quota / 100_000, memory, pids
+    def kernel(self, client: str) -> Kernel:
+        """What the kernel grants a client, past every tool of ours."""
+        return self.lab.kernel(self.host(client), f"{FEDERATION}-{client}")
 
     def limited_speed(self, cpu: float) -> float:
         """Training steps per CPU-second under a limit, as last calibrated: the mean of the hosts."""
         speeds = []
-        for host in (self.lab.server, self.lab.machine):
+        for host in self.lab.hosts:
             limited = json.loads(sh(host, "cat /var/lib/coldframe/calibration.json"))["limited"]
             assert limited["cpu"] == cpu
             speeds.append(limited["steps_per_second"])
@@ -79,11 +66,11 @@ class Pacing:
         work: float = found["coldframe_profiles"][name]["cpu"] * found["coldframe_reference_speed"]
         return work / float(calibration["steps_per_second"])
 
-    def cores(self) -> set[float]:
+    def cores(self) -> set[float | None]:
         """The cores that the kernel grants, of all clients."""
-        return {cores for cores, *_ in self.kernels().values()}
+        return {kernel.cpu for kernel in self.kernels().values()}
 
-    def kernels(self) -> dict[str, tuple[float, int, int]]:
+    def kernels(self) -> dict[str, Kernel]:
         """What the kernel grants each client."""
         with ThreadPoolExecutor() as pool:
             return dict(zip(CLIENTS, pool.map(self.kernel, CLIENTS), strict=True))
@@ -110,9 +97,9 @@ class Pacing:
 
     def status(self, client: str) -> dict[str, Any]:
         """What status.yml says of a client."""
-        output = self.lab.must("status.yml", output="json").output
-        report = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
-        found: dict[str, Any] = next(item for item in report["clients"] if item["client"] == client)
+        found: dict[str, Any] = next(
+            item for item in self.lab.status()["clients"] if item["client"] == client
+        )
         return found
 
     def events(self, client: str) -> list[dict[str, Any]]:
@@ -122,37 +109,26 @@ class Pacing:
 
 
 @pytest.fixture(scope="module")
-def pacing(lab: Lab) -> Iterator[Pacing]:
-    lab.clear()
-    lab = PacingLab(lab.hosts, lab.directory)
-    lab.write_inventory(2, fl_client_cpu=CPU, fl_port=9192)
-    inventory = yaml.safe_load(lab.inventory.read_text())
-    inventory["fl_machines"]["children"]["fl_clients"]["hosts"]["server"] = None
-    lab.inventory.write_text(yaml.safe_dump(inventory, sort_keys=False))
-    lab.must("site.yml", train="false", dataset="synthetic")
-    lab.must("throttle.yml", undo="true")
-    yield Pacing(lab)
-    lab.must("teardown.yml")
-    # A federation that is deployed again begins without throttles.
-    for host in (lab.server, lab.machine):
-        assert "agent" not in sh(host, f"ls /var/lib/coldframe/{FEDERATION}").split()
-    lab.write_inventory()
+def pacing(watched: WatchedLab) -> Pacing:
+    watched.must("throttle.yml", undo="true")
+    return Pacing(watched)
 
 
 @pytest.fixture(autouse=True)
 def baseline(pacing: Pacing) -> Iterator[None]:
     yield
     files = f"cat /var/lib/coldframe/{FEDERATION}/agent/limits/*.json"
-    asked = "".join(sh(pacing.lab.hosts[number], files) for number in set(CLIENTS.values()))
+    asked = "".join(sh(host, files) for host in pacing.lab.hosts)
     if asked.count('"asked": {}') < len(CLIENTS):
         pacing.throttle(undo="true")
     assert pacing.cores() == {CPU}
 
 
+@pytest.mark.measures
 def test_limits_change_while_clients_train(pacing: Pacing) -> None:
     """0.4 → 0.1 → undo in one run: the same processes, the kernel agrees, and the model is the same."""
     lab = pacing.lab
-    variables = {"seed": "5", "min_train_clients": "4", "rounds": "3"}
+    variables = {"seed": "5", "rounds": "3", **EVERYBODY}
     # Enough work in a round that what a task's first steps cost on top counts for little.
     variables["local_epochs"] = "3"
     variables |= {"dataset": "synthetic", "max_samples": "0"}  # all of it: rounds long enough to be caught
@@ -195,6 +171,7 @@ def test_limits_change_while_clients_train(pacing: Pacing) -> None:
     assert all(event["holds"] for event in events)
 
 
+@pytest.mark.measures
 def test_saturating_process_gets_what_is_asked_for(pacing: Pacing) -> None:
     """Within 3 % over 10 s, by the kernel's own counters."""
     for client in CLIENTS:
@@ -206,6 +183,7 @@ def test_saturating_process_gets_what_is_asked_for(pacing: Pacing) -> None:
         assert "proven" in cells
 
 
+@pytest.mark.measures
 def test_bandwidth_is_what_is_asked_for(pacing: Pacing) -> None:
     """10 mbit each way, within 6 %, measured at the interface while that way is full.
 
@@ -239,13 +217,11 @@ def test_memory_limit_kills_and_the_failure_says_so(pacing: Pacing) -> None:
     assert play.code != 0
     assert "memory=150m" in play.output
     assert "force=true" in play.output
-    assert pacing.kernel("c1-0")[1] == 1 << 30
+    assert pacing.kernel("c1-0").memory == 1 << 30
     # What an idle client cannot give back, and far less than a task with large batches needs on top.
-    stat = pacing.run_in("c1-0", "cat /sys/fs/cgroup/memory/memory.stat")
-    held = int(re.search(r"^total_rss (\d+)$", stat, re.MULTILINE)[1])  # type: ignore[index]
-    limit = f"{(held >> 20) + 30}m"
+    limit = f"{(pacing.kernel('c1-0').anonymous >> 20) + 30}m"
     lab.must("throttle.yml", memory=limit, clients="c1-0", force="true")
-    lab.play("run.yml", rounds="1", dataset="synthetic", batch_size="256", min_train_clients="3")
+    lab.play("run.yml", rounds="1", dataset="synthetic", batch_size="256", min_train_clients="4")
     kills = [event for event in pacing.events("c1-0") if event["cause"] == "oom"]
     assert kills, (limit, pacing.events("c1-0"))
     failures = [item for item in lab.summary()["failures"] if item["client"] == "c1-0"]
@@ -256,16 +232,16 @@ def test_client_without_room_for_a_process_says_so_and_recovers(pacing: Pacing) 
     """Its task fails with the reason, and once there is room again it trains, never restarted."""
     lab = pacing.lab
     before = pacing.identity("c1-0")
-    used = int(pacing.run_in("c1-0", "cat /sys/fs/cgroup/pids/pids.current")) - 1  # without the cat
+    used = pacing.kernel("c1-0").pids_used
     play = lab.play("throttle.yml", pids=str(used), clients="c1-0")
     assert play.code != 0
     assert f"type -e pids={used + 32}" in play.output
     pacing.throttle(pids=str(used), clients="c1-0", force="true")
-    lab.play("run.yml", rounds="1", dataset="synthetic", max_samples="900", min_train_clients="3")
+    lab.play("run.yml", rounds="1", dataset="synthetic", max_samples="900", min_train_clients="4")
     failures = [item for item in lab.summary()["failures"] if item["client"] == "c1-0"]
     assert any("no process can be started" in item["reason"] for item in failures), lab.summary()["failures"]
     pacing.throttle(undo="true")
-    assert lab.run(min_train_clients="4")["failures"] == []
+    assert lab.run(**EVERYBODY)["failures"] == []
     assert pacing.identity("c1-0") == before
 
 
@@ -280,30 +256,30 @@ def test_limit_for_a_time_ends_without_a_controller(pacing: Pacing) -> None:
     assert pacing.events("c1-0")[-1]["cause"] == "expiry"
 
 
-@pytest.mark.parametrize("what", ["container", "engine", "machine"])
-def test_limits_are_back_after_a_restart(pacing: Pacing, what: str) -> None:
-    """Hurts c1: what holds its clients is started anew."""
+def test_limits_are_back_after_a_restart(pacing: Pacing) -> None:
+    """Hurts c1: what holds its clients is started anew: a container, the engine, the machine."""
     lab = pacing.lab
     pacing.throttle(cpu="0.2", up="10mbit", clients="c1-*")
-    before = pacing.identity("c1-0")
-    if what == "container":
-        lab.on_machine(f"docker restart -t 2 {FEDERATION}-c1-0")
-    elif what == "engine":
-        lab.on_machine("systemctl restart docker")
-    else:
-        lab.machine.reboot()
+    restarts: dict[str, Callable[[], object]] = {
+        "container": lambda: lab.on_machine(f"docker restart -t 2 {FEDERATION}-c1-0"),
+        "engine": lambda: lab.on_machine("systemctl restart docker"),
+        "machine": lab.machine.reboot,
+    }
 
     def back() -> bool:
         found = lab.on_machine(f"docker inspect -f '{{{{.State.Running}}}}' {FEDERATION}-c1-0", check=False)
         return "true" in found and pacing.identity("c1-0")[1] > 0 and "rate 10Mbit" in pacing.qdiscs("c1-0")
 
-    lab.wait_for("the limits", back, 60)
-    assert pacing.identity("c1-0") != before
-    assert pacing.kernel("c1-0")[0] == 0.2
-    if what == "container":  # one table is enough
-        status = pacing.status("c1-0")
-        assert status["limits_hold"]
-        assert status["up_verified"] == 10_000_000
+    for what, restart in restarts.items():
+        before = pacing.identity("c1-0")
+        restart()
+        lab.wait_for(f"the limits after a restart of the {what}", back, 60)
+        assert pacing.identity("c1-0") != before, what
+        assert pacing.kernel("c1-0").cpu == 0.2, what
+        if what == "container":  # one table is enough
+            status = pacing.status("c1-0")
+            assert status["limits_hold"]
+            assert status["up_verified"] == 10_000_000
 
 
 def test_two_throttles_at_once_end_in_one_of_the_two_states(pacing: Pacing) -> None:
@@ -312,7 +288,7 @@ def test_two_throttles_at_once_end_in_one_of_the_two_states(pacing: Pacing) -> N
         both = ({"cpu": "0.1", "pids": "300"}, {"cpu": "0.2", "pids": "310"})
         waits = [pacing.lab.start("throttle.yml", **variables)[1] for variables in both]
         assert [wait().code for wait in waits] == [0, 0]
-        states = {held[::2] for held in pacing.kernels().values()}
+        states = {(kernel.cpu, kernel.pids) for kernel in pacing.kernels().values()}
         assert states in ({(0.1, 300)}, {(0.2, 310)})
 
 
@@ -322,8 +298,8 @@ def test_profile_means_the_same_work_on_every_machine(pacing: Pacing) -> None:
     output = pacing.lab.must("calibrate.yml").output
     assert "reference cores" in output
     pacing.throttle(profile="raspberry-pi-3", clients="c1-0")
-    assert pacing.kernel("c1-0")[0] == pytest.approx(pacing.profile_cpu("raspberry-pi-3"), abs=0.001)
-    assert pacing.kernel("c1-0")[1] == 900 << 20
+    assert pacing.kernel("c1-0").cpu == pytest.approx(pacing.profile_cpu("raspberry-pi-3"), abs=0.001)
+    assert pacing.kernel("c1-0").memory == 900 << 20
 
 
 def test_deployment_again_resets_no_throttle(pacing: Pacing) -> None:
@@ -333,35 +309,61 @@ def test_deployment_again_resets_no_throttle(pacing: Pacing) -> None:
     before = {client: pacing.identity(client) for client in CLIENTS}
     play = pacing.lab.must("site.yml", train="false", dataset="synthetic")
     assert set(play.changed.values()) == {0}, play.output
-    assert pacing.kernel("c1-0")[0] == 0.1
+    assert pacing.kernel("c1-0").cpu == 0.1
     baseline = {"fl_client_cpu": None, "fl_client_profile": "raspberry-pi-3"}
     pacing.lab.must("site.yml", train="false", dataset="synthetic", **baseline)
     cpu = pytest.approx(pacing.profile_cpu("raspberry-pi-3"), abs=0.001)
-    assert [pacing.kernel(client)[:2] for client in ("c1-0", "c1-1")] == [(0.1, 900 << 20), (cpu, 900 << 20)]
+    held = [(kernel.cpu, kernel.memory) for kernel in map(pacing.kernel, ("c1-0", "c1-1"))]
+    assert held == [(0.1, 900 << 20), (cpu, 900 << 20)]
     pacing.lab.must("site.yml", train="false", dataset="synthetic")
-    assert pacing.kernel("c1-1")[0] == CPU
+    assert pacing.kernel("c1-1").cpu == CPU
     assert {client: pacing.identity(client) for client in CLIENTS} == before
 
 
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
-        ({"cpu": "0", "bandwidth": "fast", "down": "fast"}, ["cpu=0", "-e down=10mbit", "down=fast"]),
-        ({"profile": "raspbery-pi-4", "clients": "nobody-*"}, ["raspberry-pi-4", "matches none"]),
+        (
+            {
+                "cpu": "0",
+                "bandwidth": "fast",
+                "down": "fast",
+                "profile": "raspbery-pi-4",
+                "clients": "nobody-*",
+            },
+            ["cpu=0", "-e down=10mbit", "down=fast", "raspberry-pi-4", "matches none"],
+        ),
         ({"cpu": "64.5", "memory": "10m"}, ["cores", "memory=10m"]),
-        ({"cpu": "0.2", "loss": "1%"}, ["netem"]),
     ],
-    ids=["words", "names", "machines", "kernels"],
+    ids=["words", "machines"],
 )
 def test_bad_input_is_one_message_and_changes_nothing(
     pacing: Pacing, variables: dict[str, str], words: list[str]
 ) -> None:
     """All that is found at one look; what the agents find, only when the rest is right."""
-    play = pacing.lab.play("throttle.yml", **variables)
+    refused(pacing.lab.play("throttle.yml", **variables), words)
+
+
+def refused(play: Play, words: list[str]) -> None:
+    """Assert that a verb was refused in one message with these words, and changed nothing."""
     assert play.code != 0
     assert [word for word in words if word not in play.output] == []
     assert play.output.count("Nothing was changed.") == 1
     assert set(play.changed.values()) == {0}
+
+
+def test_loss_is_set_or_refused_by_what_the_kernel_can(pacing: Pacing) -> None:
+    """A kernel without netem is named, and nothing is changed; one that has it loses packets.
+
+    How many is measured by `make test-kernel`.
+    """
+    tried = "unshare --net sh -c 'ip link set lo up && tc qdisc add dev lo root netem loss 1%' && echo yes"
+    play = pacing.lab.play("throttle.yml", cpu="0.2", loss="1%", clients="c1-0")
+    if "yes" in pacing.lab.on_machine(tried, check=False):
+        assert play.code == 0, play.output
+        assert "netem" in pacing.qdiscs("c1-0")
+    else:
+        refused(play, ["netem"])
 
 
 def away(lines: list[str]) -> Iterator[str]:
@@ -373,6 +375,7 @@ def away(lines: list[str]) -> Iterator[str]:
         yield f"{row},{int(not (client == 'c1-0' and 40 <= float(seconds) < 60))}"
 
 
+@pytest.mark.measures
 def test_trace_is_replayed_by_the_clock(pacing: Pacing, tmp_path: Path) -> None:
     """Two machines, one start, one client out of reach for a while; what happened lies close to the plan, and
     then it is over.
@@ -423,7 +426,7 @@ def test_undo_is_idempotent_and_check_changes_nothing(pacing: Pacing) -> None:
     assert "+c1-0: cpu=0.1" in play.output
     assert pacing.cores() == {CPU}
     pacing.throttle("--limit", "c1", cpu="0.1")
-    assert [pacing.kernel(client)[0] for client in ("c1-0", "server-0")] == [0.1, CPU]
+    assert [pacing.kernel(client).cpu for client in ("c1-0", "server-0")] == [0.1, CPU]
     assert pacing.throttle(undo="true").changed["c1"] == 1
     again = pacing.throttle(undo="true")
     assert set(again.changed.values()) == {0}

@@ -7,63 +7,62 @@ import json
 import shlex
 import ssl
 import subprocess
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
+from tests.cluster.federation import EVERYBODY, FEDERATION, PORT
+from tests.cluster.lab import Lab
 
-from tests.cluster.lab import ROOT, Lab, Play
-
-FEDERATION = "watched"
-PORT = 9292  # fl_port; the others follow it
 PORTS = {"prometheus": PORT - 2, "fl": PORT + 1, "node": PORT + 8, "containers": PORT + 9}
 NEXT = f"{FEDERATION}-prometheus3"  # a Prometheus 3 beside the one that is deployed
 NEXT_PORT = PORT + 98
 PROGRAMS = ("prometheus", "promtool")
-CLIENTS = 2  # per machine
 
 Series = tuple[dict[str, str], float]
 
 
+# A throttle of everything that any kernel can limit, and the client that gets it while a run is observed.
+THROTTLED = "c1-0"
+LIMITS = {"cpu": "0.1", "memory": "900m", "pids": "200", "down": "50mbit", "up": "50mbit"}
+ROUNDS = 3  # of the run that is observed
+
+
 class WatchedLab(Lab):
-    """The lab, but every verb is about the monitored federation, which has an inventory of its own."""
+    """The lab whose federation is monitored."""
 
-    before: dict[str, Any]  # what the engine said of Prometheus before the second host joined
-
-    @property
-    def inventory(self) -> Path:
-        """The inventory file."""
-        return self.directory / "watched.yml"
+    observed: tuple[float, float] | None = None  # begin and end of a run during which a client was throttled
 
     @property
     def state(self) -> Path:
         """What the controller keeps of the federation."""
         return self.directory / "state" / "coldframe" / FEDERATION
 
-    def write(self, machines: list[str]) -> None:
-        """Write the inventory with these of the hosts; clients are on all of them."""
-        variables = {
-            "fl_client_cpu": 0.4,
-            "fl_port": PORT,
-            "fl_monitoring": True,
-            "prometheus_scrape_interval": "1s",
-        }
-        self.write_inventory(CLIENTS, **variables)
-        inventory = yaml.safe_load(self.inventory.read_text())
-        every = inventory["fl_machines"]
-        if "hosts" in every:
-            every["hosts"] = {name: every["hosts"][name] for name in machines}
-        every["children"]["fl_clients"]["hosts"] = dict.fromkeys(machines)
-        self.inventory.write_text(yaml.safe_dump(inventory, sort_keys=False))
+    def observe(self) -> Callable[[], None]:
+        """Start a run, and throttle a client when it goes; a run before it is there to compare with.
 
-    def start(
-        self, verb: str, *arguments: str, root: Path = ROOT, **variables: Any
-    ) -> tuple[Play, Callable[[], Play]]:
-        """Start a verb."""
-        return super().start(verb, *arguments, root=root, fl_federation=FEDERATION, **variables)
+        Returns a function that waits for the run's end and takes the throttle back.
+        """
+        if not self.query("fl_run_info"):
+            self.run()
+        start = time.time()
+        settings = {"rounds": str(ROUNDS), "dataset": "synthetic", "run_name": "observed", **EVERYBODY}
+        play, wait = self.start("run.yml", **settings)
+        self.wait_for("the first round", lambda: f"round 0/{ROUNDS}" in play.output, 120)
+        self.must("throttle.yml", clients=THROTTLED, **LIMITS)
+        run = 'fl_run_info{run_name="observed"}'
+        ended = f'fl_run_state{{state="completed"}} and on (run) {run} or on (run) {run} * 0'
+
+        def finish() -> None:
+            assert wait().code == 0, play.output
+            self.wait_for("the end of the run", lambda: self.value(ended) == 1)
+            self.observed = start, time.time()
+            self.must("throttle.yml", clients=THROTTLED, undo="true")
+
+        return finish
 
     def password(self, name: str) -> str:
         """A password that the controller has made: `prometheus` or `scrape`."""

@@ -1,0 +1,179 @@
+"""What changes a federation, takes parts of it away, or takes it down: the last of lane A.
+
+Each test deploys what it does not find standing, and says what it leaves behind.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+
+import yaml
+
+from tests.cluster.federation import (
+    CLIENTS,
+    COUNTS,
+    EVERYBODY,
+    FEDERATION,
+    PORT,
+    containers,
+    turned_away,
+    write_inventory,
+)
+from tests.cluster.lab import Lab, sh
+from tests.cluster.watch import PORTS, WatchedLab
+
+OFF = {"dataset": "synthetic", "fl_monitoring": "false"}
+
+
+def test_teardown_purges_only_this_federation(federation: Lab) -> None:
+    """A second federation on the same engines comes and goes; the first does not notice."""
+    before = federation.container(federation.machine, "coldframe-c1-0")["State"]["StartedAt"]
+    second = {"fl_federation": "second", "fl_port": "9192", "fl_client_count": "1", "fl_client_cpu": "0.2"}
+    second["fl_monitoring"] = "false"
+    federation.must("site.yml", rounds="1", dataset="synthetic", max_samples="900", **second)
+    assert federation.summary()["status"] == "completed"
+    assert "second-c1-0" in federation.on_machine("docker ps --format '{{.Names}}'")
+    # A key that is good there is no good here.
+    assert turned_away(federation, "/var/lib/coldframe/second/keys/c1-0")
+
+    play = federation.must("teardown.yml", purge="true", fl_federation="second")
+    assert max(play.changed.values()) > 0
+    for host in federation.hosts:
+        assert "second" not in sh(
+            host, "docker ps --all --format '{{.Names}}'; docker network ls; ls /var/lib/coldframe"
+        )
+    assert federation.container(federation.machine, "coldframe-c1-0")["State"]["StartedAt"] == before
+    assert federation.run()["status"] == "completed"
+    again = federation.must("teardown.yml", purge="true", fl_federation="second")
+    assert set(again.changed.values()) == {0}
+
+
+def starts(watched: WatchedLab) -> dict[str, tuple[str, str]]:
+    """Each client's container, and when it was started."""
+    label = f"label=coldframe.federation={FEDERATION}"
+    found = {}
+    for host in watched.hosts:
+        ids = sh(host, f"docker ps -q --filter {label} --filter label=coldframe.role=client").split()
+        for item in json.loads(sh(host, f"docker inspect {' '.join(ids)}")):
+            found[item["Name"]] = (item["Id"], item["State"]["StartedAt"])
+    return found
+
+
+def answers(watched: WatchedLab, machine: str, port: int) -> bool:
+    """Whether anything listens there, seen from the neighbour."""
+    neighbour = watched.hosts["c1" if machine == "server" else "server"]
+    code = sh(neighbour, f"curl -sk -o /dev/null https://{watched.hosts[machine].address}:{port}/; echo $?")
+    return code.strip() != "7"  # curl's word for a refused connection
+
+
+def test_monitoring_turned_off_is_gone_and_no_client_was_touched(watched: WatchedLab) -> None:
+    ports = [("server", port) for port in PORTS.values()]
+    ports += [(machine, PORTS[job]) for machine in ("c1", "c2") for job in ("node", "containers")]
+    assert all(answers(watched, machine, port) for machine, port in ports)
+    before = starts(watched)
+    assert len(before) == len(CLIENTS)
+    watched.must("site.yml", train="false", **OFF)
+    for host in watched.hosts:
+        listed = sh(host, "docker ps -a --filter label=coldframe.monitoring=true -q")
+        assert listed == "", host.name
+    assert [(machine, port) for machine, port in ports if answers(watched, machine, port)] == []
+    assert answers(watched, "server", PORT)
+    assert starts(watched) == before
+    status = watched.must("status.yml", fl_monitoring="false").output
+    assert f":{PORTS['prometheus']}" not in status
+
+
+def test_federation_grows_and_shrinks(federation: Lab) -> None:
+    """A client joins c1 while c2 is no machine for clients any more; then c2 comes back, before c1 in the
+    inventory, and the client leaves. Who stays keeps container and partition id, who comes back gets its old
+    id, and all of them train. Without monitoring, of which c2 would keep a part.
+    """
+
+    def clients() -> dict[str, str]:
+        return {name.rpartition("coldframe-")[2]: line for name, line in containers(federation).items()}
+
+    def ids() -> dict[str, int]:
+        found: dict[str, int] = json.loads(
+            federation.on_server("cat /var/lib/coldframe/coldframe/partitions.json")
+        )
+        return found
+
+    federation.must("site.yml", train="false", **OFF)
+    before, given = clients(), ids()
+    assert given.keys() == CLIENTS.keys()
+    stay = {name: before[name] for name in ("server-0", "c1-0", "c1-1", "server")}
+    everybody = {**given, "c1-2": max(given.values()) + 1}
+
+    write_inventory(federation, counts={**COUNTS, "c1": 3})
+    inventory = yaml.safe_load(federation.inventory.read_text())
+    del inventory["fl_machines"]["children"]["fl_clients"]["hosts"]["c2"]
+    federation.inventory.write_text(yaml.safe_dump(inventory, sort_keys=False))
+    federation.must("site.yml", train="false", **OFF)
+    assert sh(federation.hosts["c2"], "docker ps --all --quiet") == ""
+    assert clients().items() > stay.items()
+    assert clients().keys() & {*CLIENTS, "c1-2"} == {"server-0", "c1-0", "c1-1", "c1-2"}
+    assert ids() == everybody
+    # The parts of those that left are nobody's: c1-2 has the sixth of six.
+    summary = federation.run(min_train_clients="4", min_available_clients="4", fl_monitoring="false")
+    assert (summary["clients"], summary["failures"]) == (4, [])
+    replied = {event["client"] for event in federation.journal() if event["event"] == "reply"}
+    assert replied == {"server-0", "c1-0", "c1-1", "c1-2"}
+
+    write_inventory(federation, ["server", "c2", "c1"])
+    federation.must("site.yml", train="false", **OFF)
+    assert clients().items() > stay.items()
+    assert clients().keys() & {*CLIENTS, "c1-2"} == CLIENTS.keys()
+    assert ids() == everybody
+    summary = federation.run(**EVERYBODY, fl_monitoring="false")
+    assert (summary["clients"], summary["failures"]) == (len(CLIENTS), [])
+    write_inventory(federation)
+
+
+def test_teardown_without_purge_keeps_the_state(federation: WatchedLab) -> None:
+    """Containers go; partition ids, keys and results stay, and a new deployment finds them.
+
+    It is made without c2, which joins when the others stand: it is a target without a restart of Prometheus,
+    which has not been told to read its configuration again either."""
+    ids = federation.on_server("cat /var/lib/coldframe/coldframe/partitions.json")
+    if not federation.results.joinpath("latest").exists():  # alone, it finds no run
+        federation.run()
+    federation.must("teardown.yml")
+    for host in federation.hosts:
+        assert sh(host, "docker ps --all --quiet").strip() == ""
+    assert federation.results.joinpath("latest").exists()
+    write_inventory(federation, ["server", "c1"])
+    federation.must("site.yml", train="false", dataset="synthetic")
+    before = federation.container(federation.server, f"{FEDERATION}-prometheus")
+    joins = time.time()
+    write_inventory(federation)
+    federation.must("site.yml", train="false", dataset="synthetic")
+    assert federation.on_server("cat /var/lib/coldframe/coldframe/partitions.json") == ids
+    federation.wait_for("all clients", lambda: federation.online() == set(CLIENTS), 60)
+
+    def found() -> set[tuple[str, str]]:
+        # Not the samples that c2's last containers have left.
+        up = federation.query(f"up == 1 and timestamp(up) > {joins}")
+        return {(labels["machine"], labels["job"]) for labels, _ in up}
+
+    federation.wait_for("the new targets", lambda: {("c2", "node"), ("c2", "containers")} <= found())
+    now = federation.container(federation.server, f"{FEDERATION}-prometheus")
+    for key in ("Id", "RestartCount"):
+        assert now[key] == before[key]
+    assert now["State"]["StartedAt"] == before["State"]["StartedAt"]
+    assert federation.value("prometheus_config_last_reload_success_timestamp_seconds") < joins
+
+
+def test_purge_leaves_nothing(federation: Lab) -> None:
+    """Containers, networks, images, data, keys and results are gone, here and there."""
+    federation.must("teardown.yml", purge="true")
+    federation.deployed.clear()
+    for host in federation.hosts:
+        left = sh(
+            host,
+            "docker ps --all --quiet; docker network ls --quiet --filter label=coldframe.federation;"
+            " docker image ls --quiet 'coldframe/*'; ls -A /var/lib/coldframe 2>/dev/null",
+        )
+        assert left.split() == []
+    assert not list(federation.results.glob("2*"))
+    assert not (federation.directory / "state" / "coldframe" / "coldframe").exists()

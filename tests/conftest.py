@@ -1,0 +1,48 @@
+"""Keeps the two lanes of `make test` off each other's feet: a test that measures has the machine to itself.
+
+Each test of a deployment holds a lock while it runs: one that is marked `measures` alone, any other together
+with those of the other lane. Before it takes the lock it passes a gate, which a test that measures keeps shut
+while it waits: else the other lane could go on without end.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from tests.hosts.shell import cache
+
+DEPLOYMENTS = {"cluster", "kernel", "vagrant"}
+HERE = Path(__file__).parent
+
+
+@contextmanager
+def opened(name: str) -> Iterator[IO[str]]:
+    cache().mkdir(parents=True, exist_ok=True)
+    with (cache() / f"{name}.lock").open("w") as handle:
+        yield handle
+
+
+@contextmanager
+def turn(alone: bool) -> Iterator[None]:
+    """Wait until no other lane is in the way: none that measures, or none at all."""
+    mode = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
+    with opened("machine") as machine:
+        with opened("gate") as gate:
+            fcntl.flock(gate, fcntl.LOCK_EX)
+            fcntl.flock(machine, mode)
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Hold the lock from the first fixture of a test to the last."""
+    if item.path.relative_to(HERE).parts[0] not in DEPLOYMENTS:
+        return (yield)
+    with turn(alone=item.get_closest_marker("measures") is not None):
+        return (yield)
