@@ -1,4 +1,4 @@
-"""Runs `make test`: two lanes side by side, each a list of targets of the Makefile, and a table of what they took.
+"""Runs `make test`: two lanes of targets of the Makefile side by side, and a table of what they took.
 
     python -m tests.suite [--since SECONDS] [LANE ...]
 

@@ -88,6 +88,8 @@ def test_federation_grows_and_shrinks(federation: Lab) -> None:
     """A client joins c1 while c2 is no machine for clients any more; then c2 comes back, before c1 in the
     inventory, and the client leaves. Who stays keeps container and partition id, who comes back gets its old
     id, and all of them train. Without monitoring, of which c2 would keep a part.
+
+    A user edits the inventory and types ansible-playbook -i <inventory> site.yml.
     """
 
     def clients() -> dict[str, str]:

@@ -383,19 +383,31 @@ def test_changed_training_code_takes_effect_without_an_image(federation: Lab, tm
 
 
 def test_one_seed_gives_one_model(federation: Lab) -> None:
-    """Two runs with one seed have one model hash; another seed has another. With another partitioner and
-    another strategy than usual, with arguments. Under other limits: test_throttle.py."""
+    """Two runs with one seed have one model hash, also where limits change in the second; another seed has
+    another. With another partitioner and another strategy than usual, with arguments."""
     settings = {
-        "rounds": "2",
+        "rounds": "3",
+        "local_epochs": "2",
+        "dataset": "synthetic",
+        "max_samples": "900",
         "partitioner": "dirichlet",
         "partitioner_args": {"alpha": 0.3},
         "fl_strategy": "fedprox",
         "strategy_args": {"proximal_mu": 0.1},
+        **EVERYBODY,
     }
-    summaries = [federation.run(**settings, **EVERYBODY, seed=seed) for seed in ("7", "7", "8")]
-    hashes = [summary["model_sha256"] for summary in summaries]
-    assert hashes[0] == hashes[1] != hashes[2]
-    assert {(each["strategy"], each["partitioner"]) for each in summaries} == {("fedprox", "dirichlet")}
+    hashes = [federation.run(**settings, seed="7")["model_sha256"]]
+    play, wait = federation.start("run.yml", **settings, seed="7")
+    federation.wait_for("the first round", lambda: "round 0/3" in play.output, 120)
+    federation.must("throttle.yml", cpu="0.2", clients="c1-*")
+    assert wait().code == 0, play.output
+    federation.must("throttle.yml", undo="true")
+    throttled = [e for e in federation.journal() if e["event"] == "reply" and e["system"]["cpu_limit"] == 0.2]
+    assert {event["client"] for event in throttled} == {"c1-0", "c1-1"}
+    hashes.append(federation.summary()["model_sha256"])
+    summary = federation.run(**settings, seed="8")
+    assert hashes[0] == hashes[1] != summary["model_sha256"]
+    assert (summary["strategy"], summary["partitioner"]) == ("fedprox", "dirichlet")
     started = next(event for event in federation.journal() if event["event"] == "run_started")
     counts = list(started["histogram"].values())
     assert sum(map(sum, counts)) == 900

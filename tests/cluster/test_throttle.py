@@ -126,13 +126,14 @@ def baseline(pacing: Pacing) -> Iterator[None]:
 
 @pytest.mark.measures
 def test_limits_change_while_clients_train(pacing: Pacing) -> None:
-    """0.4 → 0.1 → undo in one run: the same processes, the kernel agrees, and the model is the same."""
+    """0.32 → 0.1 → undo in one run: the same processes, and the kernel agrees.
+
+    That the model is the same too is shown by test_main_job.py::test_one_seed_gives_one_model."""
     lab = pacing.lab
     variables = {"seed": "5", "rounds": "3", **EVERYBODY}
     # Enough work in a round that what a task's first steps cost on top counts for little.
     variables["local_epochs"] = "3"
     variables |= {"dataset": "synthetic", "max_samples": "0"}  # all of it: rounds long enough to be caught
-    unthrottled = lab.run(**variables)
     before = {client: pacing.identity(client) for client in CLIENTS}
     play, wait = lab.start("run.yml", **variables)
     lab.wait_for("the first round", lambda: "round 0/3" in play.output, 120)
@@ -152,7 +153,6 @@ def test_limits_change_while_clients_train(pacing: Pacing) -> None:
     summary = lab.summary()
     assert summary["status"] == "completed"
     assert not summary["failures"]
-    assert summary["model_sha256"] == unthrottled["model_sha256"]
     slow = [e for e in lab.journal() if e["event"] == "reply" and e["system"].get("cpu_limit") == 0.1]
     assert {event["round"] for event in slow} >= {done + 2}
     trained = [event for event in slow if (event["round"], event["phase"]) == (done + 2, "train")]
