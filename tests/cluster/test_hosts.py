@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hosts import Host, Hosts, HostsError, make_seed
+from tests.hosts import Host, Hosts, HostsError, image, make_seed
 from tests.hosts.hosts import LABEL, sweep
 from tests.hosts.shell import cache, docker, remove_tree
 
@@ -59,7 +60,7 @@ def succeeds(host: Host, command: str) -> bool:
 
 def fetches(host: Host, other: Host) -> bool:
     """Whether a container on one host reaches a container's published port on the other."""
-    return succeeds(host, f"docker run --rm tiny wget -q -T 2 -O /dev/null http://{other.address}:8080/")
+    return succeeds(host, f"docker exec web /busybox wget -q -T 2 -O /dev/null http://{other.address}:8080/")
 
 
 def save(host: Host, tag: str, archive: Path) -> None:
@@ -68,13 +69,22 @@ def save(host: Host, tag: str, archive: Path) -> None:
         subprocess.run([*host.ssh(), f"docker tag tiny {tag} && docker save {tag}"], stdout=file, check=True)
 
 
+def groups(containers: list[str]) -> list[str]:
+    """The control groups of containers, whatever hierarchy and parent the engine puts them under."""
+    return [
+        str(Path(top, name))
+        for top, names, _ in os.walk("/sys/fs/cgroup")  # which minds no group that ends meanwhile
+        for name in names
+        if any(container in name for container in containers)
+    ]
+
+
 def traces(prefix: str, containers: list[str]) -> list[str]:
     """Everything on this machine that belongs to a set of hosts."""
     mine = ["--quiet", "--filter", f"label={LABEL}={prefix}"]
     found = docker("ps", "--all", *mine).split() + docker("network", "ls", *mine).split()
     found += [str(path) for path in cache().glob(f"{prefix}*")]
-    for container in containers:
-        found += [str(path) for path in Path("/sys/fs/cgroup").glob(f"*/docker/{container}")]
+    found += groups(containers)
     mounts = Path("/proc/self/mountinfo").read_text()
     return found + [line for line in mounts.splitlines() if f"/{prefix}/" in line]
 
@@ -99,12 +109,6 @@ def test_every_host_has_a_name_an_address_and_an_identity_of_its_own(pair: Hosts
 def test_systemd_runs_with_no_failed_unit(pair: Hosts) -> None:
     for host in pair:
         assert host.run("systemctl is-system-running").stdout.strip() == "running"
-
-
-def test_an_engine_is_off_until_somebody_turns_it_on() -> None:
-    with Hosts(1) as hosts:
-        assert hosts[0].run("systemctl is-enabled docker", check=False).stdout.strip() == "disabled"
-        assert hosts[0].run("systemctl is-active docker", check=False).stdout.strip() == "inactive"
 
 
 def test_inner_containers_get_the_cpu_they_are_limited_to_and_no_more(pair: Hosts) -> None:
@@ -211,10 +215,20 @@ def test_seeded_hosts_have_the_image_from_the_start_and_do_not_share_what_they_w
         seed.with_name(f"{seed.name}.used").unlink()
 
 
-def test_two_sets_live_side_by_side(pair: Hosts) -> None:
+def test_a_second_set_lives_beside_the_first_and_leaves_nothing(pair: Hosts) -> None:
+    """Its engine is off until somebody turns it on, and running when the set goes."""
     with Hosts(1) as other:
         assert other.subnet != pair.subnet
         assert other[0].run("hostname").stdout == pair[0].run("hostname").stdout
+        assert other[0].run("systemctl is-enabled docker", check=False).stdout.strip() == "disabled"
+        assert other[0].run("systemctl is-active docker", check=False).stdout.strip() == "inactive"
+        containers = identities(other.prefix)
+        other[0].run("systemctl start docker")
+        other[0].run(TINY)
+        other[0].run(SERVE)
+        assert traces(other.prefix, containers)
+        assert groups(containers)
+    assert traces(other.prefix, containers) == []
     assert pair[0].answers()
 
 
@@ -224,40 +238,40 @@ def test_a_name_in_use_is_refused_and_the_set_that_has_it_lives_on(pair: Hosts) 
     assert pair[0].answers()
 
 
-def test_down_leaves_nothing_even_of_a_running_engine() -> None:
-    with Hosts(1) as hosts:
-        containers = identities(hosts.prefix)
-        hosts[0].run("systemctl start docker")
-        hosts[0].run(TINY)
-        hosts[0].run(SERVE)
-        assert traces(hosts.prefix, containers)
-    assert traces(hosts.prefix, containers) == []
-
-
-def make_in_another_process() -> tuple[subprocess.Popen[str], str, list[str]]:
-    process = subprocess.Popen(
+def make_in_another_process() -> subprocess.Popen[str]:
+    return subprocess.Popen(
         [sys.executable, "-c", WAIT], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
-    assert process.stdout is not None
-    prefix = process.stdout.readline().strip()
-    assert prefix
-    return process, prefix, identities(prefix)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_process_removes_its_hosts(number: signal.Signals) -> None:
-    process, prefix, containers = make_in_another_process()
-    assert len(containers) == 1
-    process.send_signal(number)
-    process.communicate(timeout=30)
-    assert process.returncode != 0
-    assert traces(prefix, containers) == []
-
-
-def test_hosts_of_a_killed_process_are_swept_by_the_next() -> None:
-    process, prefix, containers = make_in_another_process()
-    process.kill()
-    process.communicate()
-    assert len(identities(prefix)) == 1
-    assert prefix in sweep()
-    assert traces(prefix, containers) == []
+def test_hosts_go_with_the_process_that_made_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once where it is interrupted; where it is killed, the next that makes hosts sweeps them up."""
+    image.ensure_image()
+    # Other test runs sweep too, and would not leave those of the killed process to this one.
+    monkeypatch.setenv("COLDFRAME_CACHE", str(tmp_path))
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
+    processes = {number: make_in_another_process() for number in numbers}
+    prefixes, containers = {}, {}
+    try:
+        for number, process in processes.items():
+            assert process.stdout is not None
+            prefixes[number] = process.stdout.readline().strip()
+            assert prefixes[number]
+            containers[number] = identities(prefixes[number])
+            assert len(containers[number]) == 1
+        for number, process in processes.items():
+            process.send_signal(number)
+        for process in processes.values():
+            process.communicate(timeout=30)
+            assert process.returncode != 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            assert traces(prefixes[number], containers[number]) == []
+        killed = prefixes[signal.SIGKILL]
+        assert len(identities(killed)) == 1
+        assert killed in sweep()
+        assert traces(killed, containers[signal.SIGKILL]) == []
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.wait()
+        sweep()

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import secrets
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from tests.cluster.lab import ROOT, Lab
+from tests.cluster.pair import pair
 
 
 def make(checkout: Path, environment: dict[str, str], *arguments: str) -> str:
@@ -30,11 +34,17 @@ def clone(target: Path) -> Path:
     return target
 
 
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A server that also monitors, and a machine of clients."""
+    with pair(tmp_path_factory.mktemp("make")) as lab:
+        lab.write_inventory(fl_monitoring=True)
+        yield lab
+
+
 def test_make_up_and_down_in_a_fresh_clone(lab: Lab, tmp_path: Path) -> None:
     """make up CLIENTS=2 ROUNDS=1 with its monitoring, once more, and make down; ARGS sends it to the lab."""
     checkout = clone(tmp_path / "coldframe")
-    lab.clear()
-    lab.write_inventory(fl_monitoring=True)
     arguments = f"ARGS=-i {lab.inventory} -e dataset=synthetic -e max_samples=900"
     output = make(checkout, lab.environment(), "up", "CLIENTS=2", "ROUNDS=1", arguments)
     assert "round 1/1" in output
@@ -48,8 +58,6 @@ def test_make_up_and_down_in_a_fresh_clone(lab: Lab, tmp_path: Path) -> None:
     make(checkout, lab.environment(), "down", f"ARGS=-i {lab.inventory} -e purge=true")
     for host in (lab.server, lab.machine):
         assert host.run("docker ps -aq --filter label=coldframe.federation").stdout.strip() == ""
-    lab.write_inventory()
-    lab.deployed.clear()
 
 
 def test_make_hosts_prints_an_inventory(tmp_path: Path) -> None:

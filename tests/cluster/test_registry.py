@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import platform
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -17,7 +18,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests.cluster.lab import Lab, sh
+from tests.cluster.pair import pair
 from tests.hosts import Host
+from tests.hosts.image import locked
+from tests.hosts.shell import cache
 
 PORT = 5000
 IMAGES = "docker image ls --format '{{.Repository}}:{{.Tag}} {{.ID}}'"
@@ -62,20 +66,39 @@ def put(host: Host, files: dict[str, bytes]) -> None:
 
 
 def debian_registry(directory: Path) -> bytes:
-    """The program of Debian's package docker-registry."""
-    for command in ("true", "apt-get update -q"):  # a machine's list of packages may be missing or old
-        subprocess.run(command.split(), cwd=directory, check=True)
-        if not subprocess.run(["apt-get", "download", "-q", "docker-registry"], cwd=directory).returncode:
-            break
-    (package,) = directory.glob("docker-registry_*.deb")
-    subprocess.run(["dpkg-deb", "-x", package, directory / "unpacked"], check=True)
-    return (directory / "unpacked" / "usr" / "bin" / "docker-registry").read_bytes()
+    """The program of Debian's package docker-registry, kept for the next time."""
+    suite = platform.freedesktop_os_release()["VERSION_CODENAME"]
+    kept = cache().parent / "tools" / f"docker-registry-{suite}-{platform.machine()}"
+    with locked("registry"):
+        if not kept.exists():
+            for command in (
+                "true",
+                "apt-get update -q",
+            ):  # a machine's list of packages may be missing or old
+                subprocess.run(command.split(), cwd=directory, check=True)
+                download = ["apt-get", "download", "-q", "docker-registry"]
+                if not subprocess.run(download, cwd=directory).returncode:
+                    break
+            (package,) = directory.glob("docker-registry_*.deb")
+            subprocess.run(["dpkg-deb", "-x", package, directory / "unpacked"], check=True)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            part = kept.with_name(f"{kept.name}.part")
+            part.write_bytes((directory / "unpacked" / "usr" / "bin" / "docker-registry").read_bytes())
+            part.rename(kept)
+    return kept.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A server that has the image, and a machine with one client that the tests take it from."""
+    with pair(tmp_path_factory.mktemp("registry")) as lab:
+        lab.write_inventory(clients=1)
+        yield lab
 
 
 @pytest.fixture
 def registry(lab: Lab, tmp_path: Path) -> Iterator[str]:
     """A registry that both hosts' engines trust; its name."""
-    lab.clear()
     name = f"{lab.server.address}:{PORT}"
     key, signed = certificate(lab.server.address)
     for host in (lab.server, lab.machine):
@@ -111,14 +134,17 @@ def fl_images(host: Host) -> list[str]:
 
 
 def test_machines_pull_what_the_builder_has_pushed(lab: Lab, registry: str) -> None:
-    sh(lab.machine, "systemctl start docker")  # on a blank host it is off
+    for host in (lab.server, lab.machine):
+        sh(host, "systemctl start docker")  # on a new host it is off
+    before = fl_images(lab.server)
     sh(lab.machine, f"docker image rm -f $({IMAGES} | grep -o 'coldframe/fl:[^ ]*')", check=False)
     assert fl_images(lab.machine) == []
     settings = {"train": "false", "dataset": "synthetic", "fl_image_registry": f"{registry}/lab"}
     lab.must("site.yml", **settings)
     lab.deployed.add("coldframe")
-    # One image, under its own name alone, and it came this way.
-    assert len(fl_images(lab.server)) == 1
+    # One image, under its own name alone: that of the server's seed; the other machine's came this way.
+    assert fl_images(lab.server) == before
+    assert len(before) == 1
     assert fl_images(lab.machine) == fl_images(lab.server)
     logs = lab.on_server("journalctl --unit registry-of-tests --output cat")
     assert f'remoteaddr="{lab.machine.address}' in logs or lab.machine.address in logs

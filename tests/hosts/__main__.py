@@ -6,7 +6,7 @@ import argparse
 import subprocess
 import sys
 
-from tests.hosts import hosts, image
+from tests.hosts import hosts, image, seeds
 from tests.hosts.shell import HostsError, say
 
 VERBS = {
@@ -39,6 +39,9 @@ def parser() -> argparse.ArgumentParser:
     verb("down", "remove them, and what dead test runs left behind")
     verbs.add_parser("list", help="show all sets")
     verbs.add_parser("image", help="make sure that the engine has the machines' image, and print its name")
+    verbs.add_parser(
+        "seed", help="make sure that there is a seed with the federation's images, and print its path"
+    )
     verbs.add_parser("box", help="make sure that there is a box for libvirt, and print its path")
     run = verb("exec", "run a command on one, as root over ssh")
     run.add_argument("name")
@@ -65,6 +68,8 @@ def main() -> int:
         hosts.Hosts(prefix=options.prefix).down()
     elif options.verb == "image":
         print(image.ensure_image())
+    elif options.verb == "seed":
+        print(seeds.fl_seed())
     elif options.verb == "box":
         print(image.ensure_box())
     elif options.verb == "list":

@@ -327,6 +327,8 @@ class Hosts:
             f"    ansible_user: {user}",
             f"    ansible_ssh_private_key_file: {self.key}",
             f'    ansible_ssh_common_args: "{options}"',
+            # The next set may get the addresses of this one, and must not get its connections.
+            f'    ansible_control_path: "%(directory)s/{self.prefix}-%%h-%%r"',
             "    ansible_python_interpreter: /usr/bin/python3",
             "  children:",
         ]
