@@ -22,7 +22,7 @@ extends_documentation_fragment:
 PROBE = "machine_facts"  # preflight tells what became of it
 LIVE = ("follow", "preflight")
 # Their failures are whole messages: what is wrong, and what to type.
-TOLD_ONCE = (*LIVE, "client_limits", "ansible.builtin.assert")
+TOLD_ONCE = (*LIVE, "client_containers", "client_limits", "ansible.builtin.assert")
 
 
 class CallbackModule(Default):

@@ -1,0 +1,134 @@
+"""The engine's API over its unix socket: the calls that make, start and remove containers."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from typing import Any
+from urllib.parse import quote, urlencode
+
+TIMEOUT = 180.0  # seconds: an engine that starts twenty containers on a small machine answers late
+
+
+class EngineError(Exception):
+    """The engine refused a request; `status` is that of HTTP."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class Unreachable(Exception):
+    """No engine answers at the socket."""
+
+
+class Connection(http.client.HTTPConnection):
+    """HTTP over a unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("engine", timeout=TIMEOUT)
+        self.path = path
+
+    def connect(self) -> None:
+        """Connect to the socket in place of a host."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.path)
+
+
+class Engine:
+    """One engine. Each call has a connection of its own, so that threads may share it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def call(self, method: str, path: str, body: Any = None, **query: Any) -> Any:
+        """Return the content of an answer, None where it has none.
+
+        Raises
+        ------
+        EngineError
+            If the engine refuses.
+        Unreachable
+            If there is no engine, or it does not answer.
+        """
+        connection = Connection(self.path)
+        try:
+            content = None if body is None else json.dumps(body)
+            target = f"{path}?{urlencode(query)}" if query else path
+            connection.request(method, target, content, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            text = response.read().decode(errors="replace")
+        except (OSError, http.client.HTTPException) as error:
+            raise Unreachable(str(error) or type(error).__name__) from error
+        finally:
+            connection.close()
+        try:
+            answer = json.loads(text) if text.strip() else None
+        except ValueError:
+            answer = None
+        if response.status >= 400:
+            words = answer.get("message") if isinstance(answer, dict) else None
+            raise EngineError(response.status, str(words or text or response.reason).strip())
+        return answer
+
+    def image_id(self, name: str) -> str:
+        """Return the id of an image; empty where the engine does not have it."""
+        try:
+            return str(self.call("GET", f"/images/{quote(name)}/json")["Id"])
+        except EngineError as error:
+            if error.status != 404:
+                raise
+            return ""
+
+    def containers(self, *labels: str) -> list[dict[str, Any]]:
+        """Return all containers, running or not, that bear some labels (`key=value`)."""
+        filters = json.dumps({"label": labels})
+        found: list[dict[str, Any]] = self.call("GET", "/containers/json", all=1, filters=filters)
+        return found
+
+    def inspect(self, container: str) -> dict[str, Any]:
+        """Return all that the engine says of a container."""
+        found: dict[str, Any] = self.call("GET", f"/containers/{container}/json")
+        return found
+
+    def create(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Make a container; return its `Id` and `Warnings`."""
+        made: dict[str, Any] = self.call("POST", "/containers/create", body, name=name)
+        return made
+
+    def start(self, container: str) -> None:
+        """Start a container; one that runs already is left alone."""
+        self.call("POST", f"/containers/{container}/start")
+
+    def stop(self, container: str) -> None:
+        """Stop a container, and wait until it has ended."""
+        self.call("POST", f"/containers/{container}/stop")
+
+    def remove(self, container: str, force: bool = False) -> None:
+        """Remove a container and its anonymous volumes, if it is there; wait where that is under way."""
+        try:
+            self.call("DELETE", f"/containers/{container}", v=1, force=int(force))
+        except EngineError as error:
+            if error.status == 409 and "already in progress" in str(error):
+                self._wait_removed(container)
+            elif error.status != 404:
+                raise
+
+    def _wait_removed(self, container: str) -> None:
+        try:
+            self.call("POST", f"/containers/{container}/wait", condition="removed")
+        except EngineError as error:
+            if error.status != 404:
+                raise
+
+    def network_id(self, name: str) -> str:
+        """Return the id of a network; empty where there is none of that name."""
+        networks = self.call("GET", "/networks", filters=json.dumps({"name": [name]}))
+        return next((item["Id"] for item in networks if item["Name"] == name), "")
+
+    def create_network(self, name: str, labels: dict[str, str]) -> str:
+        """Make a bridge network, and return its id."""
+        body = {"Name": name, "Driver": "bridge", "Options": {}, "Labels": labels}
+        return str(self.call("POST", "/networks/create", body)["Id"])
