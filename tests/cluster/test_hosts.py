@@ -26,12 +26,12 @@ SERVE = (
 # The body of a test run that somebody interrupts at a terminal. A suite that was started in the background
 # has been told by its shell to ignore that signal, and what it starts inherits this.
 WAIT = """
-import signal, time
+import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from tests.hosts import Hosts
 with Hosts(1) as hosts:
     print(hosts.prefix, flush=True)
-    time.sleep(99)
+    signal.pause()
 """
 
 

@@ -92,7 +92,8 @@ def debian_registry(directory: Path) -> bytes:
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """A server that has the image, and a machine with one client that the tests take it from."""
     with pair(tmp_path_factory.mktemp("registry")) as lab:
-        lab.write_inventory(clients=1)
+        least = dict.fromkeys(("min_train_clients", "min_evaluate_clients", "min_available_clients"), 1)
+        lab.write_inventory(clients=1, dataset="synthetic", **least)
         yield lab
 
 
@@ -139,7 +140,7 @@ def test_machines_pull_what_the_builder_has_pushed(lab: Lab, registry: str) -> N
     before = fl_images(lab.server)
     sh(lab.machine, f"docker image rm -f $({IMAGES} | grep -o 'coldframe/fl:[^ ]*')", check=False)
     assert fl_images(lab.machine) == []
-    settings = {"train": "false", "dataset": "synthetic", "fl_image_registry": f"{registry}/lab"}
+    settings = {"train": "false", "fl_image_registry": f"{registry}/lab"}
     lab.must("site.yml", **settings)
     lab.deployed.add("coldframe")
     # One image, under its own name alone: that of the server's seed; the other machine's came this way.

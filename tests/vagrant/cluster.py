@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.hosts.hosts import interrupt
+from tests.hosts.hosts import as_a_machine, interrupt
 from tests.hosts.shell import docker
 
 ROOT = Path(__file__).resolve().parents[2]
 FEDERATION = "vagrant"
+HERE = Path(__file__).resolve().parent
 
 
 @dataclass
@@ -35,6 +36,16 @@ def ruby(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(ruby, value)) + "]"
     return "nil" if value is None else json.dumps(value)
+
+
+def planted(seed: Path) -> list[str]:
+    """The setting create_args that makes the machines' engines have the images of a seed."""
+    mounts = {
+        seed: "/seed",
+        HERE / "plant.sh": "/plant.sh",
+        HERE / "plant.conf": "/etc/systemd/system/docker.service.d/plant.conf",
+    }
+    return [*as_a_machine(), *(f"--volume={here}:{there}:ro" for here, there in mounts.items())]
 
 
 @dataclass

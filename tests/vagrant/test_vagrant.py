@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Iterator
@@ -9,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.hosts import fl_seed
 from tests.hosts.hosts import free_subnets
 from tests.hosts.shell import docker
-from tests.vagrant.cluster import FEDERATION, Cluster
+from tests.vagrant.cluster import FEDERATION, Cluster, planted
 
 CLIENTS = ("client1", "client2")
-# Small enough to be over soon; what the model learns is another test's affair.
-TRAINING = {"rounds": 2, "max_samples": 600}
+# Small enough to be over soon; what the model learns, and from which data, is another test's affair.
+TRAINING = {"rounds": 1, "dataset": "synthetic", "max_samples": 600}
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +86,14 @@ def test_mistake_is_one_clear_message(clone: Cluster, tmp_path: Path) -> None:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A server and two machines of clients, containers of this machine's engine."""
     network = random.choice([subnet for subnet in free_subnets() if subnet.startswith("10.213.")])
-    # The monitoring is another test's affair.
-    variables = {"fl_monitoring": False}
-    settings = {"provider": "docker", "clients": len(CLIENTS), "network": network, "variables": variables}
+    # The monitoring is another test's affair, and so is the way of the image to machines that lack it.
+    settings = {
+        "provider": "docker",
+        "clients": len(CLIENTS),
+        "network": network,
+        "variables": {"fl_monitoring": False},
+        "create_args": planted(fl_seed()),
+    }
     with Cluster.clone(tmp_path_factory.mktemp("vagrant-up")).standing(settings, TRAINING) as cluster:
         yield cluster
 
@@ -94,10 +101,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def test_up_ends_in_a_finished_run(cluster: Cluster) -> None:
     """A fresh clone and `vagrant up`: machines, deployment, once, and a run; then where the inventory is."""
     assert cluster.first_up.count("Running provisioner: site") == 1
-    assert "round 2/2" in cluster.first_up
+    assert "round 1/1" in cluster.first_up
     assert f"-i {cluster.inventory}" in cluster.first_up
     summary = cluster.summary()
-    assert (summary["status"], summary["dataset"], summary["clients"]) == ("completed", "mnist", len(CLIENTS))
+    found = (summary["status"], summary["dataset"], summary["clients"])
+    assert found == ("completed", TRAINING["dataset"], len(CLIENTS))
     assert len(summary["round_seconds"]) == TRAINING["rounds"]
     assert {client["machine"] for client in cluster.status()["clients"]} == set(CLIENTS)
 
@@ -126,11 +134,11 @@ def processes(cluster: Cluster) -> set[str]:
 def test_provision_with_another_training_changes_nothing_else(cluster: Cluster) -> None:
     """`vagrant provision` runs the new training on the federation that stands."""
     before = processes(cluster)
-    cluster.configure(**cluster.settings, run={**TRAINING, "rounds": 1, "seed": 7})
+    cluster.configure(**cluster.settings, run={**TRAINING, "rounds": 2, "seed": 7})
     output = cluster.must("provision")
     assert output.count("Running provisioner: site") == 1
     summary = cluster.summary()
-    assert (summary["status"], summary["seed"], len(summary["round_seconds"])) == ("completed", 7, 1)
+    assert (summary["status"], summary["seed"], len(summary["round_seconds"])) == ("completed", 7, 2)
     assert processes(cluster) == before
     assert quota(cluster, "client1") == 0.5
 
@@ -149,7 +157,7 @@ def test_halt_and_up_bring_the_federation_back(cluster: Cluster) -> None:
         assert time.monotonic() < end, cluster.status()
         time.sleep(2)
     assert {quota(cluster, machine) for machine in CLIENTS} == {0.5}
-    cluster.play("run.yml", "-e", "rounds=1", "-e", "max_samples=600")
+    cluster.play("run.yml", "-e", json.dumps(TRAINING))
     assert cluster.summary()["status"] == "completed"
 
 
