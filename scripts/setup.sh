@@ -2,7 +2,7 @@
 # Prepare the controller: the Debian packages that the verbs call, and the virtual environment .venv (a link into the cache).
 #   scripts/setup.sh                  what the verbs need
 #   scripts/setup.sh --dev            also torch, linters, pytest and what makes test hosts
-#   scripts/setup.sh --test-plugins   what the tests of plugins/ need, without torch, beside .venv: prints the environment's path
+#   scripts/setup.sh --test-plugins   all but torch, for the tests of plugins/, beside .venv: prints the environment's path
 # Environment: COLDFRAME_CACHE (default ~/.cache/coldframe), PYTHON (default python3),
 #   TORCH_INDEX (for --dev): index of CPU builds of torch; default: PyTorch's own where it answers, else pip's configuration; "" = pip's configuration alone.
 set -euo pipefail
@@ -117,8 +117,8 @@ PY
 fi
 if [ "$mode" = test-plugins ] && [ ! -e "$venv/.dev-$devkey" ]; then
   say "Development tools"
-  grep -v '^-r' requirements-dev.txt >"$venv/tools.txt"
-  pip_install --constraint requirements.txt -r "$venv/tools.txt"
+  cat requirements.txt requirements-dev.txt | grep -vE '^(torch|-r)' >"$venv/tools.txt"
+  pip_install -r "$venv/tools.txt"
   touch "$venv/.dev-$devkey"
 fi
 if [ "$mode" = dev ] && ! command -v promtool >/dev/null && [ ! -x "$cache/tools/promtool" ]; then
