@@ -1,0 +1,210 @@
+"""Limits on a kernel with unified control groups and netem: set by the agent, read and measured by others.
+
+A virtual machine runs Debian's kernel and engine, a client and the agent as containers with the arguments of
+the roles, and a machine in a container (a test host) with systemd. Their files are the machine's own /usr,
+bound into each: no image is unpacked. What is asserted was read in the machine by `tests/kernel/inside/`,
+from the kernel's files, by ping and from the engine; nothing of it by `coldframe/`.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.hosts.image import ROOT
+from tests.kernel.conftest import KEY
+from tests.kernel.machine import ARCHITECTURE, Machine
+
+pytestmark = pytest.mark.skipif(
+    platform.machine() != ARCHITECTURE,
+    reason=f"the virtual machine is made for {ARCHITECTURE}, and this machine is {platform.machine()}",
+)
+
+MB = 1 << 20
+PERIOD = 100_000  # microseconds
+BASELINE = {
+    "cpu.max": "100000 100000",
+    "memory.max": str(256 * MB),
+    "memory.swap.max": "0",
+    "pids.max": "256",
+}
+Show = Callable[[str], None]
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    """The machine, with the code under test and the exporter's libraries in it."""
+    with Machine() as started:
+        started.copy(
+            ROOT, ["coldframe", "tests/__init__.py", "tests/hosts", "tests/kernel", "vagrant/machine"]
+        )
+        # Its extension is for every Python 3 (abi3); the rest is Python.
+        started.copy(Path(psutil.__file__).parents[1], ["psutil", "prometheus_client"])
+        yield started
+
+
+@pytest.fixture(scope="module")
+def stand(machine: Machine) -> dict[str, Any]:
+    """A client at its baseline and the agent; what kernel and engine they have."""
+    found: dict[str, Any] = machine.ask("stand")
+    return found
+
+
+@pytest.fixture
+def show(record_property: Callable[[str, object], None]) -> Show:
+    """Keep a line for the end of the run."""
+    return lambda line: record_property(KEY, line)
+
+
+def test_the_machine_has_unified_control_groups(machine: Machine, stand: dict[str, Any], show: Show) -> None:
+    show(
+        f"control groups v{stand['version']} ({stand['file_system']}), driver {stand['driver']}, "
+        f"kernel {stand['kernel']}, engine {stand['engine']}, {machine.accelerator}, "
+        f"booted in {machine.boot_seconds:.0f} s"
+    )
+    assert stand["file_system"] == "cgroup2fs"
+    assert (stand["version"], stand["driver"]) == ("2", "systemd")
+    assert {"cpu", "memory", "pids", "io", "cpuset"} <= set(stand["controllers"])
+
+
+@pytest.mark.usefixtures("stand")
+def test_a_cpu_limit_holds_and_bites_while_the_process_runs(machine: Machine, show: Show) -> None:
+    steps = [0.5, 0.2]
+    found = machine.ask("cpu", steps=steps)
+    for step in found["steps"]:
+        used = step["usage_usec"] / (step["nr_periods"] * PERIOD)
+        show(f"cpu: asked {step['asked']:g} cores, used {used:.3f} over {step['nr_periods']} periods")
+        assert step["limits"]["cpu.max"] == f"{round(step['asked'] * PERIOD)} {PERIOD}"
+        assert step["said"]["holds"]
+        assert step["said"]["verified"]["cpu"] == step["asked"]
+        # By periods, not by the clock. Two processes want all of it; use and periods are read in one file,
+        # and a period that has just begun counts already: 10 %.
+        assert step["asked"] * 0.8 <= used <= step["asked"] * 1.1
+        assert step["nr_throttled"] > 0
+    # Who waits for its quota is stalled.
+    assert found["stalled"] > 0
+    assert found["same_process"]
+    assert found["undone"]["holds"]
+    assert found["limits"] == BASELINE
+
+
+@pytest.mark.usefixtures("stand")
+def test_memory_is_limited_a_kill_is_seen_and_less_than_in_use_is_refused(
+    machine: Machine, show: Show
+) -> None:
+    limit, use, below = 96 * MB, 64 * MB, 48 * MB
+    found = machine.ask("memory", limit=limit, use=use, below=below)
+    show(f"memory: asked {limit >> 20} MB, {found['killed']} OOM kill of who took {2 * limit >> 20} MB")
+    assert found["said"]["holds"]
+    assert found["limits"] == {**BASELINE, "memory.max": str(limit)}
+    assert found["code"] == 137
+    assert found["killed"] >= 1
+    assert found["recorded"][0]["client"] == "vm-0"
+    assert sum(event["kills"] for event in found["recorded"]) >= found["killed"]
+    # Under version 2 the kernel kills at once who uses more than a new limit: so it is not even tried.
+    assert found["used"] > below
+    assert "in use" in found["refused"]["refused"]["vm-0"][0]
+    assert found["kept"] == found["limits"]
+    assert found["unharmed"]
+    assert found["forced"]["holds"]
+    assert found["below_use"]["memory.max"] == str(below)
+    assert found["undone"]["holds"]
+
+
+@pytest.mark.usefixtures("stand")
+def test_a_limit_on_processes_holds(machine: Machine, show: Show) -> None:
+    limit = 64
+    found = machine.ask("pids", limit=limit)
+    show(f"pids: asked {limit}, at most {found['peak']}, {found['refused']} refused")
+    assert found["said"]["holds"]
+    assert found["limits"] == {**BASELINE, "pids.max": str(limit)}
+    assert found["error"] == 11  # EAGAIN
+    assert limit - 8 < found["count"] < limit
+    assert found["peak"] <= limit
+    assert found["refused"] >= 1
+
+
+@pytest.mark.usefixtures("stand")
+def test_a_frozen_client_stands_still_and_takes_limits(machine: Machine) -> None:
+    found = machine.ask("freeze", cores=0.4)
+    assert found["frozen"] == [1, 0]
+    assert found["used"] == 0
+    assert found["said"]["holds"]
+    assert found["limits"]["cpu.max"] == "40000 100000"
+    assert found["undone"]["holds"]
+
+
+@pytest.mark.usefixtures("stand")
+def test_both_rates_hold_by_the_interface_counters(machine: Machine, show: Show) -> None:
+    asked = {"down": 8_000_000, "up": 4_000_000}
+    found = machine.ask("rates", **asked)
+    for way, rate in asked.items():
+        free, limited = max(found["free"][way]), found["limited"][way]
+        show(
+            f"{way}: asked {rate / 1e6:g} Mbit/s, measured {max(limited) / 1e6:.2f} "
+            f"(without: {free / 1e6:.0f})"
+        )
+        assert any("tbf" in line and f"rate {rate // 1_000_000}Mbit" in line for line in found["queues"][way])
+        assert free > 2 * rate
+        # The kernel sends no more, but for a burst; a busy machine sends less in some window: so the best.
+        assert max(limited) <= rate * 1.1
+        assert max(limited) >= rate * 0.75
+    assert found["said"]["holds"]
+    assert found["said"]["verified"]["down"] == pytest.approx(asked["down"], rel=1e-3)
+    assert not any("tbf" in line for lines in found["queues_undone"].values() for line in lines)
+
+
+@pytest.mark.usefixtures("stand")
+def test_delay_jitter_and_loss_are_what_ping_sees(machine: Machine, show: Show) -> None:
+    delay, jitter, loss, count = 0.1, 0.02, 5.0, 1000
+    found = machine.ask("netem", delay=delay, jitter=jitter, loss=loss, count=count)
+    free, delayed, times = found["free"]["times"], found["delayed"]["times"], found["all"]["times"]
+    base, middle = statistics.median(free), statistics.median(delayed)
+    show(
+        f"delay: asked {delay * 1e3:g} ms, ping's median {middle * 1e3:.1f}, least {min(delayed) * 1e3:.1f} "
+        f"(without: {base * 1e3:.1f}, {min(free) * 1e3:.1f})"
+    )
+    # Each way waits for half of the delay, and no packet goes early: that is exact. An emulated machine may
+    # be late at any moment; most packets are not: 15 ms beside what ping takes without a delay.
+    assert min(delayed) >= delay
+    assert middle <= delay + base + 0.015
+    assert len(free) == found["free"]["sent"]
+    assert len(delayed) == found["delayed"]["sent"]
+
+    # Each way adds a value that is equally probable within half of the jitter on both sides. The sum of two
+    # such has the shape of a triangle and a standard deviation of jitter / sqrt(6). It is taken from the
+    # quartiles (0.586 of the jitter lies between them), which a few late packets do not move.
+    first, _, third = statistics.quantiles(times, n=4)
+    spread = third - first
+    expected_spread = (2 - math.sqrt(2)) * jitter
+    show(
+        f"jitter: asked {jitter * 1e3:g} ms, quartiles "
+        f"{spread * 1e3:.1f} ms apart, expected {expected_spread * 1e3:.1f}"
+    )
+    assert min(times) >= delay - jitter
+    assert min(times) < delay
+    assert expected_spread * 0.6 <= spread <= expected_spread * 1.8
+
+    # A ping is lost on either way. The count is binomial: five standard deviations are missed once in two
+    # million runs.
+    expected = 1 - (1 - loss / 100) ** 2
+    lost = 1 - len(times) / found["all"]["sent"]
+    deviation = math.sqrt(expected * (1 - expected) / count)
+    show(
+        f"loss: asked {loss:g} % each way, that is {expected:.2%} of pings; measured {lost:.2%} "
+        f"of {found['all']['sent']} (standard deviation {deviation:.2%})"
+    )
+    assert found["all"]["sent"] == count
+    assert abs(lost - expected) <= 5 * deviation
+
+    assert found["said"]["holds"]
+    for way in ("down", "up"):
+        assert any("netem" in line and "loss 5%" in line for line in found["queues"][way]), found["queues"]
+    assert not any("netem" in line for lines in found["queues_undone"].values() for line in lines)
