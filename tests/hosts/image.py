@@ -203,7 +203,7 @@ def need(*tools: str) -> None:
         if shutil.which(tool) is None:
             raise HostsError(
                 f"machines are made with {tool}, which is not here: type scripts/setup.sh --dev,"
-                " and for virtual ones scripts/setup_vagrant.sh --libvirt"
+                " and for virtual ones scripts/setup_kernel.sh"
             )
 
 

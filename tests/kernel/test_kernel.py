@@ -208,3 +208,125 @@ def test_delay_jitter_and_loss_are_what_ping_sees(machine: Machine, show: Show) 
     for way in ("down", "up"):
         assert any("netem" in line and "loss 5%" in line for line in found["queues"][way]), found["queues"]
     assert not any("netem" in line for lines in found["queues_undone"].values() for line in lines)
+
+
+ALL = {
+    "cpu": 0.4,
+    "memory": 200 * MB,
+    "pids": 200,
+    "down": 8_000_000,
+    "up": 4_000_000,
+    "delay": 0.04,
+    "loss": 2.0,
+}
+HELD = {
+    "cpu.max": "40000 100000",
+    "memory.max": str(200 * MB),
+    "memory.swap.max": "0",
+    "pids.max": "200",
+}
+
+
+def assert_shaped(queues: dict[str, list[str]]) -> None:
+    """Both ends hold the shaping of ALL: half of the delay each, the loss, and their own rate."""
+    for way, rate in (("down", "8Mbit"), ("up", "4Mbit")):
+        netem, tbf = queues[way]
+        assert netem.startswith("qdisc netem"), queues
+        assert "delay 20ms" in netem
+        assert "loss 2%" in netem
+        assert tbf.startswith("qdisc tbf"), queues
+        assert f"rate {rate}" in tbf
+
+
+@pytest.mark.usefixtures("stand")
+def test_all_limits_are_set_verified_kept_over_a_reload_and_undone(machine: Machine) -> None:
+    found = machine.ask("set_and_undo", limits=ALL)
+    assert found["before"]["limits"] == BASELINE
+    assert found["said"]["holds"]
+    assert found["said"]["changed"]
+    assert found["during"]["limits"] == HELD
+    assert_shaped(found["during"]["queues"])
+    assert found["status"]["holds"]
+    assert {key: found["status"]["verified"][key] for key in ALL} == pytest.approx(ALL, rel=1e-3)
+    assert found["told"] == {"CpuQuota": 40_000, "Memory": 200 * MB, "PidsLimit": 200}
+    assert found["reloaded"] == found["during"]
+    assert found["undone"]["holds"]
+    assert found["after"] == found["before"]
+
+
+@pytest.mark.usefixtures("stand")
+def test_limits_with_an_end_expire_by_themselves(machine: Machine, show: Show) -> None:
+    found = machine.ask("expiry", limits=ALL, duration=3)
+    recorded = found["recorded"][-1]
+    late = recorded["time"] - found["said"]["revert_at"]
+    show(f"expiry: asked after 3 s, recorded {late:.2f} s after that")
+    assert found["during"]["limits"] == HELD
+    assert_shaped(found["during"]["queues"])
+    assert recorded["client"] == "vm-0"
+    assert recorded["holds"]
+    assert late >= 0
+    assert found["after"] == found["before"]
+
+
+@pytest.mark.usefixtures("stand")
+def test_limits_outlive_a_restart_of_the_agent(machine: Machine) -> None:
+    passing = {"pids": 100}
+    found = machine.ask("agent_restart", limits=ALL, passing=passing, duration=2)
+    alone, back = found["alone"], found["back"]
+    assert alone["limits"] == {**HELD, "pids.max": "100"}  # nobody is there to end it
+    assert_shaped(alone["queues"])
+    assert back["limits"] == HELD
+    assert_shaped(back["queues"])
+    assert back["pid"] == found["before"]["pid"]
+    assert found["status"]["holds"]
+    assert found["undone"]["holds"]
+    assert found["after"] == found["before"]
+
+
+@pytest.mark.usefixtures("stand")
+def test_limits_come_back_after_a_restart_of_the_client(machine: Machine) -> None:
+    found = machine.ask("client_restart", limits=ALL)
+    before, after = found["before"], found["after"]
+    assert after["pid"] != before["pid"]
+    assert after["limits"] == before["limits"] == HELD
+    assert_shaped(after["queues"])
+    assert found["status"]["holds"]
+    assert found["undone"]["holds"]
+    assert found["bare"]["limits"] == BASELINE
+
+
+@pytest.mark.usefixtures("stand")
+def test_the_exporter_shows_what_the_engine_shows(machine: Machine, show: Show) -> None:
+    found = machine.ask("exporter")
+    page, (before, after) = found["exporter"], found["kernel"]
+    for name, value in found["engine"].items():
+        show(f"{name}: exporter {page[name]:.6g}, engine {value:.6g}")
+    assert len(found["engine"]) == 6
+    # The client rests; what lies between the two readings is the time that both take.
+    assert {name: page[name] for name in found["engine"]} == pytest.approx(found["engine"], rel=0.02)
+    for name, first in before.items():
+        scale = 1e6 if name.endswith("_seconds_total") else 1
+        assert first <= round(page[name] * scale) <= after[name], name
+    assert page["container_pressure_cpu_waiting_seconds_total"] > 0
+    assert page["fl_client_limits_hold"] == 1
+    assert page["fl_client_limit_verified:cpu"] == 1
+    assert page["fl_client_limit_verified:memory"] == 256 * MB
+
+
+def test_a_machine_in_a_container_runs_systemd_and_an_engine(
+    machine: Machine, stand: dict[str, Any], show: Show
+) -> None:
+    cores = 0.5
+    found = machine.ask("host", cores=cores, periods=30)
+    used = found["usage_usec"] / (found["nr_periods"] * PERIOD)
+    show(f"host: systemd {found['state']}; asked {cores:g} cores in its engine, used {used:.3f}")
+    assert found["state"] == "running", found["failed"]
+    assert found["driver"] == "systemd"
+    # machine's group / host's group / its system.slice / the container's scope
+    assert found["nested"] >= 3
+    assert found["cpu_max"] == "50000 100000"
+    assert cores * 0.7 <= used <= cores * 1.1
+    assert found["nr_throttled"] > 0
+    # `tests.hosts` wakes what is paused in a host before it removes it.
+    assert found["frozen"] == [1, 0]
+    assert found["left"] == []

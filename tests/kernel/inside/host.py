@@ -52,22 +52,23 @@ def host(cores: float, periods: int) -> dict[str, Any]:
     inside(TINY)
     inner = inside(f"docker run --detach --cpus {cores} tiny sh -c '{BURN}'")
     group = Group(inner_pid(inner))
-    before = group.table("cpu.stat")
+    before, limit = group.table("cpu.stat"), group.text("cpu.max")
     until(lambda: group.table("cpu.stat")["nr_periods"] - before["nr_periods"] >= periods, "periods")
     delta = {key: value - before[key] for key, value in group.table("cpu.stat").items()}
     inside(f"docker pause {inner}")
     paused = group.table("cgroup.events")["frozen"]
     thaw(docker("inspect", "--format", "{{.Id}}", NAME))
     thawed = group.table("cgroup.events")["frozen"]
-    inside(f"docker pause {inner}", check=False)
     docker("rm", "--force", "--volumes", NAME)
+    left = [top for top, _, _ in os.walk(TREE) if inner in top]
     return {
         "state": state,
         "failed": failed,
         "driver": "systemd" if ".scope" in group.path.name else "cgroupfs",
         "nested": len(group.path.relative_to(TREE).parts),
-        "cpu_max": None,
+        "cpu_max": limit,
         "frozen": [paused, thawed],
+        "left": left,
         **{key: delta[key] for key in ("usage_usec", "nr_periods", "nr_throttled")},
     }
 
