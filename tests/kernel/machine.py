@@ -9,7 +9,9 @@ credential.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import os
 import platform
 import shutil
 import signal
@@ -21,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.hosts.hosts import impatience_ignored, interrupt
+from tests.hosts.hosts import impatience_ignored, interrupt, started
 from tests.hosts.image import ROOT, ensure_disk, ensure_tree
 from tests.hosts.shell import HostsError, call, say
 
@@ -29,6 +31,7 @@ ARCHITECTURE = "x86_64"
 BOOT_SECONDS = 240.0  # 25 s emulated on a quiet machine
 STEP_SECONDS = 240.0
 CODE = "/opt/coldframe"
+PREFIX = "coldframe-vm-"
 MEMORY, CORES = 2048, 2
 # What nobody here needs. The recipe of the disk stays as it is: the kernel's command line masks them.
 MASKED = [
@@ -75,8 +78,10 @@ class Machine:
         main = threading.current_thread() is threading.main_thread()
         if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, interrupt)
-        self.work = Path(tempfile.mkdtemp(prefix="coldframe-vm-"))
+        sweep()
+        self.work = Path(tempfile.mkdtemp(prefix=PREFIX))
         try:
+            (self.work / "owner").write_text(f"{os.getpid()} {started(os.getpid())}")
             call(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "coldframe", "-f", str(self.key)])
             overlay = self.work / "overlay.qcow2"
             backing = ["-b", str(disk.image), "-F", "qcow2"]
@@ -212,6 +217,15 @@ class Machine:
             if self.work is not None:
                 shutil.rmtree(self.work)
         self.process = self.work = None
+
+
+def sweep() -> None:
+    """Remove the files of machines whose process was killed: Qemu ended with it."""
+    for owner in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/owner"):
+        with contextlib.suppress(OSError, ValueError):  # being written or removed right now, or not ours
+            pid, begin = owner.read_text().split()
+            if started(int(pid)) != begin:
+                shutil.rmtree(owner.parent)
 
 
 def has_kvm() -> bool:

@@ -41,13 +41,13 @@ Show = Callable[[str], None]
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Machine]:
     """The machine, with the code under test and the exporter's libraries in it."""
-    with Machine() as started:
-        started.copy(
+    with Machine() as running:
+        running.copy(
             ROOT, ["coldframe", "tests/__init__.py", "tests/hosts", "tests/kernel", "vagrant/machine"]
         )
         # Its extension is for every Python 3 (abi3); the rest is Python.
-        started.copy(Path(psutil.__file__).parents[1], ["psutil", "prometheus_client"])
-        yield started
+        running.copy(Path(psutil.__file__).parents[1], ["psutil", "prometheus_client"])
+        yield running
 
 
 @pytest.fixture(scope="module")
