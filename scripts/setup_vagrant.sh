@@ -19,12 +19,12 @@ if [ "${1:-}" = --libvirt ]; then
   need libvirtd libvirt-daemon-system
   need virsh libvirt-clients
   need dnsmasq dnsmasq-base
-  need "qemu-system-$(uname -m)" "qemu-system-$(dpkg --print-architecture | sed s/amd64/x86/)"
-  need qemu-img qemu-utils
-  need sfdisk fdisk
-  need mke2fs e2fsprogs
-  need grub-mkimage grub-common
-  [ -e /usr/lib/grub/i386-pc/boot.img ] || [ "$(uname -m)" != x86_64 ] || missing+=(grub-pc-bin)
+  if [ "$(uname -m)" = x86_64 ]; then
+    "$(dirname "$0")/setup_kernel.sh"
+  else
+    need "qemu-system-$(uname -m)" "qemu-system-$(dpkg --print-architecture)"
+    need qemu-img qemu-utils
+  fi
 fi
 [ ${#missing[@]} -gt 0 ] || exit 0
 printf '\033[1m==>\033[0m Debian packages: %s\n' "${missing[*]}" >&2

@@ -1,4 +1,4 @@
-"""Makes the image of a machine in a container and the box of a virtual one, and keeps them."""
+"""Makes the image of a machine in a container, and box and disk of a virtual one, and keeps them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,28 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from tests.hosts.shell import HostsError, as_root, cache, call, docker, docker_command, say
+from tests.hosts.shell import HostsError, as_root, cache, call, docker, docker_command, remove_tree, say
 
 SUITES = ("trixie", "bookworm")
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "vagrant" / "machine"
+PARTITION = 2048 * 512  # bytes before a box's file system: see box.sh
+
+
+@dataclass(frozen=True)
+class Disk:
+    """The disk of a virtual machine, and what starts it without a boot loader."""
+
+    image: Path
+    kernel: Path
+    initrd: Path
 
 
 def mirror() -> str:
@@ -54,9 +66,7 @@ def ensure_image(suite: str = "trixie") -> str:
     with locked("image"):
         if docker("images", "--quiet", tag):
             return tag
-        archive = cache() / "images" / f"{tag.partition(':')[2]}.tar.zst"
-        if not archive.exists():
-            build(suite, archive)
+        archive = _archive(tag, suite)
         say(f"machine image: loading {archive.name} into the engine")
         importing = [*docker_command(), "import"]
         importing += [
@@ -71,6 +81,78 @@ def ensure_image(suite: str = "trixie") -> str:
             docker("rmi", tag)
             raise HostsError(f"{archive} is damaged: remove it and try again")
     return tag
+
+
+def _archive(tag: str, suite: str) -> Path:
+    archive = cache() / "images" / f"{tag.partition(':')[2]}.tar.zst"
+    if not archive.exists():
+        build(suite, archive)
+    return archive
+
+
+def ensure_tree(suite: str = "trixie") -> Path:
+    """Return a disk with the root file system of the machine in a container, made now if it is not there.
+
+    For a virtual machine that runs the container: unpacking the image there takes minutes without KVM.
+    """
+    tag = name("container", suite)
+    tree = cache() / "images" / f"{tag.partition(':')[2]}.ext4"
+    with locked("image"):
+        if not tree.exists():
+            need("zstd", "mke2fs")
+            archive = _archive(tag, suite)
+            say(f"machine image: making a disk of {archive.name}")
+            with _scratch(tree) as work:
+                unpack = 'zstd -dcq "$1" | tar -x -C "$2" && mke2fs -q -F -t ext4 -d "$2" "$3" 2G'
+                call(
+                    as_root(
+                        [
+                            "sh",
+                            "-euc",
+                            f"mkdir $2; {unpack}",
+                            "tree",
+                            str(archive),
+                            f"{work}/root",
+                            f"{work}/disk",
+                        ]
+                    )
+                )
+                (work / "disk").rename(tree)
+    return tree
+
+
+def ensure_disk(suite: str = "trixie") -> Disk:
+    """Return the disk of the box, unpacked, with the kernel that is on it; made now if it is not there."""
+    box = ensure_box(suite)
+    folder = box.with_suffix(".disk")
+    with locked("box"):
+        if not folder.exists():
+            need("qemu-img", "debugfs")
+            say(f"machine disk: unpacking {box.name}")
+            with _scratch(folder) as work:
+                call(["tar", "-C", str(work), "-xf", str(box), "box.img"])
+                call(["qemu-img", "convert", "-O", "raw", f"{work}/box.img", f"{work}/raw"])
+                system = f"{work}/raw?offset={PARTITION}"
+                (work / "disk").mkdir()
+                for file, target in (("vmlinuz", "kernel"), ("initrd.img", "initrd")):
+                    listed = call(["debugfs", "-R", "ls -p /boot", system]).stdout
+                    found = re.search(rf"/({re.escape(file)}-[^/]+)/", listed)
+                    if found is None:
+                        raise HostsError(f"{box} holds no /boot/{file}-*: remove it and try again")
+                    call(["debugfs", "-R", f"dump /boot/{found[1]} {work}/disk/{target}", system])
+                call(["qemu-img", "convert", "-O", "qcow2", f"{work}/raw", f"{work}/disk/disk.qcow2"])
+                (work / "disk").rename(folder)
+    return Disk(folder / "disk.qcow2", folder / "kernel", folder / "initrd")
+
+
+@contextmanager
+def _scratch(beside: Path) -> Iterator[Path]:
+    """Make a directory on the same file system for what is half made, and remove what is left in it."""
+    work = Path(tempfile.mkdtemp(prefix=f".{beside.name}.", dir=beside.parent))
+    try:
+        yield work
+    finally:
+        remove_tree(work)
 
 
 def ensure_box(suite: str = "trixie") -> Path:
@@ -121,7 +203,7 @@ def need(*tools: str) -> None:
         if shutil.which(tool) is None:
             raise HostsError(
                 f"machines are made with {tool}, which is not here: type scripts/setup.sh --dev,"
-                " and for virtual ones scripts/setup_vagrant.sh --libvirt"
+                " and for virtual ones scripts/setup_kernel.sh"
             )
 
 

@@ -1,0 +1,1 @@
+"""What only a kernel with unified control groups and netem can show: `make test-kernel`."""
