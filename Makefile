@@ -8,10 +8,10 @@ ARGS ?=
 LANES ?=
 PLAYBOOK = .venv/bin/ansible-playbook
 
-.PHONY: up down setup setup-dev engine test lint test-unit test-plugins test-runtime test-cluster test-lane-a test-lane-b test-vagrant test-libvirt hosts hosts-down screenshots help
+.PHONY: up down setup setup-dev engine test lint test-unit test-plugins test-runtime test-cluster test-lane-a test-lane-b test-vagrant test-python313 test-kernel test-libvirt hosts hosts-down screenshots help
 
 help:  ## Show the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
 
 up: setup  ## Deploy on this machine and train: make up [CLIENTS=3 ROUNDS=5]
 	$(PLAYBOOK) site.yml $(if $(CLIENTS),-e fl_client_count=$(CLIENTS)) $(if $(ROUNDS),-e rounds=$(ROUNDS)) $(ARGS)
@@ -56,6 +56,13 @@ test-lane-b: setup-dev  # the tests that make hosts of their own
 test-vagrant: setup-dev  ## Vagrant's machines for real, as containers
 	@scripts/setup_vagrant.sh
 	env --unset=MAKEFLAGS scripts/with_engine.sh .venv/bin/python -m pytest -v tests/vagrant/test_vagrant.py $(ARGS)
+
+test-python313: setup-dev  ## The controller on Python 3.13, where one is installed
+	env --unset=MAKEFLAGS scripts/with_engine.sh scripts/test_python313.sh
+
+test-kernel: setup-dev  ## Limits on a kernel with control groups v2 and netem, in a virtual machine
+	@scripts/setup_kernel.sh
+	.venv/bin/python -m pytest -v tests/kernel $(ARGS)
 
 # Not part of `make test`: it is very slow without KVM.
 test-libvirt: setup-dev  ## Vagrant's machines as virtual machines
