@@ -23,7 +23,15 @@ ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "build" / "tests"
 LANES = {
     "A": ["test-lane-a"],
-    "B": ["lint", "test-plugins", "test-runtime", "test-lane-b", "test-vagrant", "test-python313", "test-kernel"],
+    "B": [
+        "lint",
+        "test-plugins",
+        "test-runtime",
+        "test-lane-b",
+        "test-vagrant",
+        "test-python313",
+        "test-kernel",
+    ],
 }
 SLOWEST = 15
 

@@ -37,7 +37,7 @@ from tests.cluster.federation import CLIENTS, CPU, EVERYBODY, MACHINES, containe
 from tests.cluster.lab import ROOT, Lab, sh
 from tests.cluster.watch import PORTS, WatchedLab
 
-ROUNDS = 2  # of the one run on all of MNIST
+ROUNDS = 1  # of the one run on all of MNIST: three minutes of CPU time each
 APPS = ROOT / "tests" / "cluster" / "apps"
 SUMMARY_KEYS = {
     *(
@@ -92,7 +92,7 @@ def test_site_trains_full_mnist(lab: Lab) -> None:
         play = lab.play("site.yml")
         for words in ("Missing sudo password", "type -K too", "Nothing was changed."):
             assert words in play.output, play.output
-        play = lab.must("site.yml", *answer, rounds=str(ROUNDS))
+        lab.must("site.yml", *answer, rounds=str(ROUNDS))
     lab.deployed.add("coldframe")
     # One image, shipped to those that do not build it.
     images = {sh(host, "docker image ls --quiet --no-trunc coldframe/fl") for host in lab.hosts}
@@ -101,15 +101,11 @@ def test_site_trains_full_mnist(lab: Lab) -> None:
     summary = lab.summary()
     assert summary.keys() >= SUMMARY_KEYS
     assert summary["status"] == "completed"
-    assert summary["accuracy"] >= 0.975
+    assert summary["accuracy"] >= 0.96
     assert summary["rounds"] == len(summary["round_seconds"]) == ROUNDS
     assert summary["clients"] == len(CLIENTS)
     assert summary["dataset"] == "mnist"
     assert not summary["oversubscribed"]
-    # A line per round as it happens, not at the end.
-    assert play.seconds_of(f"round {ROUNDS}/{ROUNDS}") - play.seconds_of(f"round 1/{ROUNDS}") > 0.5 * sum(
-        summary["round_seconds"][1:]
-    )
     replies = [event for event in lab.journal() if event["event"] == "reply" and event["phase"] == "train"]
     assert sum(event["examples"] for event in replies) == ROUNDS * 60_000
     assert {event["client"] for event in replies} == set(CLIENTS)
@@ -402,6 +398,9 @@ def test_one_seed_gives_one_model(federation: Lab) -> None:
     federation.must("throttle.yml", cpu="0.2", clients="c1-*")
     assert wait().code == 0, play.output
     federation.must("throttle.yml", undo="true")
+    # A line per round as it happens, not at the end.
+    seconds = federation.summary()["round_seconds"]
+    assert play.seconds_of("round 3/3") - play.seconds_of("round 1/3") > 0.5 * sum(seconds[1:])
     throttled = [e for e in federation.journal() if e["event"] == "reply" and e["system"]["cpu_limit"] == 0.2]
     assert {event["client"] for event in throttled} == {"c1-0", "c1-1"}
     hashes.append(federation.summary()["model_sha256"])
