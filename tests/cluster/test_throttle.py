@@ -159,7 +159,7 @@ def test_limits_change_while_clients_train(pacing: Pacing) -> None:
     assert {event["client"] for event in trained} == set(CLIENTS)
     # A process that is limited to 0.1 needs ten seconds for a second of work. No client gets more, and what
     # its training does not get of that tenth is taken by its SuperNode: the more of it, the slower the
-    # machine. The work is a fixed one: as many seconds of CPU time as calibrated, however busy the machine is.
+    # machine. The work is a fixed one: as much CPU time as calibrated, however busy the machine is.
     speed = pacing.limited_speed(0.1)
     for event in trained:
         system, steps = event["system"], -(-event["examples"] // 32) * int(variables["local_epochs"])
