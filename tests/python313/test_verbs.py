@@ -13,6 +13,7 @@ import pytest
 
 from tests.cluster.lab import Lab, Play
 from tests.hosts import Hosts
+from tests.hosts.seeds import fl_seed
 
 CLIENTS = ["server-0", "server-1"]
 CPU = 0.4
@@ -21,7 +22,7 @@ CPU = 0.4
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """One host, which is server and holds two clients."""
-    with Hosts(names=["server"]) as hosts:
+    with Hosts(names=["server"], seed=fl_seed()) as hosts:
         lab = Lab(hosts, tmp_path_factory.mktemp("lab"))
         lab.write_inventory(2, ["server"], fl_client_cpu=CPU)
         yield lab
