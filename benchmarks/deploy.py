@@ -1,10 +1,19 @@
-"""How long a deployment takes: site.yml on 3 hosts with 4 clients each, from blank machines and again.
+"""How long a deployment takes: site.yml on 3 hosts with 4 clients each, again, and with more clients.
 
-On three test hosts of its own, in one run: `python benchmarks/deploy.py [--quick] [--ship] [--clients N]
-[--json FILE] [--plot FILE]`. Their engines are not started and hold the FL image, unless `--ship` has the
-first deployment bring it; `--quick` deploys without monitoring. Then site.yml again, which finds everything
-as it should be; then with one client more on each host, whose difference to that is what a client costs. Each
-with the number of connections that it made, and the tasks that took longest.
+`python benchmarks/deploy.py [--quick] [--ship] [--clients N] [--many N] [--json FILE] [--plot FILE]`, on
+three test hosts of its own. Their engines are not started and hold the FL image, unless `--ship` has the
+first deployment bring it; the image of Prometheus they lack, and what that takes is printed. The steps:
+
+- `first`: 4 clients on each host, which are blank;
+- `second`: the same again, which finds everything as it should be;
+- `one more`: one client more on one host;
+- `many`: 20 clients on that host; `second of many`: the same again;
+- `one less`: one client less.
+
+What a further client costs is the difference between `many` and `one more`, by the number of clients between
+them. All 20 are on one host, since 60 clients need more memory than many machines have; hosts are deployed
+side by side. `--quick` deploys without monitoring, 2 clients on each host and then 6 on one. Each step is
+printed with the number of its connections, and the tasks that took longest.
 """
 
 from __future__ import annotations
@@ -30,6 +39,7 @@ from tests.hosts import Hosts, make_seed
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ["server", "c1", "c2"]
 LONGEST = 10  # tasks that are printed
+IMAGES = ("fl_image : Extra", "fl_image : Packages")  # tasks that bring the image of Prometheus
 SETTLE = 240  # seconds within which all clients have to be connected
 # Counts what Ansible sends, and is otherwise ssh.
 SSH = '#!/bin/sh\necho >>"{count}"\nexec ssh "$@"\n'
@@ -45,29 +55,30 @@ class Bench:
         self.ssh.write_text(SSH.format(count=self.count))
         self.ssh.chmod(0o755)
 
-    def inventory(self, clients: int) -> Path:
-        """Write an inventory with so many clients on every host."""
+    def inventory(self, clients: int, last: int) -> Path:
+        """Write an inventory with so many clients on every host, and so many on the last."""
         inventory = yaml.safe_load(self.hosts.inventory())
         machines = inventory["fl_machines"]
         machines["children"]["fl_clients"]["hosts"] = dict.fromkeys(machines["hosts"])
         machines["vars"] |= {
             "fl_client_count": clients,
-            "fl_client_cpu": 0.1,  # fifteen clients start on the cores of one machine
+            "fl_client_cpu": 0.1,  # they start on the cores of one machine
             "fl_client_memory": "512m",
             "fl_monitoring": self.monitoring,
             "ansible_ssh_executable": str(self.ssh),
         }
+        machines["hosts"][NAMES[-1]] = {**(machines["hosts"][NAMES[-1]] or {}), "fl_client_count": last}
         path = self.directory / "inventory.yml"
         path.write_text(yaml.safe_dump(inventory))
         return path
 
-    def deploy(self, clients: int) -> dict[str, Any]:
+    def deploy(self, clients: int, last: int) -> dict[str, Any]:
         """Deploy, and return wall seconds, connections, and seconds by task, the longest first."""
         self.count.write_text("")
         profile = self.directory / "tasks.json"
         command = [
             *(str(Path(sys.executable).with_name("ansible-playbook")), "site.yml"),
-            *("-i", str(self.inventory(clients)), "-e", "train=false", "-e", "dataset=synthetic"),
+            *("-i", str(self.inventory(clients, last)), "-e", "train=false", "-e", "dataset=synthetic"),
         ]
         environment = {
             **os.environ,
@@ -87,15 +98,16 @@ class Bench:
             "connections": len(self.count.read_text().splitlines()),
             "changed": sum(int(line.split("changed=")[1].split()[0]) for line in recap(done.stdout)),
             "tasks": tasks,
+            "images": sum(item["seconds"] for item in tasks if item["task"].startswith(IMAGES)),
         }
 
-    def settle(self, clients: int) -> None:
+    def settle(self, total: int) -> None:
         """Wait until all clients are connected: one that starts takes CPU from what is measured."""
         ask = "docker exec coldframe-server python3 -m coldframe.control nodes"
         end = time.monotonic() + SETTLE
         while time.monotonic() < end:
             nodes = json.loads(self.hosts[0].run(ask).stdout.splitlines()[-1])
-            if sum(node["status"] == "online" for node in nodes) == clients * len(self.hosts):
+            if sum(node["status"] == "online" for node in nodes) == total:
                 return
             time.sleep(3)
         sys.exit(f"not all clients were connected within {SETTLE} s")
@@ -111,7 +123,7 @@ def archive() -> Path:
     path = cache / "images" / f"fl-{tag}.tar.zst"
     if not path.exists():
         with tempfile.TemporaryDirectory() as directory, Hosts(1) as hosts:
-            Bench(hosts, Path(directory), monitoring=False).deploy(1)
+            Bench(hosts, Path(directory), monitoring=False).deploy(1, 1)
     return path
 
 
@@ -124,7 +136,7 @@ def draw(figures: dict[str, Any], path: Path) -> None:
     """Draw the tasks that take longest."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(8, 2 * len(figures)), layout="constrained")
     for place, (name, found) in enumerate(figures.items()):
         axes = figure.add_subplot(len(figures), 1, place + 1)
         tasks = found["tasks"][:6]
@@ -140,39 +152,69 @@ def draw(figures: dict[str, Any], path: Path) -> None:
 def main() -> None:
     """Measure, print, and write what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="without monitoring")
+    parser.add_argument(
+        "--quick", action="store_true", help="without monitoring, 2 clients per host, then 6 on one"
+    )
     parser.add_argument("--ship", action="store_true", help="the first deployment brings the image")
-    parser.add_argument("--clients", type=int, default=4, help="per host")
+    parser.add_argument("--clients", type=int, help="per host, 4 unless this says otherwise")
+    parser.add_argument("--many", type=int, help="on one host, 20 unless this says otherwise")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="where to draw them")
     arguments = parser.parse_args()
     # Ended from outside, it still removes its hosts.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
+    clients = arguments.clients or (2 if arguments.quick else 4)
+    many = arguments.many or (6 if arguments.quick else 20)
+    if many < clients + 2:
+        parser.error(f"--many {many} is not more than --clients {clients} and one: type a larger number")
+    steps = {
+        "first": clients,
+        "second": clients,
+        "one more": clients + 1,
+        "many": many,
+        "second of many": many,
+        "one less": many - 1,
+    }
     figures: dict[str, Any] = {}
-    clients = arguments.clients
     image = archive()
     seed = None if arguments.ship else make_seed(image, image.name.removesuffix(".tar.zst"))
     with tempfile.TemporaryDirectory() as directory, Hosts(names=NAMES, seed=seed) as hosts:
         bench = Bench(hosts, Path(directory), not arguments.quick)
-        for name, count in (("first", clients), ("second", clients), ("one client more", clients + 1)):
-            found = figures[name] = bench.deploy(count)
-            bench.settle(count)
+        for name, last in steps.items():
+            found = figures[name] = bench.deploy(clients, last)
+            total = last + clients * (len(NAMES) - 1)
+            bench.settle(total)
             print(
-                f"{name}: {found['seconds']:.1f} s, {found['connections']} connections, "
+                f"{name}: {found['seconds']:.1f} s, {total} clients, {found['connections']} connections, "
                 f"{found['changed']} changes",
                 flush=True,
             )
             for item in found["tasks"][:LONGEST]:
                 print(f"  {item['seconds']:6.2f}  {item['task']}", flush=True)
-    more = figures["one client more"]["seconds"] - figures["second"]["seconds"]
-    print(f"a client more costs {more / len(NAMES):.1f} s ({len(NAMES)} hosts, one more on each)")
-    ratios = {"first/second": figures["first"]["seconds"] / figures["second"]["seconds"]}
-    print(f"first / second {ratios['first/second']:.1f}")
+    seconds = {name: found["seconds"] for name, found in figures.items()}
+    further = (seconds["many"] - seconds["one more"]) / (many - clients - 1)
+    figures["further client"] = {"seconds": further}
+    print(
+        f"{len(NAMES)} hosts, {clients} clients each, the FL image being there: {seconds['first']:.1f} s, "
+        f"of which {figures['first']['images']:.1f} s for the image of Prometheus"
+    )
+    print(
+        f"again, unchanged: {seconds['second']:.1f} s; "
+        f"with {many} clients on one host {seconds['second of many']:.1f} s"
+    )
+    print(f"a client more: {seconds['one more']:.1f} s; a client less {seconds['one less']:.1f} s")
+    print(f"each further client on a host: {further:.2f} s ({clients + 1} to {many} on one host)")
+    ratios = {
+        "first/second": seconds["first"] / seconds["second"],
+        "one more/second": seconds["one more"] / seconds["second"],
+        "further client/one more": further / seconds["one more"],
+    }
+    print("; ".join(f"{name} {value:.2f}" for name, value in ratios.items()))
     if arguments.json:
         machine = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "platform": platform.platform()}
         arguments.json.write_text(json.dumps({"figures": figures, "ratios": ratios, "machine": machine}))
     if arguments.plot:
-        draw(figures, arguments.plot)
+        draw({name: found for name, found in figures.items() if "tasks" in found}, arguments.plot)
 
 
 if __name__ == "__main__":

@@ -202,6 +202,8 @@ class ActionModule(ActionBase):
             anew = values.get("redeploy") or values.get("rotate_keys") or self._task.check_mode
             if anew or verb == "run":
                 deployment["standing"] = False
+            if anew and verb == "site":
+                deployment["data_standing"] = False
             renew = hostvars[server.name].get("fl_pki_renew_days", checks.CERTIFICATE_DAYS)
             if not checks.certificates_last(state / "pki", int(str(renew)), datetime.now(UTC)):
                 deployment["standing"] = False

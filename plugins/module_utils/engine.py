@@ -128,7 +128,18 @@ class Engine:
         networks = self.call("GET", "/networks", filters=json.dumps({"name": [name]}))
         return next((item["Id"] for item in networks if item["Name"] == name), "")
 
-    def create_network(self, name: str, labels: dict[str, str]) -> str:
-        """Make a bridge network, and return its id."""
-        body = {"Name": name, "Driver": "bridge", "Options": {}, "Labels": labels}
-        return str(self.call("POST", "/networks/create", body)["Id"])
+    def create_network(self, federation: str) -> None:
+        """Make the bridge network of a federation; another call may have made it meanwhile."""
+        labels = {"coldframe.federation": federation}
+        body = {
+            "Name": federation,
+            "Driver": "bridge",
+            "Options": {},
+            "Labels": labels,
+            "CheckDuplicate": True,
+        }
+        try:
+            self.call("POST", "/networks/create", body)
+        except EngineError as error:
+            if error.status != 409 or not self.network_id(federation):
+                raise

@@ -402,7 +402,7 @@ def run(engine: Engine, given: dict[str, Any], check: bool, diff: bool) -> dict[
     if lacking:
         raise Failed(f"{', '.join(lacking)}: the image {image} is not on the machine: type {AGAIN[5:]}")
     if not machine.network:
-        engine.create_network(federation, {"coldframe.federation": federation})
+        engine.create_network(federation)
     warnings, errors = together(engine, steps)
     if errors:
         done = {name: action for name, action in result["actions"].items() if name not in errors}

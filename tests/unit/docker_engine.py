@@ -102,10 +102,12 @@ class Handler(BaseHTTPRequestHandler):
         words = url.path.strip("/").split("/")
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "null")
         if words == ["networks", "create"]:
-            item = {**body, "Id": f"id-of-{body['Name']}"}
-            self.server.networks[body["Name"]] = item
-            self.server.changes.append(f"network {body['Name']}")
-            return self.reply(item)
+            name = body["Name"]
+            if name in self.server.networks:
+                return self.reply({"message": f"network with name {name} already exists"}, 409)
+            self.server.networks[name] = {**body, "Id": f"id-of-{name}"}
+            self.server.changes.append(f"network {name}")
+            return self.reply({"Id": f"id-of-{name}"}, 201)
         action = words[-1]
         query = parse_qs(url.query)
         name = query["name"][0] if action == "create" else self.server.name_of(words[1]) or words[1]

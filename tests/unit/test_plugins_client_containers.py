@@ -314,6 +314,16 @@ def test_engines_refusal_is_passed_on_in_its_own_words(docker: Docker) -> None:
         Engine(str(docker.server_address)).call("DELETE", "/containers/nobody")
 
 
+def test_network_that_another_call_makes_meanwhile_will_do(docker: Docker) -> None:
+    engine = Engine(str(docker.server_address))
+    assert engine.network_id("fed") == ""
+    for _ in range(2):
+        engine.create_network("fed")
+    engine.create_network("fed2")
+    assert (engine.network_id("fed"), engine.network_id("fed2")) == ("id-of-fed", "id-of-fed2")
+    assert docker.changes == ["network fed", "network fed2"]
+
+
 def test_arguments_are_those_that_the_documentation_names() -> None:
     documented = yaml.safe_load(client_containers.DOCUMENTATION)["options"]
 
@@ -330,9 +340,13 @@ def test_arguments_are_those_that_the_documentation_names() -> None:
 def test_a_task_reports_changes_differences_and_failures(docker: Docker, tmp_path: Path) -> None:
     """Through Ansible: --check --diff first, then for real, again, and with a failure."""
     docker.refusals["start fed-b"] = (500, FULL, 1)
-    task = {"client_containers": {"socket": str(docker.server_address), **describe("a", "b")}}
+    socket = str(docker.server_address)
+    tasks = [
+        {"federation_network": {"socket": socket, "federation": "fed"}},
+        {"client_containers": {"socket": socket, **describe("a", "b")}},
+    ]
     (tmp_path / "play.yml").write_text(
-        yaml.safe_dump([{"hosts": "all", "gather_facts": False, "tasks": [task]}])
+        yaml.safe_dump([{"hosts": "all", "gather_facts": False, "tasks": tasks}])
     )
     command = [str(Path(sys.executable).with_name("ansible-playbook")), str(tmp_path / "play.yml")]
 
@@ -348,9 +362,9 @@ def test_a_task_reports_changes_differences_and_failures(docker: Docker, tmp_pat
         return done.returncode, done.stdout + done.stderr
 
     code, text = run("--check", "--diff")
-    assert code == 0 and "changed=1" in text, text
+    assert code == 0 and "changed=2" in text, text
     assert "+fed-a: 0.35 cores, 536870912 bytes, image coldframe/fl:1" in text
-    assert docker.containers == {}
+    assert (docker.networks, docker.containers) == ({}, {})
     code, text = run()
     assert code == 2, text
     assert f"FAILED!\n- b: the engine could not start fed-b ({FULL}): type docker inspect fed-b" in text
