@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fetch every wheel of the FL image, so that its build needs no network. Mirrors and find-links come from pip's configuration.
+# Fetch every wheel of the FL image and the controller's pip, so that its build needs no network. Mirrors and find-links come from pip's configuration.
 #   make_wheelhouse.sh PYTHON REQUIREMENTS TARGET_PYTHON(3.11) ARCH(x86_64|aarch64) TORCH_INDEX|"" OUT_DIR
 set -euo pipefail
 python=$1 requirements=$2 target=$3 arch=$4 torch_index=$5 out=$6
@@ -11,8 +11,8 @@ for glibc in 2_36 2_35 2_34 2_31 2_28 2_27 2_26 2_24 2_17; do extra+=(--platform
 extra+=(--platform "manylinux2014_$arch" --platform "linux_$arch" --python-version "$target" --implementation cp --only-binary=:all:)
 total=$(grep -cE '^[a-z]' "$requirements")
 echo "wheels: $total requirements and what they need, for Python $target on $arch"
-"$python" -m pip download --disable-pip-version-check --progress-bar off --dest "$out.part" "${extra[@]}" -r "$requirements" 2>&1 |
-  awk '/^Saved / { n++; sub(/.*\//, ""); print "wheels: " n " " $0; fflush() } /^ERROR/ { print; fflush() }'
+"$python" -m pip download --disable-pip-version-check --progress-bar off --dest "$out.part" "${extra[@]}" -r "$requirements" "pip==$("$python" -m pip --version | cut -d' ' -f2)" 2>&1 |
+  sed -unE 's#^Collecting ([^ ]*).*#wheels: \1#p; /^ERROR/p'
 cp "$requirements" "$out.part/requirements.txt"
 rm -rf "$out"
 mv "$out.part" "$out"
