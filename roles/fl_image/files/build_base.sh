@@ -10,4 +10,4 @@ remove  # of a build that was interrupted
 trap remove EXIT
 docker run --name "$name" --network none --volume "$PWD:/base:ro" "$debian" /base/install_packages.sh 2>&1 |
   sed -uE '/^Looking|^Requirement|^ *$/d; s#^Processing /base/wheels/([^ ]*).*#wheel \1#; s/^(Installing collected packages|Successfully installed).*/\1/'
-docker commit --change 'CMD []' "$name" "$base"
+docker commit --change 'CMD ["python3"]' "$name" "$base"

@@ -12,7 +12,7 @@ extra+=(--platform "manylinux2014_$arch" --platform "linux_$arch" --python-versi
 total=$(grep -cE '^[a-z]' "$requirements")
 echo "wheels: $total requirements and what they need, for Python $target on $arch"
 "$python" -m pip download --disable-pip-version-check --progress-bar off --dest "$out.part" "${extra[@]}" -r "$requirements" "pip==$("$python" -m pip --version | cut -d' ' -f2)" 2>&1 |
-  sed -unE 's#^Collecting ([^ ]*).*#wheels: \1#p; /^ERROR/p'
+  sed -unE 's#^(Collecting|Processing) ([^ ]*/)?([^ /]+).*#wheels: \3#p; /^ERROR/p'
 cp "$requirements" "$out.part/requirements.txt"
 rm -rf "$out"
 mv "$out.part" "$out"
