@@ -5,6 +5,9 @@
 set -euo pipefail
 debian=$1 base=$2
 name=build-${base//[:\/]/-}
+exec 9>/run/lock/coldframe-build
+flock 9  # another federation may be building the same one
+! docker image inspect "$base" >/dev/null 2>&1 || exit 0
 remove() { docker rm --force "$name" >/dev/null 2>&1 || true; }
 remove  # of a build that was interrupted
 trap remove EXIT
