@@ -5,9 +5,12 @@
 set -euo pipefail
 debian=$1 base=$2
 name=build-${base//[:\/]/-}
+exec 9>/run/lock/coldframe-build
+flock 9  # another federation may be building the same one
+! docker image inspect "$base" >/dev/null 2>&1 || exit 0
 remove() { docker rm --force "$name" >/dev/null 2>&1 || true; }
 remove  # of a build that was interrupted
 trap remove EXIT
 docker run --name "$name" --network none --volume "$PWD:/base:ro" "$debian" /base/install_packages.sh 2>&1 |
   sed -uE '/^Looking|^Requirement|^ *$/d; s#^Processing /base/wheels/([^ ]*).*#wheel \1#; s/^(Installing collected packages|Successfully installed).*/\1/'
-docker commit --change 'CMD []' "$name" "$base"
+docker commit --change 'CMD ["python3"]' "$name" "$base"

@@ -9,6 +9,9 @@ what="Debian with ${packages%%[ ,]*}"
 as_root=""
 [ "$(id -u)" = 0 ] || as_root=sudo
 mkdir -p "$(dirname "$out")"
+exec 9>"$out.lock"
+flock 9  # another deployment may be making the same one
+[ ! -e "$out" ] || exit 0
 [ -n "$mirror" ] || mirror=$("$(dirname "$0")/../../../scripts/debian_mirror.sh")
 hooks=/usr/share/mmdebstrap/hooks/merged-usr
 echo "$what: $suite ($arch), $* and what they need"
