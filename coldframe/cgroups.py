@@ -137,6 +137,17 @@ class Cgroup:
         limit = self._number("memory", "memory.limit_in_bytes", "memory.max")
         return None if limit is None or limit > UNLIMITED else limit
 
+    def may_swap(self) -> bool:
+        """Return whether the group may swap what its memory limit does not let it keep."""
+        if not self.controllers:
+            return (self._text("memory", "", "memory.swap.max") or "0").strip() != "0"
+        both = self._number("memory", "memory.memsw.limit_in_bytes", "")
+        return both is not None and both > (self._number("memory", "memory.limit_in_bytes", "") or 0)
+
+    def hard_memory_limit(self) -> int | None:
+        """Return the memory limit if it limits swap too: else more than it can be in use."""
+        return None if self.may_swap() else self.memory_limit()
+
     def memory_usage(self) -> int | None:
         """Return the memory charged to the group in bytes, page cache included."""
         return self._number("memory", "memory.usage_in_bytes", "memory.current")

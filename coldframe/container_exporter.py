@@ -326,7 +326,7 @@ class Exporter:
             verified = {
                 **link,
                 "cpu": group.cpu_limit(),
-                "memory": group.memory_limit(),
+                "memory": group.hard_memory_limit(),
                 "pids": group.pids_limit(),
             }
         online = group is not None and verified.get("online") is not False

@@ -254,7 +254,7 @@ class Keeper:
             return None
         found: limits.Limits = {
             "cpu": group.cpu_limit(),
-            "memory": group.memory_limit(),
+            "memory": group.hard_memory_limit(),
             "pids": group.pids_limit(),
         }
         if network:
@@ -360,13 +360,23 @@ class Keeper:
                     continue
                 client.telling.acquire()
             try:
-                self.engine.update(container.id, limits.engine_update(wrong))
+                self.engine.update(container.id, limits.engine_update(self._to_tell(client, wrong)))
                 container.told = {**container.told, **wrong}
             except EngineError as error:
                 say(f"the engine is not told of {client.name}'s limits: {error}")
                 client.tell_at = now + RETRY
             finally:
                 client.telling.release()
+
+    @staticmethod
+    def _to_tell(client: Client, wrong: limits.Limits) -> limits.Limits:
+        """Return what the engine is told: the memory limit too, whatever has changed.
+
+        Where systemd owns the control groups (v2) it writes all of its own values at each change, and that
+        of swap it does not know where memory and swap are the same: runc writes it, if it is told of memory.
+        """
+        memory = client.desired["memory"]
+        return wrong if memory is None else {**wrong, "memory": memory}
 
     # --- the keeper ---------------------------------------------------------------------------------------
 
@@ -408,6 +418,8 @@ class Keeper:
             if client.cause == "drift" and not full:
                 network = False  # tc costs two processes per client: a look at the control group is free
             known = client.link, client.link_pid
+            if client.telling.locked():
+                continue  # what the engine writes is not complete yet
             held = self.read(client, network)
             if held is None:
                 continue

@@ -111,7 +111,7 @@ class Machine:
         public = base64.b64encode(self.key.with_suffix(".pub").read_bytes()).decode()
         words = ["root=/dev/vda1", "ro", "quiet", "net.ifnames=0", "console=ttyS0", "mitigations=off"]
         words += [f"systemd.set_credential_binary=ssh.authorized_keys.root:{public}"]
-        words += ["systemd.firstboot=off", "systemd.condition_needs_update=0", "systemd.show_status=true"]
+        words += ["systemd.firstboot=off", "systemd.condition_needs_update=0", "systemd.wants=docker.service"]
         words += [f"systemd.mask={unit}" for unit in MASKED]
         boots = ["-kernel", str(kernel), "-initrd", str(initrd), "-append", " ".join(words)]
         for left in reversed(range(tries)):

@@ -91,6 +91,7 @@ def test_a_cpu_limit_holds_and_bites_while_the_process_runs(machine: Machine, sh
     # Who waits for its quota is stalled.
     assert found["stalled"] > 0
     assert found["same_process"]
+    assert found["drift"] == []
     assert found["undone"]["holds"]
     assert found["limits"] == BASELINE
 
@@ -125,6 +126,7 @@ def test_a_limit_on_processes_holds(machine: Machine, show: Show) -> None:
     show(f"pids: asked {limit}, at most {found['peak']}, {found['refused']} refused")
     assert found["said"]["holds"]
     assert found["limits"] == {**BASELINE, "pids.max": str(limit)}
+    assert found["code"] == 0
     assert found["error"] == 11  # EAGAIN
     assert limit - 8 < found["count"] < limit
     assert found["peak"] <= limit
@@ -144,9 +146,9 @@ def test_a_frozen_client_stands_still_and_takes_limits(machine: Machine) -> None
 @pytest.mark.usefixtures("stand")
 def test_both_rates_hold_by_the_interface_counters(machine: Machine, show: Show) -> None:
     asked = {"down": 8_000_000, "up": 4_000_000}
-    found = machine.ask("rates", **asked)
+    found = machine.ask("rates", **asked, windows=2, seconds=1.5)
     for way, rate in asked.items():
-        free, limited = max(found["free"][way]), found["limited"][way]
+        (free,), limited = found["free"][way], found["limited"][way]
         show(
             f"{way}: asked {rate / 1e6:g} Mbit/s, measured {max(limited) / 1e6:.2f} "
             f"(without: {free / 1e6:.0f})"
@@ -249,7 +251,6 @@ def test_all_limits_are_set_verified_kept_over_a_reload_and_undone(machine: Mach
     assert found["status"]["holds"]
     assert {key: found["status"]["verified"][key] for key in ALL} == pytest.approx(ALL, rel=1e-3)
     assert found["told"] == {"CpuQuota": 40_000, "Memory": 200 * MB, "PidsLimit": 200}
-    assert found["reloaded"] == found["during"]
     assert found["undone"]["holds"]
     assert found["after"] == found["before"]
 

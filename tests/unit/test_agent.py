@@ -130,7 +130,36 @@ def test_agent_that_starts_anew_tells_the_engine_what_the_last_one_could_not(ben
     bench.set(clients=("a",), cpu=0.2)
     bench.agent = bench.start()
     bench.agent.tell(time.monotonic())
-    assert bench.engine.updates == [("a", {"CpuPeriod": 100_000, "CpuQuota": 20_000})]
+    memory = {"Memory": 1 << 30, "MemorySwap": 1 << 30}
+    assert bench.engine.updates == [("a", {"CpuPeriod": 100_000, "CpuQuota": 20_000, **memory})]
+
+
+def test_swap_that_systemd_has_opened_is_closed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It writes all of a group's values when one has changed, and knows of no limit on swap."""
+    bench = Bench(tmp_path, 2, monkeypatch)
+    swap = tmp_path / "cgroup/docker/a/memory.swap.max"
+    swap.write_text("max\n")
+    assert bench.agent.read(bench.agent.clients["a"])["memory"] is None  # type: ignore[index]
+    bench.tick()
+    assert swap.read_text() == "0"
+    assert bench.held()["memory"] == 1 << 30
+
+
+def test_what_the_engine_is_just_writing_is_no_drift(bench: Bench) -> None:
+    bench.set(clients=("a",), cpu=0.2)
+    update = bench.engine.update
+
+    def by_halves(container_id: str, changes: dict[str, int]) -> None:
+        bench.engine.file("a", "memory").write_text(str(2 << 30))
+        bench.tick()
+        assert [event["cause"] for event in bench.events] == ["throttle"]
+        update(container_id, changes)
+
+    bench.engine.update = by_halves  # type: ignore[method-assign]
+    bench.agent.tell(time.monotonic() + keeper.SETTLE)
+    assert bench.held()["memory"] == 1 << 30
 
 
 def test_engine_that_refuses_is_told_again_later(bench: Bench) -> None:

@@ -170,6 +170,29 @@ def test_swap_goes_with_the_memory_limit(tmp_path: Path) -> None:
     assert swap.read_text() == "max"
 
 
+@pytest.mark.parametrize(("swap", "hard"), [("0\n", 512 << 20), ("max\n", None), ("4096\n", None)])
+def test_memory_limit_beside_which_a_group_may_swap_is_none(
+    tmp_path: Path, swap: str, hard: int | None
+) -> None:
+    """As systemd leaves it when `docker update` has changed the CPU limit alone."""
+    group = tree(tmp_path, "v2")
+    write(tmp_path / f"docker/{ID}", {"memory.swap.max": swap})
+    assert group.hard_memory_limit() == hard
+    assert group.memory_limit() == 512 << 20
+
+
+@pytest.mark.parametrize(("both", "hard"), [(512, 512 << 20), (700, None)])
+def test_memory_limit_of_v1_is_one_of_memory_and_swap(tmp_path: Path, both: int, hard: int | None) -> None:
+    group = tree(tmp_path, "v1")
+    write(tmp_path / f"memory/docker/{ID}", {"memory.memsw.limit_in_bytes": str(both << 20)})
+    assert group.hard_memory_limit() == hard
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_kernel_without_swap_holds_the_memory_limit(tmp_path: Path, version: str) -> None:
+    assert tree(tmp_path, version).hard_memory_limit() == 512 << 20
+
+
 def test_group_that_has_gone_is_not_made_anew(tmp_path: Path) -> None:
     group = tree(tmp_path, "v2")
     (tmp_path / f"docker/{ID}/pids.max").unlink()

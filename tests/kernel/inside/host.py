@@ -48,9 +48,8 @@ def host(cores: float, periods: int) -> dict[str, Any]:
     )
     state = until(lambda: booted(), "systemd has started")
     failed = inside("systemctl --failed --plain --no-legend")
-    inside("systemctl start docker")
-    inside(TINY)
-    inner = inside(f"docker run --detach --cpus {cores} tiny sh -c '{BURN}'")
+    run = f"docker run --detach --cpus {cores} tiny sh -c '{BURN}'"
+    inner = inside(f"systemctl start docker && {TINY} >/dev/null && {run}")
     group = Group(inner_pid(inner))
     before, limit = group.table("cpu.stat"), group.text("cpu.max")
     until(lambda: group.table("cpu.stat")["nr_periods"] - before["nr_periods"] >= periods, "periods")

@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
-import subprocess
 from typing import Any
 
 from tests.kernel.inside.tools import (
     CONTAINER,
     Group,
+    begin,
     docker,
+    end,
     events,
     pid,
     running,
     set_limits,
+    told,
     undo,
     until,
+    written,
 )
 
-PERIODS = 30  # of 0.1 s
+PERIODS = 20  # of 0.1 s
 # Fills memory, keeps it, and says so by a file.
 HOLD = "import time; held = b'x' * {size}; open('/tmp/held', 'w').close(); time.sleep(999)"
-# Starts processes until the kernel refuses, and says how many there were.
+# Starts processes until the kernel refuses, says how many there were and why no more, and ends them.
 FORK = """
 import os, signal, time
-count = 0
+started = []
 try:
-    while count < 500:
-        if os.fork() == 0:
-            time.sleep(99)
+    while len(started) < 500:
+        child = os.fork()
+        if child == 0:
+            time.sleep(999)
             os._exit(0)
-        count += 1
+        started.append(child)
 except OSError as error:
-    print(count, error.errno)
-os.killpg(0, signal.SIGKILL)
+    with open('/tmp/forked', 'w') as file:
+        print(len(started), error.errno, file=file)
+for child in started:
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
 """
+BURN = "while :; do :; done"
 
 
 def wait_for_periods(group: Group, count: int) -> None:
@@ -46,20 +54,24 @@ def cpu(steps: list[float]) -> dict[str, Any]:
     main = pid()
     group, found = Group(main), []
     stalled = group.stalled("cpu")
-    with running("busybox", "sh", "-c", "while :; do :; done", count=2):
+    with running(BURN, BURN):
         for cores in steps:
-            answer = set_limits({"cpu": cores})
+            answer, limits = set_limits({"cpu": cores}), group.limits()
             before = group.table("cpu.stat")
             wait_for_periods(group, before["nr_periods"] + PERIODS)
             after = group.table("cpu.stat")
             delta = {key: after[key] - before[key] for key in ("usage_usec", "nr_periods", "nr_throttled")}
-            found.append({"asked": cores, "said": answer, "limits": group.limits(), **delta})
+            found.append({"asked": cores, "said": answer, "limits": limits, **delta})
+        # Systemd writes all of a group's values when the engine is told of one, and no limit on swap.
+        until(lambda: told()["CpuQuota"] == round(steps[-1] * 100_000), "the engine is told")
+        until(lambda: group.text("memory.swap.max") == "0", "nothing may be swapped after that")
     return {
         "steps": found,
         "stalled": group.stalled("cpu") - stalled,
         "undone": undo(),
         "limits": group.limits(),
         "same_process": pid() == main,
+        "drift": events("drift"),
     }
 
 
@@ -68,13 +80,11 @@ def memory(limit: int, use: int, below: int) -> dict[str, Any]:
     group = Group(pid())
     answer, limits = set_limits({"memory": limit}), group.limits()
     kills = group.table("memory.events")["oom_kill"]
-    more = HOLD.format(size=2 * limit)
-    command = ["docker", "exec", CONTAINER, "python3", "-c", more]
-    code = subprocess.run(command, check=False, capture_output=True).returncode
+    code = end(begin("python3", "-c", HOLD.format(size=2 * limit)))
     killed = group.table("memory.events")["oom_kill"] - kills
     recorded = until(lambda: events("oom"), "the agent writes down the kill")
-    with running("python3", "-c", HOLD.format(size=use)):
-        until(lambda: docker("exec", CONTAINER, "busybox", "ls", "/tmp") == "held", "the memory is in use")
+    with running(f'python3 -c "{HOLD.format(size=use)}"'):
+        until(written("held").exists, "the memory is in use")
         used, kills = int(group.text("memory.current")), group.table("memory.events")["oom_kill"]
         refused, kept = set_limits({"memory": below}), group.limits()
         unharmed = group.table("memory.events")["oom_kill"] == kills
@@ -101,13 +111,13 @@ def pids(limit: int) -> dict[str, Any]:
     group = Group(pid())
     answer, limits = set_limits({"pids": limit}), group.limits()
     hit = group.table("pids.events")["max"]
-    with running("busybox", "sleep", "99"):
-        printed = docker("exec", CONTAINER, "python3", "-c", FORK, check=False)
-        refused = group.table("pids.events")["max"] - hit
-    count, error = map(int, printed.split())
+    code = end(begin("python3", "-c", FORK))
+    refused = group.table("pids.events")["max"] - hit
+    count, error = map(int, written("forked").read_text().split())
     return {
         "said": answer,
         "limits": limits,
+        "code": code,
         "count": count,
         "error": error,
         "refused": refused,
@@ -119,7 +129,7 @@ def pids(limit: int) -> dict[str, Any]:
 def freeze(cores: float) -> dict[str, Any]:
     """Pause a client that burns: it stands still, takes limits, and goes on under them."""
     group = Group(pid())
-    with running("busybox", "sh", "-c", "while :; do :; done"):
+    with running(BURN):
         docker("pause", CONTAINER)
         frozen = group.table("cgroup.events")["frozen"]
         before = group.table("cpu.stat")["usage_usec"]

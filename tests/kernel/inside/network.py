@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from tests.kernel.inside.tools import (
     CONTAINER,
     NETWORK,
     device,
-    docker,
+    engine,
     pid,
     queues,
     running,
@@ -23,40 +25,56 @@ from tests.kernel.inside.tools import (
     until,
 )
 
-WINDOWS, SECONDS = 3, 1.5
 BLOCK = bytes(1 << 16)
+# What the client does that receives or sends: its device's counters say how quick that is.
+WAYS = {"down": ("tx_bytes", "nc {} {} >/dev/null"), "up": ("rx_bytes", "nc {} {} </dev/zero")}
 
 
-def rates(down: int, up: int) -> dict[str, Any]:
-    """Measure how quick both directions are: without limits, with them, and by which discipline."""
-    gateway = docker("network", "inspect", "--format", "{{(index .IPAM.Config 0).Gateway}}", NETWORK)
-    free = measure(gateway)
-    answer, stands = set_limits({"down": down, "up": up}), queues(pid())
+def rates(down: int, up: int, windows: int, seconds: float) -> dict[str, Any]:
+    """Measure how quick both directions are, without limits and with them."""
+    main = pid()
+    address = engine(f"/networks/{NETWORK}")["IPAM"]["Config"][0]["Gateway"]
+    with flowing(address):
+        free = measure(main, 1, seconds)
+    answer, stands = set_limits({"down": down, "up": up}), queues(main)
+    with flowing(address):
+        limited = measure(main, windows, seconds)
     return {
         "free": free,
-        "limited": measure(gateway),
+        "limited": limited,
         "said": answer,
         "queues": stands,
         "undone": undo(),
-        "queues_undone": queues(pid()),
+        "queues_undone": queues(main),
     }
 
 
-def measure(gateway: str) -> dict[str, list[float]]:
-    """Return the rates of both directions, one after the other, in bit/s by the interface's counters."""
-    near = Path("/sys/class/net") / device(pid()) / "statistics"
-    # What the client receives, its device has sent.
-    ways = {
-        "down": (near / "tx_bytes", "exec busybox nc {} {} >/dev/null"),
-        "up": (near / "rx_bytes", "exec busybox nc {} {} </dev/zero"),
-    }
-    found = {}
-    for way, (counter, line) in ways.items():
-        with socket.create_server((gateway, 0)) as server:
+@contextlib.contextmanager
+def flowing(address: str) -> Iterator[None]:
+    """Let data flow both ways between this machine and the client, as much as there is room for."""
+    commands = []
+    with contextlib.ExitStack() as stack:
+        for way, (_, line) in WAYS.items():
+            server = stack.enter_context(socket.create_server((address, 0)))
             threading.Thread(target=serve, args=(server, way), daemon=True).start()
-            with running("busybox", "sh", "-c", line.format(gateway, server.getsockname()[1])):
-                wait_for(counter, read(counter) + 4 * len(BLOCK))
-                found[way] = [window(counter) for _ in range(WINDOWS)]
+            commands.append(f"busybox {line.format(address, server.getsockname()[1])}")
+        with running(*commands):
+            yield
+
+
+def measure(process: int, windows: int, seconds: float) -> dict[str, list[float]]:
+    """Return the rates of both directions over some windows, in bit/s by the interface's counters."""
+    near = Path("/sys/class/net") / device(process) / "statistics"
+    counters = {way: near / name for way, (name, _) in WAYS.items()}
+    before = {way: read(counter) for way, counter in counters.items()}
+    until(lambda: all(read(counters[way]) - before[way] > 2 * len(BLOCK) for way in counters), "data flows")
+    found: dict[str, list[float]] = {way: [] for way in counters}
+    for _ in range(windows):
+        first = {way: (read(counter), time.monotonic()) for way, counter in counters.items()}
+        time.sleep(seconds)
+        for way, counter in counters.items():
+            count, moment = first[way]
+            found[way].append((read(counter) - count) * 8 / (time.monotonic() - moment))
     return found
 
 
@@ -74,32 +92,18 @@ def serve(server: socket.socket, way: str) -> None:
             pass  # the client was ended
 
 
-def wait_for(counter: Path, count: int) -> None:
-    """Wait until data flows, and what may be sent at once has been sent."""
-    until(lambda: read(counter) >= count, "data flows")
-
-
 def read(counter: Path) -> int:
     """Return a counter."""
     return int(counter.read_text())
 
 
-def window(counter: Path) -> float:
-    """Return the rate over a while, in bit/s."""
-    begin, first = time.monotonic(), read(counter)
-    time.sleep(SECONDS)
-    last, end = read(counter), time.monotonic()
-    return (last - first) * 8 / (end - begin)
-
-
 def netem(delay: float, jitter: float, loss: float, count: int) -> dict[str, Any]:
     """Measure a link by ping: as it is, with a delay alone, with jitter and loss beside it."""
-    address = docker(
-        "inspect", "--format", f"{{{{.NetworkSettings.Networks.{NETWORK}.IPAddress}}}}", CONTAINER
-    )
-    free = ping(address, 200)
+    networks = engine(f"/containers/{CONTAINER}/json")["NetworkSettings"]["Networks"]
+    address = networks[NETWORK]["IPAddress"]
+    free = ping(address, 100)
     set_limits({"delay": delay})
-    delayed = ping(address, 200)
+    delayed = ping(address, 100)
     answer, stands = set_limits({"delay": delay, "jitter": jitter, "loss": loss}), queues(pid())
     return {
         "free": free,
@@ -114,7 +118,7 @@ def netem(delay: float, jitter: float, loss: float, count: int) -> dict[str, Any
 
 def ping(address: str, count: int) -> dict[str, Any]:
     """Return how many were sent, and the times of those that came back in seconds."""
-    printed = sh("ping", "-n", "-i", "0.01", "-W", "3", "-c", str(count), address, check=False)
+    printed = sh("ping", "-n", "-i", "0.005", "-W", "3", "-c", str(count), address, check=False)
     times = [float(value) / 1000 for value in re.findall(r"time=([\d.]+) ms", printed)]
     sent = re.search(r"(\d+) packets transmitted", printed)
     return {"sent": int(sent[1]) if sent else 0, "times": times}

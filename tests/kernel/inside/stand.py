@@ -49,6 +49,7 @@ def stand() -> dict[str, Any]:
     make_image()
     docker("network", "create", NETWORK)
     (STATE / "clients").mkdir(parents=True)
+    (STATE / "events.jsonl").touch()
     identity = {"name": CLIENT, "machine": "vm", "partition_id": 0, "num_partitions": 1, "profile": None}
     content = {**identity, "federation": FEDERATION, "baseline": BASELINE}
     (STATE / "clients" / f"{CLIENT}.json").write_text(json.dumps(content))

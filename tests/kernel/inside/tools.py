@@ -91,19 +91,53 @@ def events(cause: str) -> list[dict[str, Any]]:
     return [event for event in map(json.loads, lines) if event["cause"] == cause]
 
 
-def engine(path: str) -> Any:
-    """Return the answer of the engine's API."""
+def engine(path: str, body: Mapping[str, Any] | None = None) -> Any:
+    """Return the answer of the engine's API: without starting its command line, which takes half a second."""
     connection = http.client.HTTPConnection("engine", timeout=PATIENCE)
     connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.sock.connect("/var/run/docker.sock")
     with contextlib.closing(connection):
-        connection.request("GET", path)
-        return json.loads(connection.getresponse().read())
+        content = None if body is None else json.dumps(body)
+        method = "GET" if body is None else "POST"
+        connection.request(method, path, content, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        text = response.read().decode()
+        if response.status >= 400:
+            raise RuntimeError(text)
+        return json.loads(text) if text else None
+
+
+def told() -> dict[str, Any]:
+    """Return with which limits the engine would start the client."""
+    found: dict[str, Any] = engine(f"/containers/{CONTAINER}/json")["HostConfig"]
+    return {key: found[key] for key in ("CpuQuota", "Memory", "PidsLimit")}
 
 
 def pid(container: str = CONTAINER) -> int:
     """Return the main process of a container."""
-    return int(docker("inspect", "--format", "{{.State.Pid}}", container))
+    return int(engine(f"/containers/{container}/json")["State"]["Pid"])
+
+
+def begin(*command: str) -> str:
+    """Run a command in the client, and do not wait for it; return its id."""
+    identity = str(engine(f"/containers/{CONTAINER}/exec", {"Cmd": command})["Id"])
+    engine(f"/exec/{identity}/start", {"Detach": True})
+    return identity
+
+
+def end(identity: str) -> int:
+    """Wait until such a command has ended; return its code."""
+
+    def ended() -> dict[str, Any] | None:
+        found: dict[str, Any] = engine(f"/exec/{identity}/json")
+        return None if found["Running"] else found
+
+    return int(until(ended, "the command in the client ends")["ExitCode"])
+
+
+def written(name: str) -> Path:
+    """Return where a file in the client's /tmp is found."""
+    return Path(f"/proc/{pid()}/root/tmp") / name
 
 
 class Group:
@@ -157,10 +191,9 @@ def queues(process: int) -> dict[str, list[str]]:
 
 
 @contextlib.contextmanager
-def running(*command: str, count: int = 1) -> Iterator[None]:
-    """Run a command in the client, `count` times, beside what is done; then end all but its main process."""
-    for _ in range(count):
-        docker("exec", "--detach", CONTAINER, *command)
+def running(*commands: str) -> Iterator[None]:
+    """Run shell commands in the client beside what is done; then end all but its main process."""
+    begin("busybox", "sh", "-c", " & ".join([*commands, "wait"]))
     try:
         yield
     finally:
