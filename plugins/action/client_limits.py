@@ -18,11 +18,11 @@ from plugins.modules.client_limits import ARGUMENTS, REQUIRED_IF, ask, build, co
 
 SCRIPT = """\
 from __future__ import annotations
-import json, socket
+import json, socket, time
 {ask}
-path, request, patience = json.loads({question!r})
+path, request, patience, wait = json.loads({question!r})
 try:
-    answer = ask(path, request, patience)
+    answer = ask(path, request, patience, wait)
 except (OSError, ValueError) as error:
     answer = {{"unanswered": str(error)}}
 print(json.dumps(answer))
@@ -53,7 +53,8 @@ class ActionModule(ActionBase):
         interpreter = self._templar.template(task_vars.get("ansible_python_interpreter", configured))
         if interpreter.startswith("auto") or not self._is_pipelining_enabled("new"):
             return None
-        question = json.dumps([params["socket"], build(params, self._task.check_mode), patience(params)])
+        request = build(params, self._task.check_mode)
+        question = json.dumps([params["socket"], request, patience(params), params["wait"] or 0])
         script = SCRIPT.format(ask=inspect.getsource(ask), question=question)
         done = self._low_level_execute_command(f"{shlex.quote(interpreter)} -I -", in_data=script.encode())
         try:

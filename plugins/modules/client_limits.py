@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -55,6 +56,12 @@ options:
       C(name), C(rows) by client, C(start) (unix time), C(length) (seconds), C(speed) and C(loop).
     type: dict
     default: {}
+  wait:
+    description: >-
+      For C(status), seconds within which the agent has to answer and the kernel to hold all limits; the
+      answer is the last one.
+    type: float
+    default: 0
   since:
     description: A time as ISO 8601 has it.
     type: str
@@ -106,6 +113,7 @@ ARGUMENTS: dict[str, Any] = {
     "duration": {"type": "float"},
     "seconds": {"type": "float"},
     "trace": {"type": "dict", "default": {}},
+    "wait": {"type": "float", "default": 0},
     "since": {"type": "str"},
     "force": {"type": "bool", "default": False},
 }
@@ -120,18 +128,29 @@ REMEDY = "type ansible-playbook site.yml -e train=false"
 PATIENCE = 60.0  # seconds beyond those that the request itself takes
 
 
-def ask(path: str, request: dict[str, Any], patience: float) -> dict[str, Any]:
-    """The agent's answer to a request."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(patience)
-        connection.connect(path)
-        connection.sendall(json.dumps(request).encode() + b"\n")
-        with connection.makefile("rb") as stream:
-            line = stream.readline()
-    if not line:
-        raise OSError("it ended before it had answered")
-    answer: dict[str, Any] = json.loads(line)
-    return answer
+def ask(path: str, request: dict[str, Any], patience: float, wait: float) -> dict[str, Any]:
+    """The agent's answer to a request; it is asked again, for so many seconds, until all its clients' limits
+    hold."""
+    end = time.monotonic() + wait
+    while True:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                connection.settimeout(patience)
+                connection.connect(path)
+                connection.sendall(json.dumps(request).encode() + b"\n")
+                with connection.makefile("rb") as stream:
+                    line = stream.readline()
+            if not line:
+                raise OSError("it ended before it had answered")
+            answer: dict[str, Any] = json.loads(line)
+        except (OSError, ValueError):
+            if time.monotonic() >= end:
+                raise
+        else:
+            hold = "clients" in answer and all(item.get("holds") for item in answer["clients"].values())
+            if hold or time.monotonic() >= end:
+                return answer
+        time.sleep(0.2)
 
 
 def build(params: dict[str, Any], check: bool) -> dict[str, Any]:
@@ -207,7 +226,9 @@ def main() -> None:
     module = AnsibleModule(ARGUMENTS, required_if=REQUIRED_IF, supports_check_mode=True)
     params = module.params
     try:
-        answer = ask(params["socket"], build(params, module.check_mode), patience(params))
+        answer = ask(
+            params["socket"], build(params, module.check_mode), patience(params), params["wait"] or 0
+        )
     except (OSError, ValueError) as error:
         module.fail_json(msg=unanswered(params["socket"], error))
     result = conclude(answer, params, module._diff)

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
+from plugins.modules.client_limits import ask
+
 ROOT = Path(__file__).parents[2]
 ANSWERS: dict[str, dict[str, Any]] = {
     "set": {"clients": {"a": {"changed": True, "before": {"cpu": 1}, "desired": {"cpu": 0.5}}}},
@@ -95,3 +97,34 @@ def test_request_reaches_the_agent_and_its_answer_the_task(
     assert refused["failed"] and refused["msg"] == "- a, b: no\n- a: not now\n\nNothing was changed."
     assert failed["failed"] and failed["msg"] == "the engine does not answer"
     assert gone["failed"] and f"no agent answers at {path}.gone" in gone["msg"]
+
+
+def test_it_waits_until_the_agent_answers_and_all_limits_hold(tmp_path: Path) -> None:
+    """First nobody is there, then the engine does not answer, then one client's limits do not hold yet."""
+    path = tmp_path / "agent.sock"
+    answers = [ANSWERS["status"], *({"clients": {"a": {"holds": holds}}} for holds in (False, True, False))]
+    asked = []
+
+    class Starting(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            """Answer each time what comes next."""
+            asked.append(json.loads(self.rfile.readline()))
+            self.wfile.write(json.dumps(answers.pop(0)).encode() + b"\n")
+
+    def begin() -> None:
+        with socketserver.UnixStreamServer(str(path), Starting) as server:
+            for _ in range(3):
+                server.handle_request()
+
+    agent = threading.Timer(0.3, begin)
+    agent.start()
+    assert ask(str(path), {"do": "status"}, 5, 60) == {"clients": {"a": {"holds": True}}}
+    agent.join()
+    assert asked == [{"do": "status"}] * 3
+
+
+def test_it_returns_the_last_answer_where_limits_never_hold(agent: Agent) -> None:
+    assert ask(str(agent.server_address), {"do": "status"}, 5, 0.3) == ANSWERS["status"]
+    assert len(agent.seen) > 1
+    with pytest.raises(OSError):
+        ask(f"{agent.server_address}.gone", {"do": "status"}, 5, 0)
