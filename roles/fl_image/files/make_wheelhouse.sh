@@ -18,7 +18,7 @@ pip=$("$python" -m pip --version | cut -d' ' -f2)
 total=$(grep -cE '^[a-z]' "$requirements")
 echo "wheels: $total requirements and what they need, for Python $target on $arch"
 "$python" -m pip download --disable-pip-version-check --progress-bar off --dest "$out.part" "${extra[@]}" -r "$requirements" "pip==$pip" 2>&1 |
-  sed -unE 's#^(Collecting|Processing) ([^ ]*/)?([^ /]+).*#wheels: \3#p; /^ERROR/p'
+  sed -unE 's#^(Collecting|Processing) ([^ ]*/)?([^ /<>=!~]+).*#wheels: \3#p; /^ERROR/p'
 cp "$requirements" "$out.part/requirements.txt"
 rm -rf "$out"
 mv "$out.part" "$out"
