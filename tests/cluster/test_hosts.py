@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.controlgroups import Kernel, read
 from tests.hosts import Host, Hosts, HostsError, image, make_seed
 from tests.hosts.hosts import LABEL, sweep
 from tests.hosts.shell import cache, docker, remove_tree
@@ -114,24 +115,20 @@ def test_systemd_runs_with_no_failed_unit(pair: Hosts) -> None:
 def test_inner_containers_get_the_cpu_they_are_limited_to_and_no_more(pair: Hosts) -> None:
     host = pair["c1"]
     host.run("docker run -d --name burn --cpus 0.5 tiny sh -c 'while :; do :; done'")
-    v1 = succeeds(host, "docker exec burn /busybox test -e /sys/fs/cgroup/cpuacct/cpuacct.usage")
-    files = "cpu/cpu.stat /sys/fs/cgroup/cpuacct/cpuacct.usage" if v1 else "cpu.stat"
 
-    def counters() -> tuple[float, int, int]:
-        # One read for all: on a busy machine a second one would come much later.
-        lines = host.run(f"docker exec burn /busybox cat /sys/fs/cgroup/{files}").stdout.splitlines()
-        values = {line.split()[0]: int(line.split()[-1]) for line in lines}
-        seconds = int(lines[-1]) / 1e9 if v1 else values["usage_usec"] / 1e6
-        return seconds, values["nr_periods"], values["nr_throttled"]
+    def kernel() -> Kernel:
+        return read(lambda command: host.run(command).stdout, "burn")
 
-    before = counters()
-    assert eventually(lambda: counters()[1] - before[1] >= 30)
-    used, periods, throttled = (now - then for now, then in zip(counters(), before, strict=True))
+    before = kernel()
+    assert eventually(lambda: kernel().periods - before.periods >= 30)
+    after = kernel()
     host.run("docker rm -f burn")
+    used, periods = after.cpu_seconds - before.cpu_seconds, after.periods - before.periods
     # A period is 0.1 s and grants 0.05 CPU-s. The files are read one after the other: 15 %.
+    assert after.cpu == 0.5
     assert periods >= 30
     assert 0 < used <= periods * 0.05 * 1.15
-    assert throttled > 0
+    assert after.throttled > before.throttled
 
 
 def test_power_cut_kills_at_once_and_restart_policies_bring_containers_back(pair: Hosts) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.hosts import fl_seed
+from tests.controlgroups import read
 from tests.hosts.hosts import free_subnets
 from tests.hosts.shell import docker
 from tests.vagrant.cluster import FEDERATION, Cluster, planted
@@ -118,9 +119,9 @@ def test_throttle_reaches_all_machines_from_the_root(cluster: Cluster) -> None:
 
 def quota(cluster: Cluster, machine: str) -> float:
     """The cores that the kernel grants a machine's only client."""
-    read = "cat cpu/cpu.cfs_quota_us 2>/dev/null || cat cpu.max"
-    command = f"docker exec -w /sys/fs/cgroup {FEDERATION}-{machine}-0 sh -c '{read}'"
-    return int(cluster.inside(machine, command).split()[0]) / 100_000
+    cores = read(lambda command: cluster.inside(machine, command), f"{FEDERATION}-{machine}-0").cpu
+    assert cores is not None
+    return cores
 
 
 def processes(cluster: Cluster) -> set[str]:
