@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hosts import fl_seed
 from tests.controlgroups import read
+from tests.hosts import fl_seed
 from tests.hosts.hosts import free_subnets
 from tests.hosts.shell import docker
 from tests.vagrant.cluster import FEDERATION, Cluster, planted
