@@ -12,7 +12,6 @@ import yaml
 
 from tests.cluster.lab import Lab, sh
 
-
 WRONG = {
     "rounds": "abc",
     "fl_strategy": "fedfoo",
