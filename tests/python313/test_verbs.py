@@ -96,7 +96,7 @@ def test_run_trains_and_its_results_are_here(federation: Lab) -> None:
     summary = federation.summary()
     assert (summary["status"], summary["rounds"], summary["clients"]) == ("completed", 2, 2)
     latest = federation.results / "latest"
-    assert len((latest / "clients.csv").read_text().splitlines()) == 1 + 2 * 2
+    assert len((latest / "clients.csv").read_text().splitlines()) == 1 + 2 * 2 * 2  # rounds, clients, phases
     assert (latest / "model.pt").stat().st_size > 0
     assert "<svg" in (latest / "report.html").read_text()
 
@@ -114,6 +114,6 @@ def test_teardown_leaves_nothing(federation: Lab) -> None:
     federation.deployed.clear()
     left = federation.on_server(
         "docker ps --all --quiet; docker network ls --quiet --filter label=coldframe.federation;"
-        " ls -A /var/lib/coldframe"
+        " ls -A /var/lib/coldframe 2>/dev/null || true"
     )
     assert left == ""
