@@ -1,8 +1,8 @@
 """How long a deployment takes: site.yml on 3 hosts with 4 clients each, again, and with more clients.
 
 `python benchmarks/deploy.py [--quick] [--ship] [--clients N] [--many N] [--json FILE] [--plot FILE]`, on
-three test hosts of its own. Their engines are not started and hold the FL image, unless `--ship` has the
-first deployment bring it; the image of Prometheus they lack, and what that takes is printed. The steps:
+three test hosts of its own. Their engines are not started and hold the federation's images, unless `--ship`
+has the first deployment bring them. The steps:
 
 - `first`: 4 clients on each host, which are blank;
 - `second`: the same again, which finds everything as it should be;
@@ -34,7 +34,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.hosts import Hosts, make_seed
+from tests.hosts import Hosts, fl_seed
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ["server", "c1", "c2"]
@@ -113,20 +113,6 @@ class Bench:
         sys.exit(f"not all clients were connected within {SETTLE} s")
 
 
-def archive() -> Path:
-    """The FL image in the controller's cache; a deployment on one host puts it there, if need be."""
-    packages = yaml.safe_load((ROOT / "roles/fl_image/defaults/main.yml").read_text())["fl_image_packages"]
-    suite = yaml.safe_load((ROOT / "group_vars/all/versions.yml").read_text())["coldframe_debian_suite"]
-    names = [ROOT / "roles/fl_image/files/names.sh", ROOT, suite, " ".join(packages)]
-    tag = subprocess.run(names, capture_output=True, text=True, check=True).stdout.splitlines()[2]
-    cache = Path(os.environ.get("COLDFRAME_CACHE", "~/.cache/coldframe")).expanduser()
-    path = cache / "images" / f"fl-{tag}.tar.zst"
-    if not path.exists():
-        with tempfile.TemporaryDirectory() as directory, Hosts(1) as hosts:
-            Bench(hosts, Path(directory), monitoring=False).deploy(1, 1)
-    return path
-
-
 def recap(output: str) -> list[str]:
     """The lines of Ansible's recap."""
     return [line for line in output.splitlines() if "changed=" in line and "unreachable=" in line]
@@ -174,8 +160,7 @@ def main() -> None:
         "one less": many - 1,
     }
     figures: dict[str, Any] = {}
-    image = archive()
-    seed = None if arguments.ship else make_seed(image, image.name.removesuffix(".tar.zst"))
+    seed = None if arguments.ship else fl_seed()
     with tempfile.TemporaryDirectory() as directory, Hosts(names=NAMES, seed=seed) as hosts:
         bench = Bench(hosts, Path(directory), not arguments.quick)
         for name, last in steps.items():
