@@ -84,9 +84,9 @@ def test_a_cpu_limit_holds_and_bites_while_the_process_runs(machine: Machine, sh
         assert step["limits"]["cpu.max"] == f"{round(step['asked'] * PERIOD)} {PERIOD}"
         assert step["said"]["holds"]
         assert step["said"]["verified"]["cpu"] == step["asked"]
-        # By periods, not by the clock. Two processes want all of it; use and periods are read in one file,
-        # and a period that has just begun counts already: 10 %.
-        assert step["asked"] * 0.8 <= used <= step["asked"] * 1.1
+        # By periods, not by the clock. Two processes want all of it; of the twenty periods, those at both
+        # ends are counted whole and seen in part.
+        assert step["asked"] * 0.8 <= used <= step["asked"] * 1.2
         assert step["nr_throttled"] > 0
     # Who waits for its quota is stalled.
     assert found["stalled"] > 0
@@ -326,7 +326,7 @@ def test_a_machine_in_a_container_runs_systemd_and_an_engine(
     # machine's group / host's group / its system.slice / the container's scope
     assert found["nested"] >= 3
     assert found["cpu_max"] == "50000 100000"
-    assert cores * 0.7 <= used <= cores * 1.1
+    assert cores * 0.8 <= used <= cores * 1.2
     assert found["nr_throttled"] > 0
     # `tests.hosts` wakes what is paused in a host before it removes it.
     assert found["frozen"] == [1, 0]
