@@ -5,6 +5,8 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 venv=$(cd "${VENV:-.venv}" && pwd) || { echo "lint: there is no ${VENV:-.venv}: type make setup-dev" >&2; exit 2; }
 export PATH="$venv/bin:$PATH" ANSIBLE_FORCE_COLOR=0 NO_COLOR=1
+# Outside the checkout, so that a fresh clone has it too; mypy compares contents.
+export MYPY_CACHE_DIR=${COLDFRAME_CACHE:-$HOME/.cache/coldframe}/mypy
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 failed=()
