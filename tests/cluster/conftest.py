@@ -19,10 +19,11 @@ from tests.hosts.seeds import fl_seed
 LANE_A = (
     "test_blank_hosts.py",
     "test_main_job.py",
-    "test_throttle.py",
     "test_monitoring.py",
     "test_monitoring_dashboards.py",
     "test_monitoring_grafana.py",
+    "test_monitoring_off.py",
+    "test_throttle.py",
     "test_faults.py",
     "test_changes.py",
 )
@@ -59,15 +60,20 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         yield lab
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def federation(lab: WatchedLab) -> WatchedLab:
-    """The lab with the federation standing."""
+    """The lab with the federation standing, monitored or not."""
     lab.deploy(dataset="synthetic")
     return lab
 
 
 @pytest.fixture(scope="module")
 def watched(lab: WatchedLab) -> WatchedLab:
-    """The same, for the fixtures of a module."""
+    """The lab with the federation standing and monitored. A deployment of three hosts takes half as long
+    without: test_monitoring_off.py turns it off when nobody needs it any more."""
+    if not lab.monitoring:
+        lab.monitoring = True
+        write_inventory(lab)
+        lab.deployed.clear()
     lab.deploy(dataset="synthetic")
     return lab

@@ -1,4 +1,4 @@
-"""The one federation that lane A's tests share: a server, five clients on three machines, monitored."""
+"""The one federation that lane A's tests share: a server, and five clients on three machines."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def write_inventory(
     variables
         For all machines.
     """
-    usual = {"fl_client_cpu": CPU, "fl_monitoring": True, "prometheus_scrape_interval": "1s"}
+    usual = {"fl_client_cpu": CPU, "prometheus_scrape_interval": "1s"}
     lab.write_inventory(1, machines, **{**usual, **variables})
     inventory = yaml.safe_load(lab.inventory.read_text())
     every = inventory["fl_machines"]

@@ -66,6 +66,7 @@ class Lab:
     directory: Path
     deployed: set[str] = field(default_factory=set)
     federation: str = ""  # what every verb is about, where that is not the inventory's
+    monitoring: bool = False  # of the inventories that are written: few tests are about it
 
     @property
     def inventory(self) -> Path:
@@ -106,9 +107,8 @@ class Lab:
         for group in every["children"].values():
             group["hosts"] = {name: None for name in machines if name in group["hosts"]}
         variables = every.setdefault("vars", {})
-        # Monitoring has tests of its own (test_monitoring.py): the others need not wait for it.
-        settings = {"fl_client_count": clients, "fl_results_dir": str(self.results), "fl_monitoring": False}
-        variables.update({**settings, **more})
+        settings = {"fl_client_count": clients, "fl_results_dir": str(self.results)}
+        variables.update({**settings, "fl_monitoring": self.monitoring, **more})
         self.inventory.write_text(yaml.safe_dump(inventory, sort_keys=False))
 
     def environment(self) -> dict[str, str]:

@@ -15,22 +15,18 @@ from tests.cluster.federation import (
     COUNTS,
     EVERYBODY,
     FEDERATION,
-    PORT,
     containers,
     turned_away,
     write_inventory,
 )
 from tests.cluster.lab import Lab, sh
-from tests.cluster.watch import PORTS, WatchedLab
-
-OFF = {"dataset": "synthetic", "fl_monitoring": "false"}
+from tests.cluster.watch import WatchedLab
 
 
 def test_teardown_purges_only_this_federation(federation: Lab) -> None:
     """A second federation on the same engines comes and goes; the first does not notice."""
     before = federation.container(federation.machine, "coldframe-c1-0")["State"]["StartedAt"]
     second = {"fl_federation": "second", "fl_port": "9192", "fl_client_count": "1", "fl_client_cpu": "0.2"}
-    second["fl_monitoring"] = "false"
     federation.must("site.yml", rounds="1", dataset="synthetic", max_samples="900", **second)
     assert federation.summary()["status"] == "completed"
     assert "second-c1-0" in federation.on_machine("docker ps --format '{{.Names}}'")
@@ -47,41 +43,6 @@ def test_teardown_purges_only_this_federation(federation: Lab) -> None:
     assert federation.run()["status"] == "completed"
     again = federation.must("teardown.yml", purge="true", fl_federation="second")
     assert set(again.changed.values()) == {0}
-
-
-def starts(watched: WatchedLab) -> dict[str, tuple[str, str]]:
-    """Each client's container, and when it was started."""
-    label = f"label=coldframe.federation={FEDERATION}"
-    found = {}
-    for host in watched.hosts:
-        ids = sh(host, f"docker ps -q --filter {label} --filter label=coldframe.role=client").split()
-        for item in json.loads(sh(host, f"docker inspect {' '.join(ids)}")):
-            found[item["Name"]] = (item["Id"], item["State"]["StartedAt"])
-    return found
-
-
-def answers(watched: WatchedLab, machine: str, port: int) -> bool:
-    """Whether anything listens there, seen from the neighbour."""
-    neighbour = watched.hosts["c1" if machine == "server" else "server"]
-    code = sh(neighbour, f"curl -sk -o /dev/null https://{watched.hosts[machine].address}:{port}/; echo $?")
-    return code.strip() != "7"  # curl's word for a refused connection
-
-
-def test_monitoring_turned_off_is_gone_and_no_client_was_touched(watched: WatchedLab) -> None:
-    ports = [("server", port) for port in PORTS.values()]
-    ports += [(machine, PORTS[job]) for machine in ("c1", "c2") for job in ("node", "containers")]
-    assert all(answers(watched, machine, port) for machine, port in ports)
-    before = starts(watched)
-    assert len(before) == len(CLIENTS)
-    watched.must("site.yml", train="false", **OFF)
-    for host in watched.hosts:
-        listed = sh(host, "docker ps -a --filter label=coldframe.monitoring=true -q")
-        assert listed == "", host.name
-    assert [(machine, port) for machine, port in ports if answers(watched, machine, port)] == []
-    assert answers(watched, "server", PORT)
-    assert starts(watched) == before
-    status = watched.must("status.yml", fl_monitoring="false").output
-    assert f":{PORTS['prometheus']}" not in status
 
 
 def test_federation_grows_and_shrinks(federation: Lab) -> None:
@@ -101,7 +62,9 @@ def test_federation_grows_and_shrinks(federation: Lab) -> None:
         )
         return found
 
-    federation.must("site.yml", train="false", **OFF)
+    federation.monitoring = False
+    write_inventory(federation)
+    federation.must("site.yml", train="false", dataset="synthetic")
     before, given = clients(), ids()
     assert given.keys() == CLIENTS.keys()
     stay = {name: before[name] for name in ("server-0", "c1-0", "c1-1", "server")}
@@ -111,23 +74,23 @@ def test_federation_grows_and_shrinks(federation: Lab) -> None:
     inventory = yaml.safe_load(federation.inventory.read_text())
     del inventory["fl_machines"]["children"]["fl_clients"]["hosts"]["c2"]
     federation.inventory.write_text(yaml.safe_dump(inventory, sort_keys=False))
-    federation.must("site.yml", train="false", **OFF)
+    federation.must("site.yml", train="false", dataset="synthetic")
     assert sh(federation.hosts["c2"], "docker ps --all --quiet") == ""
     assert clients().items() > stay.items()
     assert clients().keys() & {*CLIENTS, "c1-2"} == {"server-0", "c1-0", "c1-1", "c1-2"}
     assert ids() == everybody
     # The parts of those that left are nobody's: c1-2 has the sixth of six.
-    summary = federation.run(min_train_clients="4", min_available_clients="4", fl_monitoring="false")
+    summary = federation.run(min_train_clients="4", min_available_clients="4")
     assert (summary["clients"], summary["failures"]) == (4, [])
     replied = {event["client"] for event in federation.journal() if event["event"] == "reply"}
     assert replied == {"server-0", "c1-0", "c1-1", "c1-2"}
 
     write_inventory(federation, ["server", "c2", "c1"])
-    federation.must("site.yml", train="false", **OFF)
+    federation.must("site.yml", train="false", dataset="synthetic")
     assert clients().items() > stay.items()
     assert clients().keys() & {*CLIENTS, "c1-2"} == CLIENTS.keys()
     assert ids() == everybody
-    summary = federation.run(**EVERYBODY, fl_monitoring="false")
+    summary = federation.run(**EVERYBODY)
     assert (summary["clients"], summary["failures"]) == (len(CLIENTS), [])
     write_inventory(federation)
 
@@ -144,6 +107,7 @@ def test_teardown_without_purge_keeps_the_state(federation: WatchedLab) -> None:
     for host in federation.hosts:
         assert sh(host, "docker ps --all --quiet").strip() == ""
     assert federation.results.joinpath("latest").exists()
+    federation.monitoring = True
     write_inventory(federation, ["server", "c1"])
     federation.must("site.yml", train="false", dataset="synthetic")
     before = federation.container(federation.server, f"{FEDERATION}-prometheus")

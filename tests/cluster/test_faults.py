@@ -28,10 +28,10 @@ SMALL = {"dataset": "synthetic", "max_samples": "800", "fraction_evaluate": "0"}
 
 
 @pytest.fixture(scope="module", name="faults")
-def federation_to_hurt(watched: WatchedLab) -> Iterator[WatchedLab]:
-    write_inventory(watched, ansible_user="root")
-    yield watched
-    write_inventory(watched)
+def federation_to_hurt(federation: WatchedLab) -> Iterator[WatchedLab]:
+    write_inventory(federation, ansible_user="root")
+    yield federation
+    write_inventory(federation)
 
 
 def start(lab: Lab, **variables: Any) -> tuple[Play, Callable[[], Play]]:

@@ -33,7 +33,15 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from tests.cluster.federation import CLIENTS, CPU, EVERYBODY, MACHINES, containers, turned_away
+from tests.cluster.federation import (
+    CLIENTS,
+    CPU,
+    EVERYBODY,
+    MACHINES,
+    containers,
+    turned_away,
+    write_inventory,
+)
 from tests.cluster.lab import ROOT, Lab, sh
 from tests.cluster.watch import PORTS, WatchedLab
 
@@ -54,6 +62,12 @@ SUMMARY_KEYS = {
     ),
     *("wall_seconds", "round_seconds", "model_sha256", "oversubscribed", "started", "finished", "versions"),
 }
+
+
+@pytest.fixture(scope="module")
+def federation(watched: WatchedLab) -> WatchedLab:
+    """What a user's first deployment makes is monitored."""
+    return watched
 
 
 # --- the main job
@@ -85,6 +99,8 @@ def test_site_trains_full_mnist(lab: Lab) -> None:
     if lab.deployed:
         lab.must("teardown.yml", purge="true")
         lab.deployed.clear()
+    lab.monitoring = True
+    write_inventory(lab)
     for host in lab.hosts:
         sh(host, "systemctl disable --now docker.service docker.socket containerd.service 2>&1")
         sh(host, "rm -rf /var/lib/docker/*")  # where the machine's engine came with the image

@@ -109,9 +109,9 @@ class Pacing:
 
 
 @pytest.fixture(scope="module")
-def pacing(watched: WatchedLab) -> Pacing:
-    watched.must("throttle.yml", undo="true")
-    return Pacing(watched)
+def pacing(federation: WatchedLab) -> Pacing:
+    federation.must("throttle.yml", undo="true")
+    return Pacing(federation)
 
 
 @pytest.fixture(autouse=True)
