@@ -272,7 +272,8 @@ def test_limits_with_an_end_expire_by_themselves(machine: Machine, show: Show) -
 @pytest.mark.usefixtures("stand")
 def test_limits_outlive_a_restart_of_the_agent(machine: Machine) -> None:
     passing = {"pids": 100}
-    found = machine.ask("agent_restart", limits=ALL, passing=passing, duration=2)
+    # Long enough that the agent has stopped before the end, emulated and beside other work.
+    found = machine.ask("agent_restart", limits=ALL, passing=passing, duration=15)
     alone, back = found["alone"], found["back"]
     assert alone["limits"] == {**HELD, "pids.max": "100"}  # nobody is there to end it
     assert_shaped(alone["queues"])

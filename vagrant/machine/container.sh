@@ -12,3 +12,14 @@ chroot "$root" systemctl mask \
     getty.target console-getty.service getty@.service serial-getty@.service \
     systemd-timesyncd.service \
     systemd-networkd-wait-online.service sys-kernel-debug.mount sys-kernel-tracing.mount dev-hugepages.mount
+
+# Under control groups v2 a group that holds processes cannot hand a controller down, and `docker exec` puts a process into
+# the machine's top group. So systemd hands them to system.slice at its start, not when a container first needs them.
+install -d -m 0755 "$root/etc/systemd/system/system.slice.d"
+cat >"$root/etc/systemd/system/system.slice.d/controllers.conf" <<'SLICE'
+[Slice]
+CPUWeight=100
+IOWeight=100
+MemoryAccounting=yes
+TasksAccounting=yes
+SLICE
