@@ -89,7 +89,7 @@ def memory(limit: int, use: int, below: int) -> dict[str, Any]:
         used, kills = int(group.text("memory.current")), group.table("memory.events")["oom_kill"]
         refused, kept = set_limits({"memory": below}), group.limits()
         unharmed = group.table("memory.events")["oom_kill"] == kills
-        # The kernel may kill again before the memory of the first is free: not the client's main process, with
+        # The kernel may kill again before the memory of the first is free: not the main process, with
         # which the group would go.
         spare = Path(f"/proc/{pid()}/oom_score_adj")
         before = spare.read_text()
