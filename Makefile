@@ -45,7 +45,8 @@ test-runtime: setup-dev
 	.venv/bin/python -m pytest -q tests/unit --ignore-glob='*/test_plugins_*.py' $(ARGS)
 
 # The tests type make themselves: theirs is not a part of this one.
-test-cluster: test-lane-a test-lane-b  ## Real deployments on test hosts
+test-cluster: setup-dev  ## Real deployments on test hosts
+	env --unset=MAKEFLAGS scripts/with_engine.sh .venv/bin/python -m pytest -v tests/cluster $(ARGS)
 
 test-lane-a: setup-dev  # the tests of one federation
 	env --unset=MAKEFLAGS scripts/with_engine.sh .venv/bin/python -m pytest -v -m lane_a tests/cluster $(ARGS)
@@ -58,7 +59,7 @@ test-vagrant: setup-dev  ## Vagrant's machines for real, as containers
 	env --unset=MAKEFLAGS scripts/with_engine.sh .venv/bin/python -m pytest -v tests/vagrant/test_vagrant.py $(ARGS)
 
 test-python313: setup-dev  ## The controller on Python 3.13, where one is installed
-	env --unset=MAKEFLAGS scripts/with_engine.sh scripts/test_python313.sh
+	env --unset=MAKEFLAGS scripts/test_python313.sh
 
 test-kernel: setup-dev  ## Limits on a kernel with control groups v2 and netem, in a virtual machine
 	@scripts/setup_kernel.sh

@@ -7,6 +7,7 @@ venv=$(cd "${VENV:-.venv}" && pwd) || { echo "lint: there is no ${VENV:-.venv}: 
 export PATH="$venv/bin:$PATH" ANSIBLE_FORCE_COLOR=0 NO_COLOR=1
 # Outside the checkout, so that a fresh clone has it too; mypy compares contents.
 export MYPY_CACHE_DIR=${COLDFRAME_CACHE:-$HOME/.cache/coldframe}/mypy
+mkdir -p "$MYPY_CACHE_DIR"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 failed=()
@@ -29,7 +30,7 @@ syntax() { local script; for script in "${scripts[@]}"; do bash -n "$script" || 
 check "ruff" ruff check .
 check "ruff format" ruff format --check .
 # Two plugins may bear one name (an action and its module): only their packages tell them apart.
-check "mypy" mypy --explicit-package-bases fl coldframe plugins dashboards
+check "mypy" flock "$MYPY_CACHE_DIR.lock" mypy --explicit-package-bases fl coldframe plugins dashboards
 check "bash -n" syntax
 check "yamllint" yamllint --strict .
 check "ansible-lint" ansible-lint --offline --strict

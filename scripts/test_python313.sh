@@ -23,5 +23,10 @@ if [ -z "$python" ]; then
 fi
 environment=$(PYTHON=$python scripts/setup.sh --test-plugins)
 "$environment/bin/ansible" --version | sed -nE 's/^ansible \[(.*)\]/Python 3.13 with ansible-\1/p'
-[ "$part" = verbs ] || "$environment/bin/python" -m pytest -q tests/unit/test_plugins_*.py "$@"
-[ "$part" = units ] || "$environment/bin/python" -m pytest -v tests/python313 "$@"
+case $part in
+  units) exec "$environment/bin/python" -m pytest -q tests/unit/test_plugins_*.py "$@" ;;
+  verbs) tests=(tests/python313) ;;
+  all) tests=(tests/unit/test_plugins_*.py tests/python313) ;;
+esac
+scripts/setup.sh  # what starts an engine
+exec scripts/with_engine.sh "$environment/bin/python" -m pytest -q "${tests[@]}" "$@"

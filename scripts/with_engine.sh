@@ -19,6 +19,7 @@ stop_engine() {
 
 if ! answers; then
   trap stop_engine EXIT
+  trap : TERM  # not before the command has removed what it made: who ends it sends the signal to the group
   .venv/bin/ansible-playbook playbooks/engine.yml
 fi
 "$@"

@@ -17,7 +17,7 @@ import pytest
 
 from tests.hosts.shell import cache
 
-DEPLOYMENTS = {"cluster", "kernel", "vagrant"}
+DEPLOYMENTS = {"cluster", "kernel", "python313", "vagrant"}
 HERE = Path(__file__).parent
 
 

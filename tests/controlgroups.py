@@ -39,7 +39,7 @@ class Kernel:
         Cores.
     memory, memory_used, memory_peak, anonymous, cached
         Bytes: the limit, all that is charged and the most that ever was, and of that what no file backs and
-        what files do.
+        what files do. Version 2 tells the most since kernel 5.19.
     pids, pids_used
         Processes and threads.
     cpu_seconds
@@ -52,7 +52,7 @@ class Kernel:
     cpu: float | None
     memory: int | None
     memory_used: int
-    memory_peak: int
+    memory_peak: int | None
     anonymous: int
     cached: int
     pids: int | None
@@ -114,7 +114,7 @@ def parse(output: str) -> Kernel:
         cpu=cpu,
         memory=limit("memory limit"),
         memory_used=int(text("memory use")),
-        memory_peak=int(text("memory peak")),
+        memory_peak=int(text("memory peak")) if FILES["memory peak"][2 - version] in found else None,
         anonymous=table("memory statistics")["anon" if version == 2 else "total_rss"],
         cached=table("memory statistics")["file" if version == 2 else "total_cache"],
         pids=limit("processes limit"),

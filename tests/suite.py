@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -83,7 +84,8 @@ class Suite:
     def run_phase(self, phase: Phase) -> None:
         """Run a target, pass on each line that it prints, and read what its tests said."""
         phase.report.unlink(missing_ok=True)
-        environment = {**os.environ, "PYTEST_ADDOPTS": f"--junitxml={phase.report} -o junit_family=xunit1"}
+        options = f"--junitxml={shlex.quote(str(phase.report))} -o junit_family=xunit1"
+        environment = {**os.environ, "PYTEST_ADDOPTS": options}
         environment.pop("MAKEFLAGS", None)
         begin = time.monotonic()
         process = subprocess.Popen(
@@ -98,15 +100,25 @@ class Suite:
             start_new_session=True,  # a signal reaches it through us, once
         )
         self.processes[phase.lane] = process
+        if self.stopped:  # meanwhile
+            os.killpg(process.pid, signal.SIGTERM)
         assert process.stdout is not None
         with (OUTPUT / f"{phase.target}.log").open("w") as log:
             for line in process.stdout:
                 log.write(line)
                 with self.writing:
-                    print(f"{phase.lane} | {line}", end="", flush=True)
+                    self.say(f"{phase.lane} | {line}")
         phase.code = process.wait()
         phase.seconds = time.monotonic() - begin
         phase.tests = outcomes(phase.report)
+
+    def say(self, text: str) -> None:
+        """Print; where nobody reads any more, end the lanes."""
+        try:
+            print(text, end="", flush=True)
+        except OSError:
+            if not self.stopped:
+                self.stop(signal.SIGTERM, None)
 
     def stop(self, number: int, _: object) -> None:
         """Pass a signal on to what runs: it removes what it has made, and the lanes end."""
@@ -163,6 +175,7 @@ def main() -> int:
     suite = Suite(options.lanes)
     signal.signal(signal.SIGINT, suite.stop)
     signal.signal(signal.SIGTERM, suite.stop)
+    signal.signal(signal.SIGHUP, suite.stop)
     suite.run()
     print("\n".join(table(suite.phases, now - begin, time.time() - begin)))
     counts = {
@@ -171,7 +184,7 @@ def main() -> int:
     }
     bad = [phase for phase in suite.phases if phase.code != 0]
     # A target without tests that fails, such as a linter, counts too.
-    failed = counts["failed"] or len(bad)
+    failed = counts["failed"] + sum(not phase.count("failed") for phase in bad)
     print(f"\n{counts['passed']} passed, {failed} failed, {counts['skipped']} skipped", flush=True)
     return 1 if bad or suite.stopped else 0
 

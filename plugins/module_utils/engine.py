@@ -123,10 +123,25 @@ class Engine:
             if error.status != 404:
                 raise
 
-    def network_id(self, name: str) -> str:
-        """Return the id of a network; empty where there is none of that name."""
-        networks = self.call("GET", "/networks", filters=json.dumps({"name": [name]}))
-        return next((item["Id"] for item in networks if item["Name"] == name), "")
+    def network_id(self, federation: str) -> str:
+        """Return the id of a federation's network; empty where there is none of that name.
+
+        Raises
+        ------
+        EngineError
+            If a network of that name is not the federation's: teardown.yml would leave it.
+        """
+        networks = self.call("GET", "/networks", filters=json.dumps({"name": [federation]}))
+        found = next((item for item in networks if item["Name"] == federation), None)
+        if found is None:
+            return ""
+        if (found.get("Labels") or {}).get("coldframe.federation") != federation:
+            raise EngineError(
+                409,
+                f"another network has the name {federation}: type docker network rm {federation} on the "
+                "machine, or choose another fl_federation",
+            )
+        return str(found["Id"])
 
     def create_network(self, federation: str) -> None:
         """Make the bridge network of a federation; another call may have made it meanwhile."""

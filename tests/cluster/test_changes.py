@@ -1,6 +1,6 @@
 """What changes a federation, takes parts of it away, or takes it down: the last of lane A.
 
-Each test deploys what it does not find standing, and says what it leaves behind.
+The first deploys the federation where none stands; each says what it leaves behind.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import yaml
 from tests.cluster.federation import (
     CLIENTS,
     COUNTS,
+    CPU,
     EVERYBODY,
     FEDERATION,
     containers,
@@ -103,9 +104,12 @@ def test_teardown_without_purge_keeps_the_state(federation: WatchedLab) -> None:
     ids = federation.on_server("cat /var/lib/coldframe/coldframe/partitions.json")
     if not federation.results.joinpath("latest").exists():  # alone, it finds no run
         federation.run()
+    federation.must("throttle.yml", cpu="0.2", clients="c1-0")
     federation.must("teardown.yml")
     for host in federation.hosts:
         assert sh(host, "docker ps --all --quiet").strip() == ""
+        # A federation that is deployed again begins without throttles.
+        assert "agent" not in sh(host, f"ls /var/lib/coldframe/{FEDERATION}").split()
     assert federation.results.joinpath("latest").exists()
     federation.monitoring = True
     write_inventory(federation, ["server", "c1"])
@@ -116,6 +120,7 @@ def test_teardown_without_purge_keeps_the_state(federation: WatchedLab) -> None:
     federation.must("site.yml", train="false", dataset="synthetic")
     assert federation.on_server("cat /var/lib/coldframe/coldframe/partitions.json") == ids
     federation.wait_for("all clients", lambda: federation.online() == set(CLIENTS), 60)
+    assert federation.kernel(federation.machine, f"{FEDERATION}-c1-0").cpu == CPU
 
     def found() -> set[tuple[str, str]]:
         # Not the samples that c2's last containers have left.

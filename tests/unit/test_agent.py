@@ -200,6 +200,8 @@ def test_where_only_the_engine_may_write_it_does(bench: Bench, monkeypatch: pyte
     answer = bench.set(cpu=0.1, pids=100)
     assert answer["clients"]["a"]["holds"]
     assert (bench.held()["cpu"], bench.held()["pids"]) == (0.1, 100)
+    # Told of the memory limit too, whatever has changed: see Keeper._to_tell.
+    assert all({"Memory", "MemorySwap"} <= changes.keys() for _, changes in bench.engine.updates)
     bench.agent.tell(time.monotonic() + keeper.SETTLE)
     assert len(bench.engine.updates) == 2
 

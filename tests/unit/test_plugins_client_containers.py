@@ -324,6 +324,12 @@ def test_network_that_another_call_makes_meanwhile_will_do(docker: Docker) -> No
     assert docker.changes == ["network fed", "network fed2"]
 
 
+def test_network_of_somebody_else_is_not_taken(docker: Docker) -> None:
+    docker.networks["fed"] = {"Name": "fed", "Id": "other", "Labels": None}
+    with pytest.raises(EngineError, match="docker network rm fed"):
+        Engine(str(docker.server_address)).network_id("fed")
+
+
 def test_arguments_are_those_that_the_documentation_names() -> None:
     documented = yaml.safe_load(client_containers.DOCUMENTATION)["options"]
 

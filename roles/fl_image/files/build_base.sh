@@ -11,6 +11,6 @@ flock 9  # another federation may be building the same one
 remove() { docker rm --force "$name" >/dev/null 2>&1 || true; }
 remove  # of a build that was interrupted
 trap remove EXIT
-docker run --name "$name" --network none --volume "$PWD:/base:ro" "$debian" /base/install_packages.sh 2>&1 |
+docker run --name "$name" --network none --volume "$PWD:/base:ro" "$debian" sh /base/install_packages.sh 2>&1 |
   sed -uE '/^Looking|^Requirement|^ *$/d; s#^Processing /base/wheels/([^ ]*).*#wheel \1#; s/^(Installing collected packages|Successfully installed).*/\1/'
 docker commit --change 'CMD ["python3"]' "$name" "$base"

@@ -9,6 +9,7 @@ exec 9>"$out.lock"
 flock 9  # another deployment may be fetching the same ones
 [ ! -e "$out/requirements.txt" ] || exit 0
 mkdir -p "$out.part"
+rm -f "$out.part"/pip-*.whl  # of an interrupted download with another pip
 extra=()
 [ -z "$torch_index" ] || extra=(--extra-index-url "$torch_index")
 # Wheels of the image's Python and architecture, whatever the controller's are.
