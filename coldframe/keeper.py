@@ -336,7 +336,9 @@ class Keeper:
             except OSError as error:
                 if error.errno in NOT_OURS:
                     assert client.container is not None
-                    self.engine.update(client.container.id, limits.engine_update(self._to_tell(client, wrong)))
+                    self.engine.update(
+                        client.container.id, limits.engine_update(self._to_tell(client, wrong))
+                    )
                     client.container.told |= without_network(client.desired)
                     return True
                 if error.errno in (errno.ENOENT, errno.ENODEV):
