@@ -124,6 +124,7 @@ def baseline(pacing: Pacing) -> Iterator[None]:
     assert pacing.cores() == {CPU}
 
 
+@pytest.mark.measures
 def test_limits_change_while_clients_train(pacing: Pacing) -> None:
     """0.32 → 0.1 → undo in one run: the same processes, and the kernel agrees.
 
