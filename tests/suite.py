@@ -31,7 +31,6 @@ LANES = {
         "test-lane-b",
         "test-vagrant",
         "test-python313",
-        "test-kernel",
     ],
 }
 SLOWEST = 15
