@@ -12,9 +12,9 @@ import requests
 
 RATE_INTERVAL = "30s"
 STEP = 5.0  # seconds between the points of a range
-# A run that nobody named has no name, and of a foreign app's run the data set is not known: some series bear
-# the label, not all.
-OPTIONAL = {"run_name", "dataset"}
+# A run that nobody named has no name, and what a foreign app trains with is not known: some series bear the
+# label, not all.
+OPTIONAL = {"run_name", "dataset", "partitioner", "seed", "strategy"}
 _LABEL = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 _VARIABLE = re.compile(r"\$\{(\w+)(?::\w+)?\}|\$(\w+)")
 _LABEL_VALUES = re.compile(r"label_values\((?:(?P<metric>.+),\s*)?(?P<label>\w+)\)")
