@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -222,7 +223,9 @@ class ActionModule(ActionBase):
         if state in GONE:  # not raised: Ansible does not ask `failed_when` about what is raised
             message = f"{GONE[state]}. Its last lines:\n{_tail(output.lines)}"
             return {**result, "failed": True, "changed": args["changed"], "msg": message}
-        self._low_level_execute_command(f"rm -rf -- {shlex.quote(directory)}")
+        # A machine that goes down ends the command first: what became of it is known by then.
+        with contextlib.suppress(AnsibleConnectionFailure):
+            self._low_level_execute_command(f"rm -rf -- {shlex.quote(directory)}")
         rc = int(state)
         if rc != 0:
             # All lines were shown while they came: here the last ones, which tell why.
