@@ -54,12 +54,12 @@ test-lane-a: setup-dev  # the tests of one federation
 test-lane-b: setup-dev  # the tests that make hosts of their own
 	env --unset=MAKEFLAGS scripts/with_engine.sh .venv/bin/python -m pytest -v -m lane_b tests/cluster $(ARGS)
 
-test-vagrant: setup-dev  ## Vagrant's machines for real, as containers
+test-vagrant: setup-dev  ## Vagrant's machines for real, as containers; the controller on Python 3.13, where one is installed
 	@scripts/setup_vagrant.sh
-	env --unset=MAKEFLAGS scripts/with_engine.sh .venv/bin/python -m pytest -v tests/vagrant/test_vagrant.py $(ARGS)
+	env --unset=MAKEFLAGS PYTHON="$$(scripts/python313.sh)" scripts/with_engine.sh .venv/bin/python -m pytest -v tests/vagrant/test_vagrant.py $(ARGS)
 
-test-python313: setup-dev  ## The controller on Python 3.13, where one is installed
-	env --unset=MAKEFLAGS scripts/test_python313.sh
+test-python313: setup-dev  ## The tests of plugins/ on Python 3.13, where one is installed
+	scripts/test_python313.sh $(ARGS)
 
 test-kernel: setup-dev  ## Limits on a kernel with control groups v2 and netem, in a virtual machine
 	@scripts/setup_kernel.sh

@@ -17,7 +17,7 @@ import pytest
 
 from tests.hosts.shell import cache
 
-DEPLOYMENTS = {"cluster", "kernel", "python313", "vagrant"}
+DEPLOYMENTS = {"cluster", "kernel", "vagrant"}
 HERE = Path(__file__).parent
 
 

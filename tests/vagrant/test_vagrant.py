@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,7 +102,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def test_up_ends_in_a_finished_run(cluster: Cluster) -> None:
-    """A fresh clone and `vagrant up`: machines, deployment, once, and a run; then where the inventory is."""
+    """A fresh clone and `vagrant up`: machines, deployment, once, and a run; then where the inventory is.
+
+    By the Python of the variable PYTHON, where it is set: make test-vagrant sets it to Debian 13's."""
+    asked = os.environ.get("PYTHON")
+    if asked:
+        version = subprocess.run([asked, "-V"], capture_output=True, text=True, check=True).stdout
+        assert cluster.call(".venv/bin/python", "-V").text == version
     assert cluster.first_up.count("Running provisioner: site") == 1
     assert "round 1/1" in cluster.first_up
     assert f"-i {cluster.inventory}" in cluster.first_up

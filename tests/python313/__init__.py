@@ -1,1 +1,0 @@
-"""What is tested with the Python that makes these tests run, on one host: each verb once."""
