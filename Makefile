@@ -8,6 +8,9 @@ ARGS ?=
 LANES ?=
 PLAYBOOK = .venv/bin/ansible-playbook
 
+# Bytecode is kept, also where the environment says otherwise: torch, flwr and Ansible are imported by hundreds of processes.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: up down setup setup-dev engine test lint test-unit test-plugins test-runtime test-cluster test-lane-a test-lane-b test-vagrant test-python313 test-kernel test-libvirt hosts hosts-down screenshots help
 
 help:  ## Show the targets

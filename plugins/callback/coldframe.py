@@ -6,6 +6,7 @@ from typing import Any
 
 from ansible import constants as C
 from ansible.plugins.callback.default import CallbackModule as Default
+from ansible.plugins.loader import filter_loader, test_loader
 
 DOCUMENTATION = """
 name: coldframe
@@ -31,6 +32,13 @@ class CallbackModule(Default):
     CALLBACK_VERSION = 2.0
     CALLBACK_TYPE = "stdout"
     CALLBACK_NAME = "coldframe"
+
+    def v2_playbook_on_start(self, playbook: Any) -> None:
+        super().v2_playbook_on_start(playbook)
+        # Ansible forks a process per task and machine. Asked for one, a loader imports all filters or tests:
+        # once here, and not in each of those processes, for a fifth of the CPU time of a deployment.
+        filter_loader.get("combine")
+        test_loader.get("match")
 
     def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
         super().v2_playbook_on_task_start(task, is_conditional)
