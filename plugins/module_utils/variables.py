@@ -104,6 +104,8 @@ class Variable:
         A value that works, as it is typed.
     low, high : float, optional
         The range, both ends included; `above` is a lower end that is not.
+    empty : bool
+        Whether an empty value means the default; else it is refused, as an unset variable of a shell is.
     """
 
     name: str
@@ -115,6 +117,7 @@ class Variable:
     above: float | None = None
     choices: tuple[str, ...] = ()
     pattern: str = ""
+    empty: bool = False
 
 
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
@@ -128,7 +131,7 @@ RUN = _table(
     Variable("rounds", "whole", "5", 5, low=1),
     Variable("fl_strategy", "choice", "fedavg", "fedavg", choices=tuple(STRATEGY_ARGUMENTS)),
     Variable("strategy_args", "dictionary", '{"proximal_mu": 0.1}', {}),
-    Variable("fl_dp", "choice", "server-fixed", "", choices=("", *DP_ARGUMENTS)),
+    Variable("fl_dp", "choice", "server-fixed", "", choices=("", *DP_ARGUMENTS), empty=True),
     Variable("dp_args", "dictionary", '{"noise_multiplier": 0.1, "clipping_norm": 10}', {}),
     Variable("fraction_train", "number", "1.0", 1.0, above=0, high=1),
     Variable("fraction_evaluate", "number", "1.0", 1.0, low=0, high=1),
@@ -147,7 +150,7 @@ RUN = _table(
     Variable("round_timeout", "duration", "600", 600.0, above=0),
     Variable("wait_timeout", "duration", "300", 300.0, above=0),
     Variable("wait", "truth", "true", True),
-    Variable("run_name", "text", "baseline", "", pattern=RUN_NAME),
+    Variable("run_name", "text", "baseline", "", pattern=RUN_NAME, empty=True),
     Variable("app", "text", "path/to/app", ""),
     Variable("run_config", "dictionary", '{"num-server-rounds": 3}', {}),
     Variable("collect", "text", "RUN_ID", "", pattern=r"\d+"),
@@ -197,7 +200,7 @@ CLIENT = _table(
     # Below, a training client is killed for lack of memory while it imports torch.
     Variable("memory", "size", "512m", low=384 << 20),
     Variable("pids", "whole", "256", low=64),
-    Variable("profile", "text", "NAME"),
+    Variable("profile", "text", "NAME", empty=True),
     *(VERBS["throttle"][name] for name in ("down", "up", "delay", "jitter", "loss")),
 )
 # Settings of the inventory: host variables, group variables, or -e.
@@ -225,11 +228,13 @@ INVENTORY = _table(
     Variable("fl_runtime", "choice", "warm", choices=("warm", "stock")),
     Variable("fl_image_builder", "text", "MACHINE"),
     Variable("fl_image_base_mode", "choice", "auto", choices=("auto", "registry", "debian")),
-    Variable("fl_image_registry", "text", "registry.example.org/lab", pattern=r"[A-Za-z0-9][\w.:/-]*"),
-    Variable("fl_image_torch_index", "text", "URL"),
-    Variable("fl_data_dir", "text", "path/to/data"),
+    Variable(
+        "fl_image_registry", "text", "registry.example.org/lab", pattern=r"[A-Za-z0-9][\w.:/-]*", empty=True
+    ),
+    Variable("fl_image_torch_index", "text", "URL", empty=True),
+    Variable("fl_data_dir", "text", "path/to/data", empty=True),
     Variable("fl_data_source", "choice", "auto", choices=("auto", "download", "npm", "folder")),
-    Variable("fl_results_dir", "text", "results"),
+    Variable("fl_results_dir", "text", "results", empty=True),
     Variable("fl_min_disk", "size", "4g"),
     Variable("grafana_port", "whole", "3000", low=1, high=65535),
     Variable("grafana_image", "text", "NAME:TAG"),
@@ -253,13 +258,6 @@ ALSO_CALLED = {
     "mem": ("memory",),
     "packet_loss": ("loss",),
 }
-EMPTY_ALLOWED = (
-    "fl_data_dir",
-    "fl_image_registry",
-    "fl_image_torch_index",
-    "fl_client_profile",
-    "fl_results_dir",
-)
 
 
 def expected(variable: Variable) -> str:
@@ -311,7 +309,9 @@ def cast_value(variable: Variable, value: object) -> Any:
             or (above is not None and result <= above)
         ):
             raise ValueError(f"is not {expected(variable)}: {remedy}")
-    if variable.pattern and result and not re.fullmatch(variable.pattern, result):
+    if variable.kind == "text" and not result.strip():
+        raise ValueError(f"is empty: {remedy}, or leave it out")
+    if variable.pattern and not re.fullmatch(variable.pattern, result):
         raise ValueError(f"does not have the form {variable.pattern}: {remedy}")
     return result
 
@@ -354,7 +354,7 @@ def cast(verb: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[Find
     for name, variable in VERBS[verb].items():
         values[name] = variable.default
         value = given.get(name)
-        if value is None or (value == "" and variable.default in ("", None)):
+        if value is None or (value == "" and variable.empty):
             continue
         try:
             values[name] = cast_value(variable, value)
@@ -371,7 +371,7 @@ def cast_inventory(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[Findi
     findings: list[Finding] = []
     for name, variable in INVENTORY.items():
         value = given.get(name)
-        if value is None or (value == "" and name in EMPTY_ALLOWED):
+        if value is None or (value == "" and variable.empty):
             continue
         if variable.kind == "entries":
             findings += _check_entries(value)
@@ -409,7 +409,7 @@ def _check_entries(entries: object) -> list[Finding]:
                 near = nearest(str(key), CLIENT)
                 remedy = f"write {near}" if near else f"it can have {', '.join(CLIENT)}"
                 findings.append(Finding(f"{where} has the unknown key {key}", remedy))
-            elif value is not None:
+            elif value is not None and not (value == "" and CLIENT[key].empty):
                 try:
                     cast_value(CLIENT[key], value)
                 except ValueError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.static.repository import ROOT, files
+from tests.static.repository import ROOT, files, load, task_files, tasks_in
 
 LONGEST = 650  # lines of a file that people write
 
@@ -110,3 +110,20 @@ def test_picture_of_the_architecture_is_made_of_its_source() -> None:
     picture = (ROOT / "docs" / "img" / "architecture.svg").read_text(encoding="utf-8")
     assert f"<!-- sha256 of architecture.dot: {digest} -->" in picture, "type docs/render.sh"
     assert "docs/img/architecture.svg" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_federations_directories_are_removed_only_where_its_name_is_checked_first() -> None:
+    """An empty name would make them those of all federations."""
+    whole = re.compile(r"\{\{ coldframe_(controller_)?state \}\}")
+    removing = {
+        task.path.name
+        for path in task_files()
+        for task in tasks_in(path)
+        if "absent" in str(task.keys) and whole.search(str(task.keys.get("ansible.builtin.file", {})))
+    }
+    assert removing
+    for play in load(ROOT / "playbooks" / "teardown.yml"):
+        first, *others = (task["ansible.builtin.import_tasks"] for task in play["tasks"])
+        assert first == "tasks/named.yml"
+        removing -= {Path(name).name for name in others}
+    assert removing == set()

@@ -2,11 +2,19 @@
 
 import inspect
 import json
+from functools import partial
 
 import pytest
 
 from plugins.module_utils import variables
-from plugins.module_utils.variables import cast, cast_inventory, check_clients, check_names
+from plugins.module_utils.variables import (
+    INVENTORY,
+    VERBS,
+    cast,
+    cast_inventory,
+    check_clients,
+    check_names,
+)
 
 
 def messages(findings):
@@ -253,10 +261,32 @@ def test_names_of_ansible_roles_and_inventory_are_known():
             "fl_client_list[0]: cpu=x is not a number ≥ 0.05: write cpu: 0.5",
         ),
         ({"docker_engine_manage": "maybe"}, "docker_engine_manage=maybe is not true or false"),
+        ({"fl_federation": ""}, "fl_federation= is empty: type -e fl_federation=coldframe, or leave it out"),
+        ({"fl_federation": " "}, "fl_federation=  is empty: type -e fl_federation=coldframe"),
     ],
 )
 def test_a_bad_inventory_variable_is_told_what_to_type(given, message):
     assert message in only(cast_inventory(given)[1])
+
+
+def empty_values():
+    """Every variable that no value is refused for, each with the function that judges it."""
+    for verb, table in VERBS.items():
+        for variable in table.values():
+            yield pytest.param(variable, partial(cast, verb), id=f"{verb} {variable.name}")
+    for variable in INVENTORY.values():
+        yield pytest.param(variable, cast_inventory, id=variable.name)
+
+
+@pytest.mark.parametrize(("variable", "judge"), list(empty_values()))
+def test_an_empty_value_is_refused_unless_it_means_the_default(variable, judge):
+    """-e cpu=$CPU, where the shell knows no CPU: nothing that was typed is passed over without a word."""
+    findings = judge({variable.name: ""})[1]
+    if variable.empty:
+        assert findings == []
+    else:
+        assert only(findings).startswith(variable.name)
+        assert "type" in str(findings[0]).lower()
 
 
 def test_inventory_variables_become_typed_and_others_stay_away():
