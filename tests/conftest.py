@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -39,10 +39,38 @@ def turn(alone: bool) -> Iterator[None]:
         yield
 
 
+class Turns:
+    """The turn that this lane has now, if any: tests that measure one after the other share one."""
+
+    def __init__(self) -> None:
+        self.stack = ExitStack()
+        self.alone = False
+
+    def begin(self, alone: bool) -> None:
+        if not (alone and self.alone):
+            self.stack.enter_context(turn(alone))
+            self.alone = alone
+
+    def end(self) -> None:
+        self.stack.close()
+        self.alone = False
+
+
+TURNS = Turns()
+
+
+def measures(item: pytest.Item | None) -> bool:
+    return item is not None and item.get_closest_marker("measures") is not None
+
+
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
     """Hold the lock from the first fixture of a test to the last."""
     if item.path.relative_to(HERE).parts[0] not in DEPLOYMENTS:
         return (yield)
-    with turn(alone=item.get_closest_marker("measures") is not None):
+    TURNS.begin(measures(item))
+    try:
         return (yield)
+    finally:
+        if not (measures(item) and measures(nextitem)):
+            TURNS.end()

@@ -1,4 +1,4 @@
-"""The one federation that lane A's tests share: a server, and five clients on three machines."""
+"""The federation that the tests of a lane share: a server, and five clients on three machines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What changes a federation, takes parts of it away, or takes it down: the last of lane A.
+"""What changes a federation, takes parts of it away, or takes it down: the last tests of their lane.
 
 The first deploys the federation where none stands; each says what it leaves behind.
 """
@@ -136,7 +136,8 @@ def test_teardown_without_purge_keeps_the_state(federation: WatchedLab) -> None:
 
 
 def test_purge_leaves_nothing(federation: Lab) -> None:
-    """Containers, networks, images, data, keys and results are gone, here and there."""
+    """Containers, networks, images, data, keys, calibrations and results are gone, here and there."""
+    federation.on_machine("echo '{}' >/var/lib/coldframe/calibration.json")
     federation.must("teardown.yml", purge="true")
     federation.deployed.clear()
     for host in federation.hosts:

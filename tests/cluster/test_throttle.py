@@ -210,6 +210,46 @@ def test_bandwidth_is_what_is_asked_for(pacing: Pacing) -> None:
         assert "proven" in cells
 
 
+def away(lines: list[str]) -> Iterator[str]:
+    """A trace with a column more: from second 40 to 60 c1-0 is out of reach."""
+    heads, *rows = lines
+    yield f"{heads},online"
+    for row in rows:
+        seconds, client, *_ = row.split(",")
+        yield f"{row},{int(not (client == 'c1-0' and 40 <= float(seconds) < 60))}"
+
+
+@pytest.mark.measures
+def test_trace_is_replayed_by_the_clock(pacing: Pacing, tmp_path: Path) -> None:
+    """Two machines, one start, one client out of reach for a while; what happened lies close to the plan, and
+    then it is over.
+
+    The trace is made as a user makes one: python -m coldframe.controller.traces ... > walk.csv
+    """
+    command = [sys.executable, "-m", "coldframe.controller.traces", "walk", "--clients", "c1-0,server-0"]
+    command += ["--minutes", "2", "--low", "1mbit", "--high", "20mbit"]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    (tmp_path / "walk.csv").write_text("".join(f"{line}\n" for line in away(made.stdout.splitlines())))
+    pacing.throttle(trace=str(tmp_path / "walk.csv"), trace_speed="10")
+
+    def over() -> bool:
+        return all(pacing.events(client)[-1]["cause"] == "trace ended" for client in ("c1-0", "server-0"))
+
+    pacing.lab.wait_for("the trace's end", over, 60)
+    planned = []
+    for client in ("c1-0", "server-0"):
+        played = [event for event in pacing.events(client) if event["cause"] == "trace"]
+        assert len(played) > 15
+        assert all(event["holds"] for event in played)
+        assert sorted(event["time"] - event["planned"] for event in played)[len(played) // 2] < 0.5
+        planned.append(played[0]["planned"])
+    assert planned[0] == planned[1]
+    changes = [event["verified"] for event in pacing.events("c1-0") if event["cause"].startswith("trace")]
+    links = [verified["online"] for verified in changes if "online" in verified]
+    assert (False in links, links[-1]) == (True, True), links
+    assert "tbf" not in pacing.qdiscs("c1-0")
+
+
 def test_memory_limit_kills_and_the_failure_says_so(pacing: Pacing) -> None:
     """The victim is named, with OOM, and the run goes on without it."""
     lab = pacing.lab
@@ -356,46 +396,6 @@ def test_loss_is_set_or_refused_by_what_the_kernel_can(pacing: Pacing) -> None:
         assert "netem" in pacing.qdiscs("c1-0")
     else:
         refused(play, ["netem"])
-
-
-def away(lines: list[str]) -> Iterator[str]:
-    """A trace with a column more: from second 40 to 60 c1-0 is out of reach."""
-    heads, *rows = lines
-    yield f"{heads},online"
-    for row in rows:
-        seconds, client, *_ = row.split(",")
-        yield f"{row},{int(not (client == 'c1-0' and 40 <= float(seconds) < 60))}"
-
-
-@pytest.mark.measures
-def test_trace_is_replayed_by_the_clock(pacing: Pacing, tmp_path: Path) -> None:
-    """Two machines, one start, one client out of reach for a while; what happened lies close to the plan, and
-    then it is over.
-
-    The trace is made as a user makes one: python -m coldframe.controller.traces ... > walk.csv
-    """
-    command = [sys.executable, "-m", "coldframe.controller.traces", "walk", "--clients", "c1-0,server-0"]
-    command += ["--minutes", "2", "--low", "1mbit", "--high", "20mbit"]
-    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    (tmp_path / "walk.csv").write_text("".join(f"{line}\n" for line in away(made.stdout.splitlines())))
-    pacing.throttle(trace=str(tmp_path / "walk.csv"), trace_speed="10")
-
-    def over() -> bool:
-        return all(pacing.events(client)[-1]["cause"] == "trace ended" for client in ("c1-0", "server-0"))
-
-    pacing.lab.wait_for("the trace's end", over, 60)
-    planned = []
-    for client in ("c1-0", "server-0"):
-        played = [event for event in pacing.events(client) if event["cause"] == "trace"]
-        assert len(played) > 15
-        assert all(event["holds"] for event in played)
-        assert sorted(event["time"] - event["planned"] for event in played)[len(played) // 2] < 0.5
-        planned.append(played[0]["planned"])
-    assert planned[0] == planned[1]
-    changes = [event["verified"] for event in pacing.events("c1-0") if event["cause"].startswith("trace")]
-    links = [verified["online"] for verified in changes if "online" in verified]
-    assert (False in links, links[-1]) == (True, True), links
-    assert "tbf" not in pacing.qdiscs("c1-0")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from coldframe.controller import results
+from coldframe.controller import plots, results
 
 PNG = b"\x89PNG\r\n\x1a\n"
 NAMES = ["lab-0", "lab-1", "lab-2"]
@@ -18,6 +18,14 @@ SUMMARY_KEYS = {
     *("seed", "accuracy", "loss", "wall_seconds", "round_seconds", "model_sha256", "oversubscribed"),
     *("started", "finished", "versions", "failures"),
 }
+
+
+@pytest.fixture(autouse=True)
+def unpainted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what takes seconds, the rendering of pictures, where a test is not about them."""
+    if request.node.get_closest_marker("renders") is None:
+        monkeypatch.setattr(plots, "save", lambda _figure, path: path.write_bytes(b""))
+        monkeypatch.setattr(plots, "svg", lambda _figure, _name: "<svg/>")
 
 
 def make_events(
@@ -169,12 +177,14 @@ def test_clients_table_has_a_row_per_client_round_and_phase(tmp_path: Path) -> N
     assert first["metric_accuracy"] == "" and table[3]["metric_accuracy"] == "0.8"
 
 
+@pytest.mark.renders
 def test_pictures_are_drawn(tmp_path: Path) -> None:
     collect(write_journal(tmp_path / "run", make_events()), tmp_path / "out")
     for name in ("rounds.png", "clients.png", "partitions.png"):
         assert (tmp_path / "out" / "latest" / name).read_bytes().startswith(PNG), name
 
 
+@pytest.mark.renders
 def test_many_clients_are_drawn_as_a_map(tmp_path: Path) -> None:
     events = make_events()
     more = [
@@ -279,6 +289,7 @@ def test_run_without_rounds(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "latest" / "rounds.png").exists()
 
 
+@pytest.mark.renders
 def test_run_without_a_round_but_with_replies_is_drawn(tmp_path: Path) -> None:
     events = [event for event in make_events(end="failed") if event["event"] != "round"]
     collect(write_journal(tmp_path / "run", events), tmp_path / "out")
