@@ -5,7 +5,10 @@ set -eu
 
 [ -w /dev/kvm ] || exit 1
 # Libvirt's machines run as a user of their own, which is in the group kvm.
-[ -n "$(find /dev/kvm \( -perm -o=rw -o -group kvm -perm -g=rw \))" ] || exit 1
+case "$(stat --format '%A %G' /dev/kvm)" in
+    c??????rw?* | c???rw*" kvm") ;;
+    *) exit 1 ;;
+esac
 if [ "$(uname -m)" != x86_64 ] || ! command -v qemu-system-x86_64 >/dev/null; then
     exit 0
 fi
