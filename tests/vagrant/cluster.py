@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -19,6 +20,8 @@ from tests.hosts.shell import docker
 ROOT = Path(__file__).resolve().parents[2]
 FEDERATION = "vagrant"
 HERE = Path(__file__).resolve().parent
+# What is not ours to change: an option that Vagrant's own provisioner types.
+DEPRECATED = re.compile(r"\[DEPRECATION WARNING\]: (?!The '--inventory-file' argument)")
 
 
 @dataclass
@@ -32,7 +35,7 @@ class Output:
 def succeeded(done: Output) -> str:
     """Assert that a command succeeded, with nothing that Ansible's next release will not have; its output."""
     assert done.code == 0, done.text
-    assert "DEPRECATION" not in done.text, done.text
+    assert not DEPRECATED.search(done.text), done.text
     return done.text
 
 
