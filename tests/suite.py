@@ -20,6 +20,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "build" / "tests"
@@ -35,6 +36,16 @@ LANES = {
     ],
 }
 SLOWEST = 15
+SHOWN = 300  # characters of either end of why a test failed
+
+
+class Test(NamedTuple):
+    """A test, and why it failed if it did."""
+
+    seconds: float
+    outcome: str
+    name: str
+    why: str = ""
 
 
 @dataclass
@@ -45,7 +56,7 @@ class Phase:
     target: str
     seconds: float = 0.0
     code: int | None = None
-    tests: list[tuple[float, str, str]] = field(default_factory=list)  # seconds, outcome, name
+    tests: list[Test] = field(default_factory=list)
 
     @property
     def report(self) -> Path:
@@ -54,7 +65,7 @@ class Phase:
 
     def count(self, outcome: str) -> int:
         """Number of tests with an outcome: passed, failed or skipped."""
-        return sum(found == outcome for _, found, _ in self.tests)
+        return sum(test.outcome == outcome for test in self.tests)
 
 
 class Suite:
@@ -128,16 +139,26 @@ class Suite:
                 os.killpg(process.pid, signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
 
-def outcomes(report: Path) -> list[tuple[float, str, str]]:
-    """Read a JUnit file: seconds, outcome and name of each test; none where there is no file."""
+def reason(failure: ElementTree.Element) -> str:
+    """Say in one line why a test failed: what pytest marks as the error, however long."""
+    marked = [line[1:] for line in (failure.text or "").splitlines() if line.startswith("E ")]
+    return " ".join(" ".join(marked or [failure.get("message") or ""]).split())
+
+
+def outcomes(report: Path) -> list[Test]:
+    """Read the tests from a JUnit file; none where there is no file."""
     if not report.exists():
         return []
     found = []
     for case in ElementTree.parse(report).iter("testcase"):
-        kinds = {child.tag for child in case}
-        outcome = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
+        children = {child.tag: child for child in case}
+        failure = children.get("failure", children.get("error"))
+        outcome = "failed" if failure is not None else "skipped" if "skipped" in children else "passed"
         place = (case.get("file") or case.get("classname") or "").removeprefix("tests/")
-        found.append((float(case.get("time") or 0), outcome, f"{place}::{case.get('name')}"))
+        why = reason(failure) if failure is not None else ""
+        if len(why) > 2 * SHOWN:
+            why = f"{why[:SHOWN]} ... {why[-SHOWN:]}"
+        found.append(Test(float(case.get("time") or 0), outcome, f"{place}::{case.get('name')}", why))
     return found
 
 
@@ -153,8 +174,14 @@ def table(phases: list[Phase], setup: float, total: float) -> list[str]:
     lines.append(f"{'':5} {'in all':15} {total:8.0f}   ({total / 60:.1f} min)")
     slowest = sorted((test for phase in phases for test in phase.tests), reverse=True)[:SLOWEST]
     lines += ["", f"the {len(slowest)} slowest tests, seconds"]
-    lines += [f"{seconds:8.1f}  {name}" for seconds, _, name in slowest]
-    failed = [name for phase in phases for _, outcome, name in phase.tests if outcome == "failed"]
+    lines += [f"{test.seconds:8.1f}  {test.name}" for test in slowest]
+    failed = [
+        line
+        for phase in phases
+        for test in phase.tests
+        if test.outcome == "failed"
+        for line in (test.name, f"  {test.why}")
+    ]
     failed += [f"make {phase.target} ended with {phase.code}" for phase in phases if phase.code]
     if failed:
         lines += ["", "failed", *(f"  {name}" for name in failed)]

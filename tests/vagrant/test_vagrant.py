@@ -161,7 +161,7 @@ def test_halt_and_up_bring_the_federation_back(cluster: Cluster) -> None:
     output = cluster.must("up")
     assert "Running provisioner" not in output
     assert cluster.containers() == before
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while {client["online"] for client in cluster.status()["clients"]} != {"online"}:
         assert time.monotonic() < end, cluster.status()
         time.sleep(2)
