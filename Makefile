@@ -8,6 +8,13 @@ ARGS ?=
 LANES ?=
 PLAYBOOK = .venv/bin/ansible-playbook
 
+# make takes any variable without a word: a misspelt one would change nothing.
+KNOWN := CLIENTS ROUNDS N PREFIX ARGS LANES PLAYBOOK SHELL
+TYPED := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+ifneq ($(filter-out $(KNOWN),$(TYPED)),)
+$(error $(filter-out $(KNOWN),$(TYPED)) is no variable of this Makefile -> type make up CLIENTS=3 ROUNDS=5, or ARGS='-e NAME=VALUE' for a variable of site.yml)
+endif
+
 # Bytecode is kept, also where the environment says otherwise: torch, flwr and Ansible are imported by hundreds of processes.
 export PYTHONDONTWRITEBYTECODE =
 

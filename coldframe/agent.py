@@ -263,16 +263,16 @@ class Agent(Keeper):
     def events(self, request: dict[str, Any]) -> dict[str, Any]:
         """Return what has happened since the time ``since`` (as ISO 8601 has it)."""
         since = datetime.fromisoformat(request["since"]).timestamp()
-        path = self.root / "events.jsonl"
         events = []
-        with path.open(errors="replace") if path.exists() else io.StringIO() as lines:
-            for line in lines:
-                try:
-                    event = json.loads(line)
-                except ValueError:
-                    continue  # torn by a power cut
-                if event["time"] >= since:
-                    events.append(event)
+        for path in (self.own / "events.jsonl", self.root / "events.jsonl"):
+            with path.open(errors="replace") if path.exists() else io.StringIO() as lines:
+                for line in lines:
+                    try:
+                        event = json.loads(line)
+                    except ValueError:
+                        continue  # torn by a power cut
+                    if event["time"] >= since:
+                        events.append(event)
         return {"clients": {}, "events": events}
 
     def prove(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ clients/<name>.json        written by the deployment, read here: who the client 
 agent/limits/<name>.json   written here: what is asked for beyond the baseline, and until when
 agent/trace.json           written here: the trace that is being replayed
 events.jsonl               appended here: every change with what was asked for and what the kernel says
+agent/events.jsonl         the events before those, once there were too many
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterable
@@ -26,6 +28,7 @@ from coldframe.replay import Replay
 TICK = 1.0  # seconds between two looks at the kernel
 LOOK = 30.0  # seconds between two looks at the engine and at tc, if no event came
 RETRY = 30.0  # seconds until limits that could not be set are tried again
+EVENTS_BYTES = 4 << 20  # of events.jsonl, some 15,000 events; as many of the earlier ones are kept
 SETTLE = 2.0  # seconds from a change until the engine is told of it: 20 ms of a core for each client
 WORKERS = 4  # most of a change is waiting for the disk
 REFUSALS = (EngineError, links.LinkError, OSError)  # of a change
@@ -498,12 +501,20 @@ class Keeper:
         self.log(entry)
 
     def log(self, entry: dict[str, Any]) -> None:
-        """Append a line to events.jsonl; a full disk is only said, since limits matter more than records."""
+        """Append a line to events.jsonl, whose size is bounded; a full disk is only said, since limits matter
+        more than records."""
         line = json.dumps(entry).encode() + b"\n"
         try:
             with self.log_lock, (self.root / "events.jsonl").open("ab+") as file:
+                size = file.seek(0, os.SEEK_END)
+                if size > EVENTS_BYTES:
+                    # Emptied, not renamed: the exporter has this very file mounted.
+                    part = self.own / "events.jsonl.part"
+                    shutil.copyfile(file.name, part)
+                    part.replace(self.own / "events.jsonl")
+                    file.truncate(size := 0)
                 # A writer that died in the middle of a line must not swallow the next one.
-                if size := file.seek(0, os.SEEK_END):
+                if size:
                     file.seek(size - 1)
                     line = line if file.read() == b"\n" else b"\n" + line
                 file.write(line)

@@ -189,7 +189,7 @@ class ActionModule(ActionBase):
 
         # Ansible's own warnings stay with the result, unseen where hosts that are "ok" are not displayed.
         for warning in warnings:
-            display.display(f"[WARNING]: {warning}", color=C.COLOR_WARN)
+            display.display(f"[WARNING]: {warning}", color=C.COLOR_WARN, stderr=True)
         if findings:
             message = f"{checks.render(findings)}\n\nNothing was changed."
             return {**result, "failed": True, "changed": False, "msg": message}

@@ -7,6 +7,7 @@ from typing import Any
 from ansible import constants as C
 from ansible.plugins.callback.default import CallbackModule as Default
 from ansible.plugins.loader import filter_loader, test_loader
+from ansible.utils.vars import load_extra_vars
 
 DOCUMENTATION = """
 name: coldframe
@@ -15,6 +16,7 @@ short_description: The default output, fit for tasks that show lines while they 
 description:
   - Prints the name of a task that shows live lines before them, also where skipped hosts are not displayed.
   - Prints the failure of such a task, and of preflight, once and as text; that of machine_facts in one line.
+  - With C(-e output=json) all that it prints goes to standard error; what the task say shows does not.
 extends_documentation_fragment:
   - default_callback
   - result_format_callback
@@ -26,8 +28,26 @@ LIVE = ("follow", "preflight")
 TOLD_ONCE = (*LIVE, "client_containers", "client_limits", "ansible.builtin.assert")
 
 
+class OnStandardError:
+    """A display that writes to standard error, where standard output is for a program that reads it."""
+
+    def __init__(self, display: Any) -> None:
+        self._display = display
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._display, name)
+
+    def display(self, *arguments: Any, **options: Any) -> None:
+        """Write a line."""
+        self._display.display(*arguments, **{**options, "stderr": True})
+
+    def banner(self, *arguments: Any, **options: Any) -> None:
+        """Write a heading, by way of `display`."""
+        type(self._display).banner(self, *arguments, **options)
+
+
 class CallbackModule(Default):
-    """The default callback, but for the tasks of our own plugins."""
+    """The default callback, but for the tasks of our own plugins, and for an answer in JSON."""
 
     CALLBACK_VERSION = 2.0
     CALLBACK_TYPE = "stdout"
@@ -39,6 +59,8 @@ class CallbackModule(Default):
         # once here, and not in each of those processes, for a fifth of the CPU time of a deployment.
         filter_loader.get("combine")
         test_loader.get("match")
+        if load_extra_vars(playbook._loader).get("output") == "json":
+            self._display = OnStandardError(self._display)
 
     def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
         super().v2_playbook_on_task_start(task, is_conditional)

@@ -115,21 +115,21 @@ class Lab:
         """Keep what the verbs write on the controller apart from the user's own federations."""
         return {**os.environ, "XDG_STATE_HOME": str(self.directory / "state"), "PYTHONUNBUFFERED": "1"}
 
-    def start(
-        self, verb: str, *arguments: str, root: Path = ROOT, **variables: Any
-    ) -> tuple[Play, Callable[[], Play]]:
-        """Start a verb; returns the running play and a function that waits for its end."""
-        command = [
-            str(Path(sys.executable).with_name("ansible-playbook")),
-            verb,
-            "-i",
-            str(self.inventory),
-            *arguments,
-        ]
+    def command(self, verb: str, *arguments: str, **variables: Any) -> list[str]:
+        """The command line of a verb."""
+        program = str(Path(sys.executable).with_name("ansible-playbook"))
+        command = [program, verb, "-i", str(self.inventory), *arguments]
         if self.federation:
             variables = {"fl_federation": self.federation, **variables}
         for name, value in variables.items():
             command += ["-e", json.dumps({name: value}) if not isinstance(value, str) else f"{name}={value}"]
+        return command
+
+    def start(
+        self, verb: str, *arguments: str, root: Path = ROOT, **variables: Any
+    ) -> tuple[Play, Callable[[], Play]]:
+        """Start a verb; returns the running play and a function that waits for its end."""
+        command = self.command(verb, *arguments, **variables)
         play = Play(command)
         begin = time.monotonic()
         process = subprocess.Popen(
@@ -207,9 +207,11 @@ class Lab:
         return {node["name"] for node in self.nodes() if node["status"] == "online"}
 
     def status(self) -> dict[str, Any]:
-        """What status.yml says, as programs read it."""
-        output = self.must("status.yml", output="json").output
-        found: dict[str, Any] = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
+        """What status.yml says, as programs read it: standard output is JSON and nothing else."""
+        words = self.command("status.yml", output="json")
+        done = subprocess.run(words, cwd=ROOT, env=self.environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found: dict[str, Any] = json.loads(done.stdout)
         return found
 
     def control(self, words: str, check: bool = True) -> Any:

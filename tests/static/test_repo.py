@@ -6,6 +6,7 @@ import ast
 import hashlib
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -127,3 +128,19 @@ def test_a_federations_directories_are_removed_only_where_its_name_is_checked_fi
         assert first == "tasks/named.yml"
         removing -= {Path(name).name for name in others}
     assert removing == set()
+
+
+@pytest.mark.parametrize(
+    ("words", "unknown"),
+    [(["ROUND=2"], "ROUND"), (["ROUNDS=2", "CLIENTS=4", "ARGS=-e purge=true"], "")],
+    ids=["misspelt", "known"],
+)
+def test_make_refuses_a_variable_that_it_does_not_know(words: list[str], unknown: str) -> None:
+    environment = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL")}
+    command = ["make", "--dry-run", "up", *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if unknown:
+        assert done.returncode != 0
+        assert f"{unknown} is no variable of this Makefile -> type make up" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr

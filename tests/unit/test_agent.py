@@ -443,6 +443,22 @@ def test_torn_line_of_events_costs_only_itself(bench: Bench) -> None:
     assert [event["cause"] for event in answer["events"]] == ["throttle", "throttle"]
 
 
+def test_events_are_bounded_and_the_recent_ones_are_all_there(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file stays the same one: the container exporter has it mounted."""
+    path = bench.root / "events.jsonl"
+    bench.set(cpu=0.1)
+    inode = path.stat().st_ino
+    monkeypatch.setattr(keeper, "EVENTS_BYTES", 4000)
+    for number in range(400):
+        bench.agent.log({"time": 1e9 + number, "client": "a", "cause": "oom", "kills": number})
+    assert path.stat().st_ino == inode
+    assert sum(file.stat().st_size for file in bench.root.rglob("events.jsonl*")) < 3 * 4000
+    answer = bench.agent.answer({"do": "events", "since": "2001-09-09T01:53:00+00:00"})
+    assert [event["kills"] for event in answer["events"]] == list(range(380, 400))
+
+
 def test_shape_that_could_not_be_taken_away_is_tried_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
