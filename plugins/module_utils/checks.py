@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+import tomllib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from cryptography import x509
 
 from plugins.module_utils.kinds import format_size
 from plugins.module_utils.profiles import speed_of
-from plugins.module_utils.variables import Finding, typed
+from plugins.module_utils.variables import Finding, nearest, typed
 
 GB = 1 << 30
 DISK_WITHOUT_IMAGE = 4 * GB
@@ -487,18 +488,44 @@ def check_controller(values: Mapping[str, Any], settings: Mapping[str, Any], bas
                 "leave one out: the first is for a container, the second for a server of your own",
             )
         )
-    app = values.get("app")
-    if app and not (base / Path(app).expanduser() / "pyproject.toml").is_file():
-        findings.append(
-            Finding(
-                f"app={app} is no Flower app: there is no {app}/pyproject.toml",
-                "type -e app=DIR with the folder of a Flower app, or leave it out to run ours",
-            )
-        )
+    if app := values.get("app"):
+        findings += _check_app(app, values.get("run_config", {}), base)
     trace = values.get("trace")
     if trace and not (base / Path(trace).expanduser()).is_file():
         findings.append(Finding(f"trace={trace} is no file on this machine", "type -e trace=FILE"))
     return findings
+
+
+def _check_app(app: str, run_config: Mapping[str, Any], base: Path) -> list[Finding]:
+    """The folder is a Flower app, and its manifest has each key that the run's configuration sets."""
+    another = "type -e app=DIR with the folder of a Flower app, or leave it out to run ours"
+    manifest = base / Path(app).expanduser() / "pyproject.toml"
+    if not manifest.is_file():
+        return [Finding(f"app={app} is no Flower app: there is no {app}/pyproject.toml", another)]
+    try:
+        described = tomllib.loads(manifest.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return [Finding(f"{app}/pyproject.toml cannot be read ({error})", "mend it")]
+    flower = described.get("tool", {}).get("flwr", {}).get("app")
+    if flower is None:
+        return [Finding(f"app={app} is no Flower app: its pyproject.toml has no [tool.flwr.app]", another)]
+    known = _flat(flower.get("config", {}))
+    findings = []
+    for key in _flat(run_config):
+        if key not in known:
+            near = nearest(key, known)
+            remedy = f"did you mean {near}?" if near else f"it has {', '.join(known) or 'none'}."
+            problem = f"run_config has the key {key}, which [tool.flwr.app.config] of {app} does not have"
+            findings.append(Finding(problem, f"{remedy} A key has to stand there first, with its default"))
+    return findings
+
+
+def _flat(config: Mapping[str, Any], above: str = "") -> list[str]:
+    """The keys of a run's configuration as Flower names them: those of a table with its name before them."""
+    names = []
+    for key, value in config.items():
+        names += _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else [f"{above}{key}"]
+    return names
 
 
 def certificates_last(directory: Path, days: int, now: datetime) -> bool:
