@@ -125,8 +125,17 @@ def submit(client: ControlHttpClient, fab_file: Path, run_config: dict[str, Any]
     return {"run_id": str(response.run_id)}
 
 
+def progress(run_id: str) -> dict[str, Any]:
+    """Return how far a run is, as its journal says: the last round, of how many, and its accuracy; each None
+    where the journal does not tell."""
+    events = read_journal(state_directory() / "runs" / run_id / "journal.jsonl")
+    rounds = next((event["rounds"] for event in events if event["event"] == "run_started"), None)
+    last: dict[str, Any] = next((event for event in reversed(events) if event["event"] == "round"), {})
+    return {"round": last.get("round"), "rounds": rounds, "accuracy": last.get("accuracy")}
+
+
 def list_runs(client: ControlHttpClient) -> list[dict[str, Any]]:
-    """Return all runs that the SuperLink knows, newest first."""
+    """Return all runs that the SuperLink knows, newest first; those that go on with their progress."""
     runs = [
         {
             "run_id": str(run.run_id),
@@ -140,6 +149,7 @@ def list_runs(client: ControlHttpClient) -> list[dict[str, Any]]:
             "finished": run.finished_at,
             "bytes_sent": run.bytes_sent,
             "bytes_received": run.bytes_recv,
+            **(progress(str(run.run_id)) if run.status.status == "running" else {}),
         }
         for run in client.ListRuns(ListRunsRequest()).run_dict.values()
     ]

@@ -166,6 +166,15 @@ def asked_and_held(client: Mapping[str, Any], limit: str) -> str:
     return texts[0] if texts[0] == texts[1] else " but ".join(texts)
 
 
+def shown_progress(run: Mapping[str, Any]) -> dict[str, str]:
+    """Round and accuracy of a run that goes on, for people; nothing where its journal does not tell."""
+    number, accuracy = run.get("round"), run.get("accuracy")
+    return {
+        "round": "" if number is None else f"{number}/{run.get('rounds')}",
+        "accuracy": "" if accuracy is None else f"{accuracy:.4f}",
+    }
+
+
 def coldframe_status_text(status: Mapping[str, Any]) -> list[str]:
     """The status for people: lines of tables."""
     shaped = [way for way in ("down", "up") if any(client[f"{way}_desired"] for client in status["clients"])]
@@ -184,10 +193,12 @@ def coldframe_status_text(status: Mapping[str, Any]) -> list[str]:
         }
         for client in status["clients"]
     ]
+    going = any(run["status"] == "running" for run in status["runs"][:SHOWN_RUNS])
     runs = [
         {
             "run": run["run_id"],
             "status": run["sub_status"] or run["status"],
+            **{name: shown_progress(run)[name] for name in ("round", "accuracy") if going},
             "app": run["app"],
             "submitted": run["submitted"][:19].replace("T", " "),
             "finished": run["finished"][:19].replace("T", " "),

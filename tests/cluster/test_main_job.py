@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -446,6 +447,23 @@ def test_collect_fetches_an_earlier_run(federation: Lab) -> None:
     assert summary["run_id"] == run_id
     assert summary["status"] == "completed"
     assert (federation.results / "latest").resolve().name.endswith("later")
+
+
+def test_stop_ends_a_run_and_says_so(federation: Lab) -> None:
+    """While it goes on, status.yml shows its round and accuracy."""
+    play = federation.must("run.yml", rounds="50", dataset="synthetic", max_samples="900", wait="false")
+    run_id = play.output.split("collect=")[1].split()[0]
+
+    def going() -> dict[str, Any]:
+        return next(run for run in federation.control("runs") if run["run_id"] == run_id)
+
+    federation.wait_for("its first round", lambda: (going().get("round") or 0) >= 1)
+    assert 0 < going()["accuracy"] <= 1
+    assert "/50" in federation.must("status.yml").output
+    stopped = federation.must("run.yml", stop=run_id)
+    assert f"Run {run_id} is stopped after round " in stopped.output
+    assert f"-e collect={run_id}" in stopped.output
+    assert f"Run {run_id} had ended before: stopped" in federation.must("run.yml", stop=run_id).output
 
 
 def test_run_that_is_not_known_is_named(federation: Lab) -> None:

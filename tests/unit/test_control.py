@@ -14,7 +14,7 @@ from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.superlink.federation import NoOpFederationManager
 
-from coldframe.control import BAR, Follower, register, round_line
+from coldframe.control import BAR, Follower, progress, register, round_line
 
 
 class Control:
@@ -99,3 +99,17 @@ def test_follower_shows_each_event_once_as_it_comes(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write('acy": 0.5, "loss": 1.0, "seconds": 2.0, "clients": 1, "failures": 1}\n')
     assert follower.lines()[0] == "round 1/2  accuracy 0.5000  loss 1.0000  2.0 s  1 client  1 failed"
+
+
+def test_progress_of_a_run_is_its_last_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run without a journal, such as an app of somebody else, tells nothing."""
+    monkeypatch.setenv("COLDFRAME_STATE", str(tmp_path))
+    path = tmp_path / "runs" / "7" / "journal.jsonl"
+    assert progress("7") == {"round": None, "rounds": None, "accuracy": None}
+    path.parent.mkdir(parents=True)
+    append(path, event="run_started", rounds=3)
+    assert progress("7") == {"round": None, "rounds": 3, "accuracy": None}
+    append(path, event="round", round=1, accuracy=0.5)
+    append(path, event="round", round=2, accuracy=0.75)
+    append(path, event="phase_started", round=3)
+    assert progress("7") == {"round": 2, "rounds": 3, "accuracy": 0.75}

@@ -72,6 +72,22 @@ def test_addresses_are_shown_of_what_stands() -> None:
     assert "Grafana" not in text
 
 
+def test_run_that_goes_on_is_shown_with_round_and_accuracy() -> None:
+    """The columns are there while a run goes on, and empty where its journal does not tell."""
+    text = {"app": "us/fl", "submitted": "2026-11-30T01:02:03+00:00", "finished": "", "details": ""}
+    ended = {"run_id": "1", "status": "finished", "sub_status": "completed", **text}
+    going = {"run_id": "2", "status": "running", "sub_status": "", **text}
+    told = {"round": 3, "rounds": 5, "accuracy": 0.91234}
+    report = {**coldframe_status([], {}, [], []), "federation": "lab", "gateway": "https://192.0.2.1:9092"}
+    report |= dict.fromkeys(("certificate_expires", "authority_expires"), "2999-01-01T00:00:00+00:00")
+    lines = coldframe_status_text({**report, "runs": [{**going, **told}, ended]})
+    (line,) = [line for line in lines if line.startswith("2 ")]
+    assert line.split()[:4] == ["2", "running", "3/5", "0.9123"]
+    silent = dict.fromkeys(told)
+    assert "None" not in "\n".join(coldframe_status_text({**report, "runs": [{**going, **silent}]}))
+    assert "accuracy" not in "\n".join(coldframe_status_text({**report, "runs": [ended]}))
+
+
 def test_client_that_does_not_run_holds_nothing() -> None:
     """It is listed all the same."""
     report = status(None)
