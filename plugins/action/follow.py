@@ -193,6 +193,7 @@ class ActionModule(ActionBase):
                 "creates": {"type": "str", "default": ""},
                 "label": {"type": "str", "default": ""},
                 "changed": {"type": "bool", "default": True},
+                "hint": {"type": "str", "default": ""},
             }
         )
         command = (
@@ -213,6 +214,8 @@ class ActionModule(ActionBase):
                 "msg": f"{args['creates']} is there",
             }
 
+        if args["hint"]:
+            self._show(f"{INDENT}{args['hint']}\n")
         output = Output(
             show=(lambda text: None) if self._task.no_log else self._show,
             label=args["label"],

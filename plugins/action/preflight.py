@@ -26,6 +26,7 @@ from plugins.filter.roster import build_roster, coldframe_run_config
 from plugins.module_utils import checks, standing, throttle
 from plugins.module_utils.checks import Machine
 from plugins.module_utils.variables import (
+    EARLIER,
     INVENTORY,
     RUN_CONFIG_KEYS,
     VERBS,
@@ -138,7 +139,7 @@ class ActionModule(ActionBase):
             findings += checks.check_addresses(machines)
 
         # An earlier run can be fetched or stopped, too, while other machines than the server are away.
-        spared = "" if not (values.get("collect") or values.get("stop")) else server.name if server else ""
+        spared = server.name if server and any(values.get(name) for name in EARLIER) else ""
         for finding in checks.check_answers(machines):
             if verb in ("status", "teardown") or (spared and finding.machine != spared):
                 warnings.append(str(finding))

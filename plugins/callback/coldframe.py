@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 from typing import Any
 
 from ansible import constants as C
@@ -56,6 +58,8 @@ class CallbackModule(Default):
 
     def v2_playbook_on_start(self, playbook: Any) -> None:
         super().v2_playbook_on_start(playbook)
+        self._following = ""
+        atexit.register(self._interrupted, os.getpid())
         # Ansible forks a process per task and machine. Asked for one, a loader imports all filters or tests:
         # once here, and not in each of those processes, for a fifth of the CPU time of a deployment.
         filter_loader.get("combine")
@@ -63,8 +67,18 @@ class CallbackModule(Default):
         if load_extra_vars(playbook._loader).get("output") == "json":
             self._display = OnStandardError(self._display)
 
+    def _interrupted(self, process: int) -> None:
+        """Say that a followed command goes on, where the controller's end comes before that of its task."""
+        if self._following and os.getpid() == process:
+            self._display.display(f"Interrupted: what {self._following!r} shows goes on without being shown.")
+
+    def v2_playbook_on_stats(self, stats: Any) -> None:
+        super().v2_playbook_on_stats(stats)
+        self._following = ""
+
     def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
         super().v2_playbook_on_task_start(task, is_conditional)
+        self._following = task.get_name() if task.action == "follow" else ""
         # Where skipped hosts are not displayed, the default waits for a result before it prints the name.
         if task.action in LIVE and self._last_task_banner != task._uuid:
             self._print_task_banner(task)

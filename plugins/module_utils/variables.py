@@ -155,7 +155,9 @@ RUN = _table(
     Variable("run_config", "dictionary", '{"num-server-rounds": 3}', {}),
     Variable("collect", "text", "RUN_ID", "", pattern=r"\d+"),
     Variable("stop", "text", "RUN_ID", "", pattern=r"\d+"),
+    Variable("follow", "text", "RUN_ID", "", pattern=r"\d+"),
 )
+EARLIER = ("collect", "stop", "follow")  # with these, run.yml is about a run that was submitted before
 VERBS: dict[str, dict[str, Variable]] = {
     "site": {
         **RUN,
@@ -452,12 +454,9 @@ def _check_arguments(values: Mapping[str, Any]) -> list[Finding]:
                     f"write {near}" if near else "set run_config for an app of your own (-e app=path/to/app)"
                 )
                 findings.append(Finding(f"run_config has the key {key}, which the app does not know", remedy))
-    if values["collect"] and values["stop"]:
-        findings.append(
-            Finding(
-                "collect and stop are both given", f"type -e stop={values['stop']} first, then -e collect=…"
-            )
-        )
+    if len(given := [name for name in EARLIER if values[name]]) > 1:
+        first = f"type -e {given[-1]}={values[given[-1]]} first, then -e {given[0]}=…"
+        findings.append(Finding(f"{' and '.join(given)} are given together", first))
     return findings
 
 
@@ -509,7 +508,7 @@ def check_names(verb: str, names: Iterable[str], also: Collection[str] = ()) -> 
 def check_clients(values: Mapping[str, Any], clients: int) -> list[Finding]:
     """A finding if the run waits for more clients than the roster has."""
     names = ("min_train_clients", "min_evaluate_clients", "min_available_clients")
-    if values["app"] or values["collect"] or values["stop"] or not clients:
+    if values["app"] or any(values[name] for name in EARLIER) or not clients:
         return []
     findings = []
     if large := [name for name in names if values[name] > clients]:

@@ -34,6 +34,10 @@ options:
     description: What the task reports as changed once the command has run.
     type: bool
     default: true
+  hint:
+    description: A line that is shown once the command runs, such as how to end it.
+    type: str
+    default: ""
 author:
   - The Coldframe authors
 """

@@ -432,21 +432,21 @@ def test_one_seed_gives_one_model(federation: Lab) -> None:
 
 
 def test_collect_fetches_an_earlier_run(federation: Lab) -> None:
-    """wait=false returns at once; collect fetches the run when it has ended."""
-    play = federation.must("run.yml", rounds="1", dataset="synthetic", wait="false", run_name="later")
+    """wait=false returns at once; follow shows the run to its end and fetches it, and collect once more."""
+    play = federation.must("run.yml", rounds="2", dataset="synthetic", wait="false", run_name="later")
     run_id = play.output.split("collect=")[1].split()[0]
-
-    def ended() -> bool:
-        return (run_id, "finished") in {(run["run_id"], run["status"]) for run in federation.control("runs")}
-
-    federation.wait_for("the run's end", ended)
+    followed = federation.must("run.yml", follow=run_id)
+    assert f"-i {federation.inventory} -e follow={run_id}" in followed.output
+    assert "round 2/2" in followed.output
+    first = (federation.results / "latest").resolve()
     runs = {run["run_id"]: run["status"] for run in federation.status()["runs"]}
     assert runs[run_id] == "finished"
+    (federation.results / "latest").unlink()
     federation.must("run.yml", collect=run_id)
     summary = federation.summary()
-    assert summary["run_id"] == run_id
-    assert summary["status"] == "completed"
-    assert (federation.results / "latest").resolve().name.endswith("later")
+    assert (summary["run_id"], summary["status"], summary["rounds"]) == (run_id, "completed", 2)
+    assert (federation.results / "latest").resolve() == first
+    assert first.name.endswith("later")
 
 
 def test_stop_ends_a_run_and_says_so(federation: Lab) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import re
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -160,6 +161,31 @@ def test_the_command_outlives_the_controller(playbook, tmp_path):
     while target.read_text().split() != ["1", "2", "3", "4"]:
         assert time.monotonic() < deadline, target.read_text()
         time.sleep(0.1)
+
+
+def test_ctrl_c_ends_the_view_and_not_the_command(playbook, tmp_path):
+    """It says so, and how to come back was said when the command began."""
+    target = tmp_path / "ticks"
+    task = {"cmd": f"for i in 1 2 3 4; do echo $i >>{target}; sleep 0.7; done", "hint": "come back by this"}
+    command, environment = playbook(task)
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=default_interrupt
+    ) as process:
+        while not target.exists():
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        output = process.communicate(timeout=60)[0]
+    assert process.returncode != 0
+    assert output.index("    come back by this") < output.index("Interrupted: what")
+    deadline = time.monotonic() + 20
+    while target.read_text().split() != ["1", "2", "3", "4"]:
+        assert time.monotonic() < deadline, target.read_text()
+        time.sleep(0.1)
+
+
+def default_interrupt():
+    """Where tests run in the background, their shell has told them to ignore that signal."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_check_mode_runs_nothing(playbook, tmp_path):

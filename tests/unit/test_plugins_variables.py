@@ -193,7 +193,8 @@ def test_run_config_keys_are_those_of_the_manifest():
         ),
         ({"fl_dp": "server-fixed"}, "fl_dp=server-fixed needs noise_multiplier, clipping_norm in dp_args"),
         ({"dp_args": {"noise_multiplier": 1}}, "dp_args are given, but fl_dp is not: type -e fl_dp="),
-        ({"collect": "1", "stop": "2"}, "collect and stop are both given"),
+        ({"collect": "1", "stop": "2"}, "collect and stop are given together: type -e stop=2 first"),
+        ({"follow": "1", "stop": "2"}, "stop and follow are given together: type -e follow=1 first"),
         ({"run_config": {"num-rounds": 3}}, "run_config has the key num-rounds, which the app does not know"),
     ],
 )
