@@ -58,10 +58,10 @@ test-runtime: setup-dev
 test-cluster: setup-dev  ## Real deployments on test hosts
 	env --unset=MAKEFLAGS scripts/with_engine.sh .venv/bin/python -m pytest -v tests/cluster $(ARGS)
 
-test-lane-a: setup-dev  # the main job, the monitoring, throttles
+test-lane-a: setup-dev  # the tests of one federation
 	env --unset=MAKEFLAGS scripts/with_engine.sh .venv/bin/python -m pytest -v -m lane_a tests/cluster $(ARGS)
 
-test-lane-b: setup-dev  # faults, changes, and what makes hosts of its own
+test-lane-b: setup-dev  # the tests that make hosts of their own
 	env --unset=MAKEFLAGS scripts/with_engine.sh .venv/bin/python -m pytest -v -m lane_b tests/cluster $(ARGS)
 
 test-vagrant: setup-dev  ## Vagrant's machines for real, as containers; the controller on Python 3.13, where one is installed

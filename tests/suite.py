@@ -2,9 +2,8 @@
 
     python -m tests.suite [--since SECONDS] [LANE ...]
 
-Lane A deploys a federation and measures it; lane B hurts and changes another one, and is everything else. A
-target that fails does not keep the others from running. JUnit files and the output of each target go to
-`build/tests/`.
+Lane A deploys one federation and measures it; lane B is everything else. A target that fails does not keep
+the others from running. JUnit files and the output of each target go to `build/tests/`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The federation that the tests of a lane share: a server, and five clients on three machines."""
+"""The federation that the tests of lane A share: a server, and five clients on three machines."""
 
 from __future__ import annotations
 

@@ -30,6 +30,8 @@ SMALL = {"dataset": "synthetic", "max_samples": "800", "fraction_evaluate": "0"}
 @pytest.fixture(scope="module", name="faults")
 def federation_to_hurt(federation: WatchedLab) -> Iterator[WatchedLab]:
     write_inventory(federation, ansible_user="root")
+    if not (federation.results / "latest").exists():
+        federation.run()  # until then, clients may still be preparing themselves
     yield federation
     write_inventory(federation)
 
