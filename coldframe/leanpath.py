@@ -358,11 +358,27 @@ async def pull_as_serverapp(path: LeanPath, request: Request, handle: Handle) ->
     )
 
 
+def version_check(component: str) -> Callable[[Request], None]:
+    """Return flwr's check of the version of who calls a component's Runtime API."""
+    return VersionDependency(component_name=component, connection_name=f"Caller <-> {component} Runtime API")
+
+
+def as_executor(component: str) -> Authorize:
+    """Return the checks of an executor that asks a component for a task."""
+    check_version = version_check(component)
+
+    def authorize(request: Request) -> Handle:
+        check_version(request)
+        state, handlers = get_runtime_state(request), get_runtime_handlers(request)
+        authenticate_superexec_request(request, state, "/flwr.proto.Runtime/AcquireTask")
+        return lambda: handlers.acquire_task(request.state.protobuf_request, state)
+
+    return authorize
+
+
 def runtime_calls(component: str) -> dict[str, Call]:
     """Return the calls of a component's Runtime API, `SuperLink` or `SuperNode`, that tasks make."""
-    check_version = VersionDependency(
-        component_name=component, connection_name=f"Caller <-> {component} Runtime API"
-    )
+    check_version = version_check(component)
 
     def as_task(name: str) -> Authorize:
         def authorize(request: Request) -> Handle:
@@ -431,6 +447,8 @@ def superlink_calls() -> dict[str, Call]:
     push = Call(message_pb2.PushObjectRequest, as_node("push_object"), push_object)
     return {
         **calls,
+        # An idle server's executor asks five times a second: no need to hold it, only to answer quickly.
+        "/v1/runtime/acquire-task": Call(runtime_pb2.AcquireTaskRequest, as_executor("SuperLink")),
         f"{fleet}/pull-messages": Call(
             fleet_pb2.PullMessagesRequest, as_node("pull_messages", store=True), pull_as_node
         ),
@@ -455,15 +473,6 @@ def supernode_calls(open_for_tasks: Callable[[], bool]) -> dict[str, Call]:
     open_for_tasks : callable
         Says whether a task may be handed out; false while its message is still arriving.
     """
-    check_version = VersionDependency(
-        component_name="SuperNode", connection_name="Caller <-> SuperNode Runtime API"
-    )
-
-    def as_executor(request: Request) -> Handle:
-        check_version(request)
-        state, handlers = get_runtime_state(request), get_runtime_handlers(request)
-        authenticate_superexec_request(request, state, "/flwr.proto.Runtime/AcquireTask")
-        return lambda: handlers.acquire_task(request.state.protobuf_request, state)
 
     async def acquire_task(path: LeanPath, request: Request, handle: Handle) -> Answer:
         async def attempt() -> Answer:
@@ -474,5 +483,7 @@ def supernode_calls(open_for_tasks: Callable[[], bool]) -> dict[str, Call]:
 
     return {
         **runtime_calls("SuperNode"),
-        "/v1/runtime/acquire-task": Call(runtime_pb2.AcquireTaskRequest, as_executor, acquire_task),
+        "/v1/runtime/acquire-task": Call(
+            runtime_pb2.AcquireTaskRequest, as_executor("SuperNode"), acquire_task
+        ),
     }
