@@ -1,6 +1,6 @@
 """Prometheus sees all of a federation while it trains, says what is true, and says it to nobody else.
 
-On the federation that stands: clients on all hosts, Prometheus on the server's, scraping each second.
+On the federation that stands: clients on all hosts, Prometheus on the server's, scraping every two seconds.
 """
 
 from __future__ import annotations

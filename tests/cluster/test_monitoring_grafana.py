@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cluster.federation import FEDERATION, PORT
+from tests.cluster.federation import FEDERATION, PORT, SCRAPE
 from tests.cluster.lab import ROOT, Play
 from tests.cluster.watch import PORTS, WatchedLab
 
@@ -117,7 +117,7 @@ def test_archive_is_loaded_and_the_container_gets_what_it_needs(watched: Watched
     assert shown == ["client.json", "federation.json", "machine.json", "run.json"]
     (datasource,) = files["datasources"]["datasources"]
     assert (datasource["uid"], datasource["editable"]) == ("coldframe-prometheus", False)
-    assert datasource["jsonData"]["timeInterval"] == "1s"
+    assert datasource["jsonData"]["timeInterval"] == SCRAPE
     assert datasource["url"] == f"https://{watched.server.address}:{PORTS['prometheus']}"
     assert '"federation":"coldframe"' in asks_prometheus(watched, datasource)
 
