@@ -1,4 +1,4 @@
-"""Draws docs/img/partitioners.png for README.md: how each partitioner divides 60,000 examples of ten classes.
+"""Draws docs/img/partitioners.png: how each partitioner divides 60,000 examples of ten classes.
 
 python docs/partitioners.py
 """

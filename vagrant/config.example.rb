@@ -28,9 +28,9 @@
   image: nil,
   create_args: nil,
 
-  # Variables of the inventory, for all machines, such as fl_client_count: see "Your own machines" in README.md.
+  # Variables of the inventory, for all machines, such as fl_client_count: see "The inventory" in docs/variables.md.
   variables: {},
 
-  # Variables of the run that follows the deployment: see "Variables of a run" in README.md.
+  # Variables of the run that follows the deployment: see "A run" in docs/variables.md.
   run: {rounds: 5},
 }

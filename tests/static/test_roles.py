@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from tests.static.repository import ROLES, ROOT, load, task_files, tasks_in
 
-# Variables of the inventory that several roles share (README.md, "Your own machines") keep their one name.
+# Variables of the inventory (docs/variables.md) that several roles share keep their one name.
 SHARED = {"fl_federation", "fl_address", "fl_port", "fl_metrics_port"}
 IMPORTS = {"ansible.builtin.import_tasks", "ansible.builtin.include_tasks"}
 # What a task needs besides the module: no work can hide in these.
@@ -46,6 +47,12 @@ def test_there_are_roles() -> None:
 @each_role
 def test_every_input_is_described_and_every_description_is_an_input(role: Path) -> None:
     assert set(defaults(role)) == set(described(role))
+
+
+@each_role
+def test_readme_is_made_of_the_argument_specification(role: Path) -> None:
+    written = runpy.run_path(str(ROOT / "docs" / "roles.py"))["readme"](role)
+    assert (role / "README.md").read_text(encoding="utf-8") == written, "type python docs/roles.py"
 
 
 @each_role

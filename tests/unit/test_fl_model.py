@@ -1,4 +1,4 @@
-"""The models are what the README says, and their weights survive packing, hashing and a strategy's dtype."""
+"""The models are what the documents say; their weights survive packing, hashing and a strategy's dtype."""
 
 import copy
 

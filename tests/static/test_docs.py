@@ -1,4 +1,4 @@
-"""The README says what is: each of its commands is run by a test, each of its tables agrees with the code."""
+"""The documents say what is: a test runs each of their commands, and their tables agree with the code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,14 @@ from plugins.filter.roster import build_roster
 from plugins.module_utils.variables import RUN_CONFIG_KEYS
 from tests.static.repository import ROOT, files
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = ROOT / "README.md"
+DOCUMENTS = {
+    path: path.read_text(encoding="utf-8")
+    for path in [README, ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
+}
+EVERYTHING = "\n".join(DOCUMENTS.values())
+LARGEST = 12_000  # bytes of the README
+SHOWN_ONLY = {"text", "mermaid"}  # languages of blocks that are no commands
 EXAMPLE = ROOT / "inventory" / "ssh.example.yml"
 REFERENCE = re.compile(r"<!-- test: (.+?) -->")
 SILENT = {"cd", "."}  # commands that prove nothing by themselves
@@ -31,19 +38,19 @@ SILENT = {"cd", "."}  # commands that prove nothing by themselves
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of the README, its language, and the tests named in the comment before it."""
+    """A fenced block of a document, its language, and the tests named in the comment before it."""
 
-    line: int
+    place: str
     language: str
     text: str
     tests: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"README.md:{self.line}"
+        return self.place
 
 
-def blocks(text: str) -> list[Block]:
-    """Find the fenced blocks."""
+def blocks(document: str, text: str) -> list[Block]:
+    """Find the fenced blocks of a document."""
     lines = text.splitlines()
     fences = [number for number, line in enumerate(lines) if line.startswith("```")]
     assert len(fences) % 2 == 0, "a fence is not closed"
@@ -51,7 +58,8 @@ def blocks(text: str) -> list[Block]:
     for begin, end in zip(fences[::2], fences[1::2], strict=True):
         named = REFERENCE.fullmatch(lines[begin - 1])
         tests = tuple(re.split(r",\s*", named[1])) if named else ()
-        found.append(Block(begin + 1, lines[begin][3:].strip(), "\n".join(lines[begin + 1 : end]), tests))
+        content = "\n".join(lines[begin + 1 : end])
+        found.append(Block(f"{document}:{begin + 1}", lines[begin][3:].strip(), content, tests))
     return found
 
 
@@ -96,12 +104,24 @@ def names_of_tests(path: Path) -> set[str]:
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 
-RUN_BY_TESTS = [block for block in blocks(README) if block.language != "text"]
+RUN_BY_TESTS = [
+    block
+    for path, text in DOCUMENTS.items()
+    for block in blocks(str(path.relative_to(ROOT)), text)
+    if block.language not in SHOWN_ONLY and path.name != "testing.md"  # its commands are those of developers
+]
 each_block = pytest.mark.parametrize("block", RUN_BY_TESTS, ids=str)
 
 
+def test_readme_is_short_and_leads_to_every_document() -> None:
+    text = DOCUMENTS[README]
+    assert len(text.encode()) <= LARGEST
+    documents = {str(path.relative_to(ROOT)) for path in DOCUMENTS if path != README}
+    assert documents - set(re.findall(r"\]\(([^)]+)\)", text)) == set()
+
+
 def test_there_are_blocks() -> None:
-    assert len(RUN_BY_TESTS) >= 8
+    assert len(RUN_BY_TESTS) >= 20
     assert {block.language for block in RUN_BY_TESTS} <= {"bash", "yaml"}
 
 
@@ -123,7 +143,7 @@ def test_named_tests_hold_the_words_of_the_block(block: Block) -> None:
 
 def test_words_of_commands_are_found() -> None:
     block = Block(
-        1,
+        "a.md:1",
         "bash",
         "cd somewhere\nmake up CLIENTS=3  # few\n"
         'ansible-playbook -i lab.yml run.yml -e rounds=3 \\\n  -e \'{"strategy_args": {"mu": 1}}\' --check',
@@ -136,36 +156,54 @@ def test_words_of_commands_are_found() -> None:
 
 
 def test_blocks_are_found_with_their_tests() -> None:
-    found = blocks("a\n<!-- test: t.py::a, t.py::b -->\n```bash\nmake up\n```\n\n```text\nb\n```\n")
-    assert found == [Block(3, "bash", "make up", ("t.py::a", "t.py::b")), Block(7, "text", "b", ())]
+    found = blocks("a.md", "a\n<!-- test: t.py::a, t.py::b -->\n```bash\nmake up\n```\n\n```text\nb\n```\n")
+    assert found == [
+        Block("a.md:3", "bash", "make up", ("t.py::a", "t.py::b")),
+        Block("a.md:7", "text", "b", ()),
+    ]
 
 
 def test_named_playbooks_exist() -> None:
-    named = set(re.findall(r"ansible-playbook (?:-i \S+ )?(\w+\.yml)", README))
-    assert {name for name in named if not (ROOT / name).is_file()} == set()
+    named = set(re.findall(r"ansible-playbook (?:-i \S+ )?(\w+\.yml)", EVERYTHING))
     verbs = {path.name for path in ROOT.glob("*.yml")}
-    assert verbs == named, "verbs that the README does not show, or the other way round"
+    assert verbs == named, "verbs that no document shows, or the other way round"
+    assert verbs == table("verb").keys()
 
 
 def test_named_targets_of_make_exist() -> None:
-    code = "\n".join([*re.findall(r"`([^`\n]+)`", README), *(block.text for block in RUN_BY_TESTS)])
+    code = "\n".join([*re.findall(r"`([^`\n]+)`", EVERYTHING), *(block.text for block in RUN_BY_TESTS)])
     named = set(re.findall(r"\bmake ([a-z][a-z-]*)", code))
     targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
     assert {"up", "down", "test", "hosts"} <= named
     assert named - targets == set()
 
 
-def test_links_lead_somewhere() -> None:
-    headings = re.findall(r"^#+ (.+)$", README, re.M)
-    anchors = {"#" + re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("https://")]
-    assert len(links) > 4
-    assert [link for link in links if link not in anchors and not (ROOT / link).is_file()] == []
+def anchors(path: Path) -> set[str]:
+    """Give the anchors of a document's headings; the empty one is the document."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.M)
+    return {"", *(re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings)}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
+    links = re.findall(r"\]\(([^)]+)\)", DOCUMENTS[path])
+    for link in (link for link in links if not link.startswith("https://")):
+        file, _, anchor = link.partition("#")
+        target = path.parent / file if file else path
+        assert target.is_file(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_files_named_in_the_architecture_exist() -> None:
+    text = DOCUMENTS[ROOT / "docs" / "architecture.md"]
+    named = [name for name in re.findall(r"`([\w/.-]+)`", text) if "/" in name and not name.startswith("/")]
+    assert len(named) > 20
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 def table(heading: str) -> dict[str, list[str]]:
-    """Read a table of the README by the first cell of its heading: plain first cell -> the other cells."""
-    found = re.search(rf"^\| {re.escape(heading)} \|.*\n\|[-|]+\n((?:\|.*\n)+)", README, re.M)
+    """Read a table of a document by the first cell of its heading: plain first cell -> the other cells."""
+    found = re.search(rf"^\| {re.escape(heading)} \|.*\n\|[-|]+\n((?:\|.*\n)+)", EVERYTHING, re.M)
     assert found, f"no table with the heading {heading}"
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in found[1].splitlines()]
     return {cells[0].strip("`"): cells[1:] for cells in lines}
@@ -200,7 +238,7 @@ def test_partitioners_are_all_there_with_their_arguments() -> None:
 
 
 def test_strategies_and_datasets_are_all_there() -> None:
-    code = set(re.findall(r"`([^`\n]+)`", README))
+    code = set(re.findall(r"`([^`\n]+)`", EVERYTHING))
     assert {*STRATEGIES, *PRIVACY, LOCAL, *SPECS} - code == set()
 
 
@@ -217,7 +255,7 @@ def test_example_inventory_is_the_file_and_makes_the_clients_named_here() -> Non
         for machine, variables in listed["_meta"]["hostvars"].items()
     }
     roster = build_roster(listed["fl_clients"]["hosts"], hostvars)
-    named = re.search(r"This makes the clients (.+)\. Then", README)
+    named = re.search(r"This makes the clients (.+)\. Then", DOCUMENTS[README])
     assert named
     assert [client["name"] for client in roster] == re.findall(r"`([^`]+)`", named[1])
     assert [client["cpu"] for client in roster] == [0.5, 0.5, 0.5, 0.5, 0.25, 1.5]
