@@ -34,6 +34,7 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from coldframe.journal import read_journal
+from coldframe.retention import PRUNED, prune
 from coldframe.server import PKI, SUPERLINK
 
 BAR = "\x1e"  # a line that starts with it carries a progress bar's state as JSON
@@ -111,8 +112,13 @@ def register(client: ControlHttpClient, clients: list[dict[str, Any]]) -> dict[s
     }
 
 
-def submit(client: ControlHttpClient, fab_file: Path, run_config: dict[str, Any]) -> dict[str, Any]:
-    """Start a run of the app in ``fab_file`` with the keys of ``run_config`` overridden."""
+def submit(
+    client: ControlHttpClient, fab_file: Path, run_config: dict[str, Any], keep: int
+) -> dict[str, Any]:
+    """Start a run of the app in ``fab_file`` with the keys of ``run_config`` overridden.
+
+    The files of collected runs beyond the newest ``keep`` are removed.
+    """
     content = fab_file.read_bytes()
     response = client.StartRun(
         StartRunRequest(
@@ -122,7 +128,7 @@ def submit(client: ControlHttpClient, fab_file: Path, run_config: dict[str, Any]
     )
     if not response.HasField("run_id"):
         raise SystemExit("the SuperLink refused the run; its log says why: docker logs <federation>-server")
-    return {"run_id": str(response.run_id)}
+    return {"run_id": str(response.run_id), "pruned": prune(state_directory() / "runs", keep)}
 
 
 def progress(run_id: str) -> dict[str, Any]:
@@ -149,6 +155,7 @@ def list_runs(client: ControlHttpClient) -> list[dict[str, Any]]:
             "finished": run.finished_at,
             "bytes_sent": run.bytes_sent,
             "bytes_received": run.bytes_recv,
+            "pruned": (state_directory() / "runs" / str(run.run_id) / PRUNED).exists(),
             **(progress(str(run.run_id)) if run.status.status == "running" else {}),
         }
         for run in client.ListRuns(ListRunsRequest()).run_dict.values()
@@ -266,6 +273,7 @@ def main() -> int:
     submit_parser = commands.add_parser("submit")
     submit_parser.add_argument("fab", type=Path)
     submit_parser.add_argument("run_config", help="JSON object")
+    submit_parser.add_argument("--keep", type=int, required=True, help="runs that keep their files")
     for name in ("follow", "stop"):
         commands.add_parser(name).add_argument("run_id")
     commands.add_parser("runs")
@@ -278,7 +286,7 @@ def main() -> int:
         if arguments.command == "register":
             result = register(client, json.loads(arguments.clients.read_text()))
         elif arguments.command == "submit":
-            result = submit(client, arguments.fab, json.loads(arguments.run_config))
+            result = submit(client, arguments.fab, json.loads(arguments.run_config), arguments.keep)
         elif arguments.command == "follow":
             result = follow(client, arguments.run_id)
         elif arguments.command == "stop":

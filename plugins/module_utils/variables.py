@@ -237,6 +237,7 @@ INVENTORY = _table(
     Variable("fl_data_dir", "text", "path/to/data", empty=True),
     Variable("fl_data_source", "choice", "auto", choices=("auto", "download", "npm", "folder")),
     Variable("fl_results_dir", "text", "results", empty=True),
+    Variable("fl_keep_runs", "whole", "50", low=1),
     Variable("fl_min_disk", "size", "4g"),
     Variable("grafana_port", "whole", "3000", low=1, high=65535),
     Variable("grafana_image", "text", "NAME:TAG"),

@@ -447,6 +447,8 @@ def test_collect_fetches_an_earlier_run(federation: Lab) -> None:
     assert (summary["run_id"], summary["status"], summary["rounds"]) == (run_id, "completed", 2)
     assert (federation.results / "latest").resolve() == first
     assert first.name.endswith("later")
+    kept = federation.on_server(f"ls /var/lib/coldframe/{FEDERATION}/server/runs/{run_id}").split()
+    assert {"journal.jsonl", "collected"} <= set(kept)
 
 
 def test_stop_ends_a_run_and_says_so(federation: Lab) -> None:

@@ -1,0 +1,40 @@
+"""Bounds what the server keeps of runs: the files of those that a controller has collected, oldest first."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+COLLECTED = "collected"  # a file in the folder of a run that a controller has fetched
+PRUNED = "pruned"  # in its place, once everything else is gone
+
+
+def prune(runs: Path, keep: int) -> list[str]:
+    """Remove the files of runs beyond the newest ``keep``; a run that was not collected is never touched.
+
+    Parameters
+    ----------
+    runs : Path
+        The folder with a folder for each run.
+    keep : int
+        How many runs keep their files.
+
+    Returns
+    -------
+    list of str
+        The ids of the runs whose files were removed, oldest first.
+    """
+    folders = [path for path in runs.iterdir() if path.is_dir() and not (path / PRUNED).exists()]
+    collected = sorted(
+        (path for path in folders if (path / COLLECTED).exists()),
+        key=lambda path: (path / COLLECTED).stat().st_mtime,
+    )
+    removed = collected[: max(len(folders) - keep, 0)]
+    for folder in removed:
+        (folder / PRUNED).touch()
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != PRUNED:
+                path.unlink()
+    return [folder.name for folder in removed]
