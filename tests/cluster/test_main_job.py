@@ -447,7 +447,7 @@ def test_collect_fetches_an_earlier_run(federation: Lab) -> None:
     assert (summary["run_id"], summary["status"], summary["rounds"]) == (run_id, "completed", 2)
     assert (federation.results / "latest").resolve() == first
     assert first.name.endswith("later")
-    kept = federation.on_server(f"ls /var/lib/coldframe/{FEDERATION}/server/runs/{run_id}").split()
+    kept = federation.on_server(f"ls /var/lib/coldframe/coldframe/server/runs/{run_id}").split()
     assert {"journal.jsonl", "collected"} <= set(kept)
 
 
