@@ -167,6 +167,7 @@ class Agent(Keeper):
                 requested = wrong or {key: entry["value"] for key, entry in new.items()}
                 self.event(client, cause, requested, verified, started, problem)
             client.failed, client.problem, client.cause = None, None, "drift"
+            problem = problem or (self.no_group(client) if verified is None else None)
             holds = verified is not None and not left(verified)
             answer |= {"verified": verified, "holds": holds, "revert_at": limits.next_expiry(client.asked)}
             return (
@@ -251,7 +252,7 @@ class Agent(Keeper):
                     "desired": client.desired,
                     "verified": verified,
                     "holds": verified is not None and not limits.differences(client.desired, verified),
-                    "problem": client.problem,
+                    "problem": client.problem or self.no_group(client),
                     "revert_at": limits.next_expiry(client.asked),
                     "use": self.use(client),
                 }

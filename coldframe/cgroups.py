@@ -1,11 +1,13 @@
 """The one reader and writer of cgroup files: limits, and what the kernel says of use, throttling, pressure.
 
 Standard library only. Works with cgroup v1, v2 and the hybrid of both; every function takes the mount point
-(`/sys/fs/cgroup`), so that tests can hand in a tree of their own.
+(`/sys/fs/cgroup`) and `/proc`, so that tests can hand in trees of their own.
 """
 
 import errno
 import os
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -300,21 +302,135 @@ def count_cpus(ranges: str) -> int:
     return sum(int(bound[-1]) - int(bound[0]) + 1 for bound in bounds)
 
 
-def of_container(container_id: str, root: Path = ROOT) -> Cgroup | None:
-    """Return the control group of a container by its id, whichever driver named it; None if there is none."""
-    for base in (root, root / "memory", root / "unified"):
-        for folder in (f"docker/{container_id}", f"system.slice/docker-{container_id}.scope"):
-            if (base / folder).is_dir():
-                return _below(_group(root, dict.fromkeys((*CONTROLLERS, ""), folder)), Path(folder).name)
-    return None
+@dataclass(frozen=True)
+class Mount:
+    """Where a hierarchy of control groups is mounted.
+
+    Attributes
+    ----------
+    folder : pathlib.Path
+        The mount point.
+    top : str
+        The group that is seen there, as `/proc/PID/cgroup` would write it: `/`, unless a part is mounted.
+    """
+
+    folder: Path
+    top: str
+
+    def of(self, path: str) -> Path | None:
+        """Return the directory of a group that has a process; None where the mount does not show it."""
+        top = self.top.rstrip("/")
+        # A path such as /../x is a group outside of this process's cgroup namespace.
+        if ".." in path.split("/") or not f"{path}/".startswith(f"{top}/"):
+            return None
+        return self.folder / path[len(top) + 1 :]
 
 
-def _below(group: Cgroup, name: str) -> Cgroup | None:
-    # A group that has just gone, or that a controller does not know, must not give the machine's figures.
-    controllers = {key: path for key, path in group.controllers.items() if path.name == name}
-    unified = group.unified if group.unified and group.unified.name == name else None
-    gone = group.controllers and not controllers
-    return None if gone or not (controllers or unified) else Cgroup(controllers, unified)
+@dataclass(frozen=True)
+class Hierarchies:
+    """The hierarchies that are mounted, and `/proc`, which says where in them a process is.
+
+    Whatever an engine makes of its settings (another parent, systemd's slices and scopes, a user's session),
+    the kernel knows where a container's main process is. Paths are read as this process's own cgroup
+    namespace has them, so it has to be the machine's where containers are looked for.
+
+    Attributes
+    ----------
+    mounts : dict[str, Mount]
+        By controller; the empty name is the unified hierarchy.
+    """
+
+    mounts: dict[str, Mount]
+    proc: Path
+
+    def of_container(self, container_id: str, pid: int) -> Cgroup | None:
+        """Return the control group of a container by one of its processes; None where it is gone.
+
+        The container's id is a part of its group's name, whichever driver made it. So a process that got
+        the number of one that has ended is not mistaken for it, and where the main process has moved to a
+        group of its own below, the container's is found.
+        """
+        folders = {}
+        for names, path in self._paths(pid):
+            group = _group_of(container_id, path)
+            for name in names:
+                mount = self.mounts.get(name)
+                folder = mount.of(group) if mount and group else None
+                if folder:
+                    folders[name] = folder
+        unified = folders.pop("", None)
+        # A hybrid's unified hierarchy holds no limits: without the others it would be taken for version 2.
+        hybrid = any(self.mounts)
+        return Cgroup(folders, unified) if folders or (unified and not hybrid) else None
+
+    def why_none(self, container_id: str, pid: int) -> str | None:
+        """Say why a container whose process runs has no control group; None where the process is gone."""
+        paths = sorted({path for _, path in self._paths(pid)})
+        if not paths or not read_file(f"{self.proc}/{pid}/cmdline"):  # that of a zombie is empty
+            return None
+        own = [path for path in paths if _group_of(container_id, path)]
+        if own:
+            return (
+                f"its control group {own[0]} is in none of the hierarchies that the agent sees: type "
+                "ansible-playbook site.yml -e redeploy=true, and see that the machine has mounted them at "
+                "/sys/fs/cgroup"
+            )
+        return (
+            f"the engine has given it no control group of its own (its process {pid} is in {paths[-1]}), so "
+            "nothing can limit it: docker info names the Cgroup Driver, which has to be systemd or cgroupfs"
+        )
+
+    def processes(self, container_ids: Collection[str]) -> dict[str, int]:
+        """Return a process of each container that runs, by the container's id: a look at every process."""
+        found: dict[str, int] = {}
+        wanted = set(container_ids)
+        for entry in self.proc.iterdir() if wanted else ():
+            if not entry.name.isdigit():
+                continue
+            pid = int(entry.name)
+            parts = {part for _, path in self._paths(pid) for part in path.split("/")}
+            for container_id in wanted & {_container_in(part) for part in parts}:
+                found.setdefault(container_id, pid)
+        return found
+
+    def _paths(self, pid: int) -> list[tuple[list[str], str]]:
+        """Return the controllers of each hierarchy, and where a process is in it."""
+        lines = (line.split(":", 2) for line in (read_file(f"{self.proc}/{pid}/cgroup") or "").splitlines())
+        return [(line[1].split(","), line[2]) for line in lines if len(line) == 3]
+
+
+def mounted(root: Path = ROOT, proc: Path = Path("/proc")) -> Hierarchies:
+    """Return the hierarchies that are mounted at or below a directory, by the kernel's list of mounts."""
+    mounts: dict[str, Mount] = {}
+    for line in (read_file(f"{proc}/self/mountinfo") or "").splitlines():
+        left, _, right = line.partition(" - ")
+        fields, (kind, _, options) = left.split(" "), right.split(" ", 2)
+        folder = Path(_plain(fields[4]))
+        if kind not in ("cgroup", "cgroup2") or not folder.is_relative_to(root):
+            continue
+        names = [""] if kind == "cgroup2" else [word for word in options.split(",") if word in CONTROLLERS]
+        for name in names:
+            mounts.setdefault(name, Mount(folder, _plain(fields[3])))
+    return Hierarchies(mounts, proc)
+
+
+def _plain(text: str) -> str:
+    """Return a path of mountinfo without its escapes, such as a space's."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+def _container_in(part: str) -> str:
+    """Return the id in a group's name: as cgroupfs names it, or systemd (`docker-ID.scope`)."""
+    return part.removesuffix(".scope").rpartition("-")[2]
+
+
+def _group_of(container_id: str, path: str) -> str:
+    """Return the path of a container's group from that of a process in it; empty where it is in none."""
+    parts = path.split("/")
+    for number, part in enumerate(parts):
+        if _container_in(part) == container_id:
+            return "/".join(parts[: number + 1])
+    return ""
 
 
 def own(root: Path = ROOT, lines: str | None = None) -> Cgroup:

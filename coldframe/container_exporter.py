@@ -145,7 +145,8 @@ class Exporter:
         proc: Path = Path("/proc"),
         certificates: dict[str, Path] | None = None,
     ) -> None:
-        self.root, self.federation, self.tree, self.proc = root, federation, tree, proc
+        self.federation, self.proc = federation, proc
+        self.hierarchies = cgroups.mounted(tree, proc)
         self.identities = JsonFiles(root / "clients")
         self.asked = JsonFiles(root / "agent" / "limits")
         self.deployed = JsonFiles(root / "containers")
@@ -163,7 +164,9 @@ class Exporter:
         identities, asked = self.identities.content(), self.asked.content()
         self._read_events()
         running = {}
-        for container in self._containers(identities, asked):
+        containers = self._containers(identities, asked)
+        self._find(containers)
+        for container in containers:
             if self._container(page, container) and container.client and container.group:
                 running[container.client] = container.group
         for name, identity in identities.items():
@@ -228,9 +231,13 @@ class Exporter:
 
     # --- what they use ------------------------------------------------------------------------------------
 
+    def _find(self, containers: list[Container]) -> None:
+        """Find the control groups that are not known yet, all by one look at the machine's processes."""
+        lost = {container.id: container for container in containers if container.group is None}
+        for container_id, pid in self.hierarchies.processes(lost).items():
+            lost[container_id].group = self.hierarchies.of_container(container_id, pid)
+
     def _container(self, page: Page, container: Container) -> bool:
-        if container.group is None:
-            container.group = cgroups.of_container(container.id, self.tree)
         group = container.group
         use, processes = (group.cpu_use(), group.processes()) if group else (None, [])
         if group is None or use is None or not processes:

@@ -128,12 +128,15 @@ class Keeper:
     ----------
     root : Path
         The federation's directory.
-    tree : Path
-        The machine's `/sys/fs/cgroup`.
+    tree, proc : Path
+        The machine's `/sys/fs/cgroup` and `/proc`.
     """
 
-    def __init__(self, root: Path, engine: Engine, tree: Path = cgroups.ROOT) -> None:
-        self.root, self.engine, self.tree = root, engine, tree
+    def __init__(
+        self, root: Path, engine: Engine, tree: Path = cgroups.ROOT, proc: Path = Path("/proc")
+    ) -> None:
+        self.root, self.engine = root, engine
+        self.hierarchies = cgroups.mounted(tree, proc)
         self.own = root / "agent"
         self.lock = threading.RLock()  # whoever holds it is the one writer
         self.log_lock = threading.Lock()
@@ -237,11 +240,15 @@ class Keeper:
 
     def group(self, client: Client) -> cgroups.Cgroup | None:
         """Return the control group of a client that runs."""
-        return (
-            cgroups.of_container(client.container.id, self.tree)
-            if client.container and client.running
-            else None
-        )
+        if client.container is None or not client.running:
+            return None
+        return self.hierarchies.of_container(client.container.id, client.container.pid)
+
+    def no_group(self, client: Client) -> str | None:
+        """Say why a client that runs has no control group, which no limit of its can do without."""
+        if client.container is None or not client.running or self.group(client):
+            return None
+        return self.hierarchies.why_none(client.container.id, client.container.pid)
 
     def device(self, client: Client) -> str:
         """Return the machine's end of a running client's link."""

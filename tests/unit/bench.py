@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from coldframe import limits, links
 from coldframe.agent import Agent
 from coldframe.engine import EngineError
+from tests.unit.trees import mountinfo, paths_of, write
 
 BASELINE = {"cpu": 0.4, "memory": 1 << 30, "pids": 256}
 V1 = {
@@ -41,8 +43,8 @@ class Engine:
     """Stands for Docker: what it is told it remembers, and it reaches the files of the control group, of
     either version."""
 
-    def __init__(self, tree: Path, version: int, names: list[str]) -> None:
-        self.tree, self.version = tree, version
+    def __init__(self, tree: Path, proc: Path, version: int, names: list[str]) -> None:
+        self.tree, self.proc, self.version = tree, proc, version
         self.pids = {name: 100 + index for index, name in enumerate(names)}
         self.started = dict.fromkeys(names, "1")
         self.updates: list[tuple[str, dict[str, int]]] = []
@@ -51,6 +53,7 @@ class Engine:
         if version == 2:
             (tree / "cgroup.controllers").parent.mkdir(parents=True, exist_ok=True)
             (tree / "cgroup.controllers").write_text("cpu memory pids")
+        write(proc, {"self/mountinfo": mountinfo(tree, V1 if version == 1 else ())})
         for name in names:
             self.reset(name)
 
@@ -62,6 +65,15 @@ class Engine:
             folder.mkdir(parents=True, exist_ok=True)
             for file, text in files.items():
                 (folder / file).write_text(text)
+        self.run(name, self.pids[name])
+
+    def run(self, name: str, pid: int, started: str = "1") -> None:
+        """Let a container's main process be another one, or none."""
+        ended, self.pids[name], self.started[name] = self.pids[name], pid, started
+        shutil.rmtree(self.proc / str(ended), ignore_errors=True)
+        if pid:
+            group = f"docker/{name}"
+            write(self.proc, {f"{pid}/cgroup": paths_of(group, self.version), f"{pid}/cmdline": "python3"})
 
     def clients(self) -> dict[str, str]:
         """Names are ids here."""
@@ -127,13 +139,14 @@ class Bench:
         (self.root / "clients").mkdir(parents=True)
         for name in ("a", "b"):
             self.baseline(name, BASELINE)
-        self.engine = Engine(root / "cgroup", version, ["a", "b"])
+        self.engine = Engine(root / "cgroup", root / "proc", version, ["a", "b"])
         self.links = Links(monkeypatch)
         self.agent = self.start()
 
     def start(self) -> Agent:
         """Start an agent anew, as after a crash."""
-        agent = Agent(self.root, self.engine, self.root.parent / "cgroup")  # type: ignore[arg-type]
+        tree, proc = self.engine.tree, self.engine.proc
+        agent = Agent(self.root, self.engine, tree, proc)  # type: ignore[arg-type]
         agent.refresh()
         return agent
 

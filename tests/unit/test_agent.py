@@ -17,6 +17,7 @@ from coldframe import cgroups, keeper, links
 from coldframe.agent import measured
 from coldframe.engine import EngineError
 from tests.unit.bench import BASELINE, Bench
+from tests.unit.trees import paths_of, write
 
 
 def refuse(bench: Bench, monkeypatch: pytest.MonkeyPatch, number: int, *names: str) -> None:
@@ -253,7 +254,7 @@ def test_time_runs_out_while_nobody_looks(bench: Bench) -> None:
 
 def test_link_is_shaped_again_after_a_restart(bench: Bench) -> None:
     bench.set(down=5_000_000)
-    bench.engine.pids["a"], bench.engine.started["a"] = 900, "2"
+    bench.engine.run("a", 900, "2")
     bench.tick()
     assert bench.held()["down"] == 5_000_000
     assert bench.links.state["veth900"]["down"] == 5_000_000
@@ -291,11 +292,11 @@ def test_changed_baseline_reaches_those_of_whom_nothing_else_is_asked(bench: Ben
 
 
 def test_client_that_does_not_run_gets_its_limits_when_it_starts(bench: Bench) -> None:
-    bench.engine.pids["a"] = 0
+    bench.engine.run("a", 0)
     bench.tick()
     answer = bench.set(cpu=0.1)
     assert not answer["clients"]["a"]["running"]
-    bench.engine.pids["a"], bench.engine.started["a"] = 950, "3"
+    bench.engine.run("a", 950, "3")
     bench.tick()
     assert bench.held("a")["cpu"] == 0.1
 
@@ -313,7 +314,7 @@ def test_client_that_is_started_anew_while_it_is_changed_is_looked_for(
         return read(pid, device)
 
     monkeypatch.setattr(links, "read", of_living)
-    bench.engine.pids["a"], bench.engine.started["a"] = 970, "2"
+    bench.engine.run("a", 970, "2")
     answer = bench.set(down=5_000_000)
     assert answer["clients"]["a"]["holds"] and answer["clients"]["a"]["changed"]
     assert bench.links.state["veth970"]["down"] == 5_000_000
@@ -339,6 +340,14 @@ def test_limits_that_cannot_be_set_are_not_tried_in_every_second(
     assert "busy" in bench.events[0]["problem"]
     bench.tick(now + 60)
     assert bench.held()["cpu"] == 0.2
+
+
+def test_client_whose_engine_gives_it_no_control_group_says_so(bench: Bench) -> None:
+    outside = paths_of("user.slice/session-2.scope", bench.engine.version)
+    write(bench.engine.proc, {"100/cgroup": outside})
+    client = bench.agent.answer({"do": "status"})["clients"]["a"]
+    assert not client["holds"] and "session-2.scope" in client["problem"]
+    assert bench.agent.answer({"do": "status"})["clients"]["b"]["problem"] is None
 
 
 def test_kill_for_want_of_memory_is_an_event(bench: Bench) -> None:
@@ -564,11 +573,12 @@ def test_full_disk_changes_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch
 
 
 def test_proof_names_who_does_not_run_and_who_was_restarted(bench: Bench) -> None:
-    bench.engine.pids["b"] = 0
+    bench.engine.run("b", 0)
     bench.agent.stale = True
 
     def restart(_: float) -> None:
-        bench.engine.pids["a"], bench.agent.stale = 990, True
+        bench.engine.run("a", 990)
+        bench.agent.stale = True
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(links, "counters", lambda _: (0, 0))

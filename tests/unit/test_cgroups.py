@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from coldframe import cgroups
+from coldframe.cgroups import CONTROLLERS
+from tests.unit.trees import mountinfo, paths_of, write
 
 ID = "4f" * 32
 V1 = {
@@ -51,12 +53,6 @@ PRESSURE = (
 )
 
 
-def write(folder: Path, files: dict[str, str]) -> None:
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-
-
 def v1_tree(root: Path, group: str) -> None:
     write(root, {name.replace("/", f"/{group}/", 1): text for name, text in V1.items()})
 
@@ -64,6 +60,23 @@ def v1_tree(root: Path, group: str) -> None:
 def v1_lines(group: str) -> str:
     names = ["name=systemd", "pids", "memory", "cpuset", "blkio", "cpu,cpuacct"]
     return "".join(f"{9 - i}:{name}:/{group}\n" for i, name in enumerate(names)) + f"0::/{group}\n"
+
+
+def machine(root: Path, version: str, group: str, top: str = "/") -> cgroups.Hierarchies:
+    """Make a machine whose process 41 is in a group; of its hierarchies what is below `top` is mounted."""
+    shown, cgroup = group.removeprefix(top.strip("/")).strip("/"), root / "cgroup"
+    if version == "v2":
+        write(cgroup / shown, V2 | {"cpu.pressure": PRESSURE})
+        mounts = mountinfo(cgroup, top=top)
+    else:
+        v1_tree(cgroup, shown)
+        mounts = mountinfo(cgroup, CONTROLLERS, None, top)
+    if version == "hybrid":
+        write(cgroup / "unified" / shown, {"cpu.pressure": PRESSURE})
+        mounts = mountinfo(cgroup, CONTROLLERS, "unified", top)
+    files = {"self/mountinfo": mounts, "41/cgroup": paths_of(group, 2 if version == "v2" else 1)}
+    write(root / "proc", files | {"41/cmdline": "python3", "1/cgroup": "0::/init.scope\n"})
+    return cgroups.mounted(cgroup, root / "proc")
 
 
 def tree(root: Path, version: str) -> cgroups.Cgroup:
@@ -100,12 +113,11 @@ def test_the_same_limits_read_the_same_under_every_version(tmp_path: Path, versi
 
 
 def test_a_controller_that_does_not_know_the_container_gives_nothing_of_the_machine(tmp_path: Path) -> None:
-    v1_tree(tmp_path, f"docker/{ID}")
-    (tmp_path / "blkio" / "blkio.throttle.io_service_bytes_recursive").write_text("8:0 Read 999\n")
-    for path in (tmp_path / "blkio" / "docker" / ID).iterdir():
-        path.unlink()
-    (tmp_path / "blkio" / "docker" / ID).rmdir()
-    group = cgroups.of_container(ID, tmp_path)
+    found = machine(tmp_path, "v1", f"docker/{ID}")
+    write(tmp_path, {"cgroup/blkio/blkio.throttle.io_service_bytes_recursive": "8:0 Read 999\n"})
+    lines = [line for line in paths_of(f"docker/{ID}", 1).splitlines() if "blkio" not in line]
+    write(tmp_path, {"proc/41/cgroup": "\n".join([*lines, "2:blkio:/"])})
+    group = found.of_container(ID, 41)
     assert group is not None
     assert group.block_bytes() == (0, 0)
     assert group.cpu_limit() == 0.5
@@ -239,23 +251,94 @@ def test_in_a_container_the_top_of_the_mount_is_the_own_group(tmp_path: Path, ve
         assert group.memory_limit() == 512 << 20
 
 
-@pytest.mark.parametrize("folder", [f"docker/{ID}", f"system.slice/docker-{ID}.scope"])
-@pytest.mark.parametrize("version", ["v1", "v2"])
-def test_a_container_is_found_under_either_cgroup_driver(tmp_path: Path, version: str, folder: str) -> None:
-    if version == "v1":
-        v1_tree(tmp_path, folder)
-    else:
-        write(tmp_path / folder, V2)
-        write(tmp_path, {"cgroup.controllers": "cpu memory\n"})
-    group = cgroups.of_container(ID, tmp_path)
+@pytest.mark.parametrize("version", ["v1", "v2", "hybrid"])
+@pytest.mark.parametrize(
+    ("group", "top"),
+    [
+        (f"docker/{ID}", "/"),
+        (f"system.slice/docker-{ID}.scope", "/"),
+        (f"lab/clients/{ID}", "/"),  # cgroup-parent
+        (f"lab.slice/lab-clients.slice/docker-{ID}.scope", "/"),
+        (f"user.slice/user-1000.slice/user@1000.service/user.slice/docker-{ID}.scope", "/"),  # rootless
+        (f"docker/{'ab' * 32}/docker/{ID}", "/"),  # an engine in a container
+        (f"docker/{'ab' * 32}/docker/{ID}", f"/docker/{'ab' * 32}"),  # which sees its own part alone
+    ],
+)
+def test_a_container_is_found_wherever_its_engine_puts_it(
+    tmp_path: Path, version: str, group: str, top: str
+) -> None:
+    """Tried: with a cgroup-parent in daemon.json the limits of all clients "did not hold"."""
+    found = machine(tmp_path, version, group, top).of_container(ID, 41)
+    assert found is not None
+    assert found.version == (2 if version == "v2" else 1)
+    assert found.cpu_limit() == 0.5
+    assert found.memory_usage() == 400_000_000
+    assert (found.pressure("cpu") is None) == (version == "v1")
+    found.set_cpu_limit(0.1, 100_000)
+    assert found.cpu_limit() == 0.1
+
+
+def test_hierarchies_are_where_the_kernel_says_that_they_are_mounted(tmp_path: Path) -> None:
+    """With two controllers in one, as most machines have it, and a space in the path."""
+    v1_tree(tmp_path / "a tree", f"docker/{ID}")
+    (tmp_path / "a tree/cpu").rename(tmp_path / "a tree/cpu,cpuacct")
+    for file in (tmp_path / f"a tree/cpuacct/docker/{ID}").iterdir():
+        file.rename(tmp_path / f"a tree/cpu,cpuacct/docker/{ID}" / file.name)
+    names = ("cpu,cpuacct", "memory", "pids")
+    write(tmp_path / "proc", {"self/mountinfo": mountinfo(tmp_path / "a tree", names, None)})
+    write(tmp_path / "proc", {"41/cgroup": f"3:cpu,cpuacct:/docker/{ID}\n2:memory:/docker/{ID}\n"})
+    group = cgroups.mounted(tmp_path / "a tree", tmp_path / "proc").of_container(ID, 41)
     assert group is not None
-    assert group.cpu_limit() == 0.5
-    assert group.memory_usage() == 400_000_000
+    assert (group.cpu_limit(), group.cpu_usage_seconds()) == (0.5, 12.5)
+    assert group.pids_limit() is None
 
 
-def test_a_container_that_is_gone_has_no_group(tmp_path: Path) -> None:
-    tree(tmp_path, "v2")
-    assert cgroups.of_container("ab" * 32, tmp_path) is None
+@pytest.mark.parametrize("version", ["v1", "v2", "hybrid"])
+def test_a_main_process_in_a_group_of_its_own_has_its_containers_limits(tmp_path: Path, version: str) -> None:
+    found = machine(tmp_path, version, f"docker/{ID}")
+    inner = paths_of(f"docker/{ID}/init.scope", 2 if version == "v2" else 1)
+    write(tmp_path / "proc", {"41/cgroup": inner})
+    group = found.of_container(ID, 41)
+    assert group is not None and group.cpu_limit() == 0.5
+
+
+@pytest.mark.parametrize("version", ["v1", "v2", "hybrid"])
+def test_a_container_that_is_gone_has_no_group(tmp_path: Path, version: str) -> None:
+    """Nor has one whose process's number another process has now."""
+    found = machine(tmp_path, version, f"docker/{ID}")
+    assert found.of_container("ab" * 32, 41) is None
+    assert found.of_container(ID, 42) is None
+    assert found.why_none(ID, 42) is None
+
+
+@pytest.mark.parametrize("version", ["v1", "v2", "hybrid"])
+def test_a_container_without_a_group_says_why(tmp_path: Path, version: str) -> None:
+    found = machine(tmp_path, version, "user.slice/user-1000.slice/session-2.scope")
+    assert found.of_container(ID, 41) is None
+    why = found.why_none(ID, 41)
+    assert why is not None and "session-2.scope" in why and "Cgroup Driver" in why
+    outside = paths_of(f"../../lab/{ID}", 2 if version == "v2" else 1)
+    write(tmp_path / "proc", {"41/cgroup": outside})
+    assert found.of_container(ID, 41) is None
+    assert "redeploy=true" in (found.why_none(ID, 41) or "")
+    write(tmp_path / "proc", {"41/cmdline": ""})  # it has just ended
+    assert found.why_none(ID, 41) is None
+
+
+def test_a_group_of_the_unified_hierarchy_alone_is_none_where_limits_are_in_the_others(
+    tmp_path: Path,
+) -> None:
+    found = machine(tmp_path, "hybrid", f"docker/{ID}")
+    write(tmp_path / "proc", {"41/cgroup": f"4:memory:/\n0::/docker/{ID}\n"})
+    assert found.of_container(ID, 41) is None
+
+
+def test_a_process_of_each_container_is_found_among_all_of_the_machine(tmp_path: Path) -> None:
+    found = machine(tmp_path, "v2", f"docker/{ID}")
+    other = "ab" * 32
+    write(tmp_path / "proc", {"77/cgroup": f"0::/lab.slice/docker-{other}.scope/inner\n", "uptime": "1"})
+    assert found.processes([ID, other, "cd" * 32]) == {ID: 41, other: 77}
+    assert found.processes([]) == {}
 
 
 def test_files_that_vanish_with_their_container_are_no_error(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from coldframe.cgroups import CONTROLLERS
 from coldframe.container_exporter import CAUSES, FAMILIES, Exporter
-from tests.unit.test_cgroups import ID, PRESSURE, V1, V2, write
+from tests.unit.test_cgroups import ID, PRESSURE, V1, V2
+from tests.unit.trees import mountinfo, paths_of, write
 
 NET = """Inter-|   Receive  |  Transmit
  face |bytes packets errs drop fifo frame compressed multicast|bytes packets errs drop fifo colls carrier
@@ -35,9 +37,9 @@ Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]
 class Machine:
     """A made-up machine with one client."""
 
-    def __init__(self, root: Path, version: str) -> None:
+    def __init__(self, root: Path, version: str, group: str = f"docker/{ID}") -> None:
         self.state, self.tree, self.proc = root / "state", root / "cgroup", root / "proc"
-        group = f"docker/{ID}"
+        self.version = int(version[1])
         if version == "v2":
             write(self.tree, {"cgroup.controllers": "cpu memory\n"})
             write(self.tree / group, V2 | {f"{what}.pressure": PRESSURE for what in ("cpu", "memory", "io")})
@@ -47,10 +49,17 @@ class Machine:
                 self.tree / "unified",
                 {"cgroup.controllers": "\n", f"{group}/cpu.pressure": PRESSURE},
             )
-        write(self.proc, {"1/net/dev": NET, "12/net/dev": NET})
+        v1 = mountinfo(self.tree, CONTROLLERS, "unified")
+        write(self.proc, {"self/mountinfo": mountinfo(self.tree) if version == "v2" else v1})
+        write(self.proc, {"1/net/dev": NET, "12/net/dev": NET, "1/cgroup": paths_of("", self.version)})
+        self.process(12, group)
         self.identity(IDENTITY)
         self.asked({"container_id": ID, "desired": DESIRED, "link": LINK})
         self.exporter = Exporter(self.state, "lab", self.tree, self.proc)
+
+    def process(self, pid: int, group: str) -> None:
+        """Let a process run in a control group."""
+        write(self.proc, {f"{pid}/cgroup": paths_of(group, self.version)})
 
     def file(self, name: str, content: Any) -> None:
         write(self.state, {name: json.dumps(content)})
@@ -197,6 +206,7 @@ def test_a_container_that_is_gone_is_not_shown_and_its_successor_is(machine: Mac
     new = "ab" * 32
     for folder in list(machine.tree.glob(f"**/docker/{ID}")):
         folder.rename(folder.with_name(new))
+    machine.process(12, f"docker/{new}")
     samples = machine.samples()
     assert "container_cpu_usage_seconds_total" not in samples
     assert one(samples, "fl_client_running") == 0
@@ -213,6 +223,14 @@ def test_containers_without_a_client_bear_the_names_that_the_deployment_wrote(ma
     (machine.state / "agent/limits/c1-0.json").unlink()
     labels = dict(next(iter(machine.samples()["container_processes"])))
     assert labels == {**listed, "id": f"/docker/{ID}", "partition": ""}
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_a_container_is_found_wherever_its_engine_puts_it(tmp_path: Path, version: str) -> None:
+    machine = Machine(tmp_path, version, f"lab.slice/lab-clients.slice/docker-{ID}.scope")
+    samples = machine.samples()
+    assert one(samples, "container_cpu_usage_seconds_total", id=f"/docker/{ID}") == 12.5
+    assert one(samples, "fl_client_limits_hold") == 1
 
 
 def test_a_container_in_the_machines_own_network_has_no_figures_of_it(machine: Machine) -> None:

@@ -112,7 +112,8 @@ def start_client() -> None:
 def start_agent() -> None:
     """Start the agent's container with the arguments of `roles/fl_agent`."""
     docker(
-        *("run", "--detach", f"--name={AGENT}", "--network=host", "--pid=host", "--tmpfs=/tmp", *HARDENED),
+        *("run", "--detach", f"--name={AGENT}", "--network=host", "--pid=host"),
+        *("--cgroupns=host", "--userns=host", "--tmpfs=/tmp", *HARDENED),
         *("--cap-add=NET_ADMIN", "--cap-add=SYS_ADMIN", "--cap-add=SYS_PTRACE"),
         *("--memory=256m", "--memory-swap=256m", *labels("agent"), *OURS),
         *(f"--volume={STATE}:{STATE}", "--volume=/var/run/docker.sock:/var/run/docker.sock"),

@@ -160,6 +160,8 @@ def start_exporter() -> None:
             f"--name={EXPORTER}",
             f"--network={NETWORK}",
             "--pid=host",
+            "--cgroupns=host",
+            "--userns=host",
             "--user=10001:10001",
         ),
         *(
