@@ -124,6 +124,7 @@ def test_container_is_what_the_engine_is_asked_for(docker: Docker) -> None:
             "RestartPolicy": {"Name": "unless-stopped", "MaximumRetryCount": 0},
             "SecurityOpt": ["no-new-privileges"],
             "Tmpfs": {"/tmp": ""},
+            "UsernsMode": "host",
             "CpuPeriod": 100_000,
             "CpuQuota": 35_000,
             "Memory": 512 << 20,
