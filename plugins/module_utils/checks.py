@@ -21,6 +21,7 @@ from plugins.module_utils.variables import Finding, nearest, typed
 GB = 1 << 30
 DISK_WITHOUT_IMAGE = 4 * GB
 DISK_WITH_IMAGE = 1 * GB
+FILES = 100_000  # inodes: the images hold some 60,000 files
 SERVER_MEMORY = 700 << 20  # bytes that SuperLink, ServerApp and gateway take
 CERTIFICATE_DAYS = 30  # site.yml renews a server certificate that ends sooner: fl_pki_renew_days
 CLOCK_SKEW = 5.0  # seconds; signed requests and certificates depend on the clocks
@@ -248,6 +249,8 @@ def check_platform(machine: Machine) -> list[Finding]:
 
 def _check_engine(machine: Machine, docker: Mapping[str, Any]) -> list[Finding]:
     managed = machine.settings.get("docker_engine_manage", True)
+    if unfit := _unfit(docker):
+        return [Finding(*unfit, machine.name)]
     if docker["api"]:
         if _version(docker["api"]) >= ENGINE_API:
             return []
@@ -268,6 +271,31 @@ def _check_engine(machine: Machine, docker: Mapping[str, Any]) -> list[Finding]:
     return [
         Finding(problem, "start it, or type -e docker_engine_manage=true to leave that to us", machine.name)
     ]
+
+
+def _unfit(docker: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Say why an engine, however it answers, cannot run a federation, and what to do."""
+    if docker["kind"] == "podman":
+        return (
+            "its Docker is an emulation by Podman, and clients and their limits need Docker's own engine",
+            "type sudo apt-get remove podman-docker, and site.yml again, which installs Docker beside Podman",
+        )
+    if docker["rootless"]:
+        return (
+            "its Docker engine is a user's own (rootless), and can give no key to the users in containers",
+            "type sudo docker context use default, and sudo systemctl start docker if root has an engine too",
+        )
+    if docker["elsewhere"]:
+        return (
+            "the command docker leads root to another engine than /var/run/docker.sock, which modules use",
+            "type sudo docker context use default, and leave DOCKER_HOST unset (env | grep DOCKER)",
+        )
+    if docker["root"].startswith("/var/snap/"):
+        return (
+            "its Docker is the snap's, whose containers see no folder of the machine but those in /home",
+            "type sudo snap remove docker, and site.yml again, which installs Docker from packages",
+        )
+    return None
 
 
 def warn_platform(machine: Machine) -> list[str]:
@@ -311,20 +339,35 @@ def check_architectures(
 
 
 def check_disk(machine: Machine) -> list[Finding]:
-    """There is room for the image, the data and the results."""
+    """There is room for the image where the engine keeps it, and for archives, data and results beside it."""
     facts = machine.facts or {}
     default = DISK_WITH_IMAGE if facts["docker"]["image"] else DISK_WITHOUT_IMAGE
     need = machine.settings.get("fl_min_disk", default)
-    if facts["disk_free"] >= need:
-        return []
-    return [
+    state = {name: facts[f"disk_{name}"] for name in ("path", "free", "files", "device")}
+    images = [disk for disk in facts["engine_disks"] if disk["device"] != state["device"]]
+    # On a disk of their own, images do not count where the rest is.
+    rest = min(need, DISK_WITH_IMAGE) if len(images) == len(facts["engine_disks"]) else need
+    findings = [
         Finding(
-            f"{format_size(facts['disk_free'])} are free on {facts['disk_path']}, {format_size(need)} needed",
+            f"{format_size(disk['free'])} are free on {disk['path']}, {format_size(wanted)} needed",
             "make room (docker system prune -a frees what the engine does not use), "
             "or take another limit with -e fl_min_disk=1g",
             machine.name,
         )
+        for disk, wanted in [(state, rest), *((disk, need) for disk in images)]
+        if disk["free"] < wanted
     ]
+    findings += [
+        Finding(
+            f"{disk['path']} has inodes for {disk['files']} more files, {FILES} needed for the images",
+            "remove what holds many files (df -i; docker system prune -a), "
+            "or set data-root in /etc/docker/daemon.json to another disk",
+            machine.name,
+        )
+        for disk in images or [state]
+        if disk["files"] is not None and disk["files"] < FILES and not facts["docker"]["image"]
+    ]
+    return findings
 
 
 def check_memory(machine: Machine, clients: Sequence[Mapping[str, Any]]) -> list[Finding]:

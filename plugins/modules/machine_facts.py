@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.engine import Engine, EngineError, Unreachable
 from ansible.module_utils.standing import look, read_record
 
 DOCUMENTATION = r"""
@@ -101,6 +102,21 @@ disk_free:
   description: Bytes free there.
   type: int
   returned: always
+disk_files:
+  description: How many files can be made there; none where there is no bound.
+  type: int
+  returned: always
+disk_device:
+  description: The number of the file system that it is on.
+  type: int
+  returned: always
+engine_disks:
+  description: >-
+    The same as C(path), C(free), C(files) and C(device) for each directory in which the engine keeps images
+    and containers, or, where there is no engine yet, would keep them.
+  type: list
+  elements: dict
+  returned: always
 ports:
   description: Of the ports asked for, those that something listens on, with what that is if it can be told.
   type: dict
@@ -109,6 +125,9 @@ docker:
   description:
     - C(installed), C(version), C(api) and C(error) of the engine, the C(containers) of any federation, and
       whether it has an FL C(image).
+    - C(kind) says whose engine it is, C(docker) or C(podman), C(root) where it keeps images and containers,
+      C(rootless) whether it runs as a user of the machine, C(elsewhere) whether the command leads to another
+      engine than the socket, which modules use.
   type: dict
   returned: always
 cgroup:
@@ -143,6 +162,10 @@ netem:
   returned: always
 """
 
+SOCKET = "/var/run/docker.sock"
+DAEMON = "/etc/docker/daemon.json"
+ROOT = "/var/lib/docker"
+CONTAINERD = "/var/lib/containerd"
 DOCKER_TIMEOUT = 10  # seconds; an engine that takes longer to answer is as good as none
 LISTEN = "0A"  # state of a listening socket in /proc/net/tcp
 
@@ -177,11 +200,18 @@ def memory() -> dict[str, int]:
 
 
 def disk(path: str) -> dict[str, Any]:
-    """The nearest existing parent of a path, and the bytes free there."""
+    """The nearest existing parent of a path, the bytes and files free there, and its file system's number."""
     folder = Path(path).absolute()
     while not folder.is_dir():
         folder = folder.parent
-    return {"disk_path": str(folder), "disk_free": shutil.disk_usage(folder).free}
+    system = os.statvfs(folder)
+    return {
+        "path": str(folder),
+        "free": system.f_bavail * system.f_frsize,
+        # Some, such as btrfs, have no bound and say 0 of 0.
+        "files": system.f_favail if system.f_files else None,
+        "device": folder.stat().st_dev,
+    }
 
 
 def listeners(ports: list[int]) -> dict[str, str]:
@@ -225,6 +255,11 @@ def docker() -> dict[str, Any]:
         "version": "",
         "api": "",
         "error": "",
+        "kind": "docker",
+        "root": engine_root(),
+        "containerd": False,
+        "rootless": False,
+        "elsewhere": False,
         "containers": [],
         "image": False,
     }
@@ -234,10 +269,13 @@ def docker() -> dict[str, Any]:
     found["installed"] = True
     code, out, error = command(binary, "version", "--format", "{{json .Server}}")
     server = json.loads(out) if code == 0 and out.strip() else None
+    if is_podman(binary, server or {}):
+        return {**found, "kind": "podman", "version": (server or {}).get("Version", "")}
     if not server:
         found["error"] = error.strip() or "no answer"
         return found
     found["version"], found["api"] = server.get("Version", ""), server.get("ApiVersion", "")
+    found |= engine(binary, socket_info())
     _code, out, _error = command(
         binary, "ps", "--all", "--filter", "label=coldframe.federation", "--format", "{{json .}}"
     )
@@ -256,6 +294,59 @@ def docker() -> dict[str, Any]:
     _code, out, _error = command(binary, "image", "ls", "--quiet", "--filter", "reference=coldframe/fl")
     found["image"] = bool(out.strip())
     return found
+
+
+def engine_root() -> str:
+    """Where an engine that does not run keeps its files, by its configuration."""
+    try:
+        settings = json.loads(read(DAEMON) or "{}")
+    except ValueError:
+        return ROOT
+    settings = settings if isinstance(settings, dict) else {}
+    return str(settings.get("data-root") or settings.get("graph") or ROOT)
+
+
+def is_podman(binary: str, server: dict[str, Any]) -> bool:
+    """Whether Podman stands behind Docker's name: its command, or its service at Docker's socket."""
+    with Path(binary).open("rb") as file:
+        script = file.read(4096)
+    wrapper = script.startswith(b"#!") and b"podman" in script
+    names = [str(part.get("Name", "")) for part in server.get("Components") or []]
+    return wrapper or Path(binary).resolve().name.startswith("podman") or "Podman Engine" in names
+
+
+def engine(binary: str, info: dict[str, Any]) -> dict[str, Any]:
+    """What an engine says of how it is set up."""
+    status = dict(pair for pair in info.get("DriverStatus") or [] if len(pair) == 2)
+    # Asked only where that may be: the command starts each of its plugins before it answers.
+    named = command(binary, "info", "--format", "{{.ID}}")[1].strip() if redirected() else ""
+    return {
+        "root": info.get("DockerRootDir") or engine_root(),
+        # Its images are in containerd's directory then, and the containers in the engine's.
+        "containerd": str(status.get("driver-type", "")).startswith("io.containerd.snapshotter"),
+        "rootless": any("name=rootless" in word for word in info.get("SecurityOptions") or []),
+        "elsewhere": bool(named) and named != info.get("ID"),
+    }
+
+
+def socket_info() -> dict[str, Any]:
+    """What the engine behind the socket says of itself; nothing where none answers."""
+    try:
+        return dict(Engine(SOCKET).call("GET", "/info"))
+    except (EngineError, Unreachable):
+        return {}
+
+
+def redirected() -> bool:
+    """Whether the environment or a context may lead the command to another engine than the socket's."""
+    folder = os.environ.get("DOCKER_CONFIG") or str(Path("~/.docker").expanduser())
+    try:
+        settings = json.loads(read(f"{folder}/config.json") or "{}")
+    except ValueError:
+        settings = {}
+    context = settings.get("currentContext") if isinstance(settings, dict) else None
+    contexts = (os.environ.get("DOCKER_CONTEXT"), context)
+    return bool(os.environ.get("DOCKER_HOST")) or any(name not in (None, "", "default") for name in contexts)
 
 
 def cgroup() -> dict[str, Any]:
@@ -319,6 +410,8 @@ def main() -> None:
     )
     identity = read("/etc/machine-id").strip()
     now = time.time()
+    found = docker()
+    space = disk(module.params["path"])
     module.exit_json(
         changed=False,
         time=now,
@@ -328,7 +421,7 @@ def main() -> None:
         os=os_release(),
         cpus=os.cpu_count(),
         ports=listeners(module.params["ports"]),
-        docker=docker(),
+        docker=found,
         cgroup=cgroup(),
         hostname=socket.gethostname(),
         machine_id=hashlib.sha256(identity.encode()).hexdigest()[:16] if identity else "",
@@ -336,8 +429,9 @@ def main() -> None:
         netem=netem(),
         deployment=deployment(*(module.params[name] for name in ("path", "federation", "data", "images"))),
         calibration=json.loads(read(f"{module.params['path']}/calibration.json") or "{}"),
+        engine_disks=[disk(path) for path in (found["root"], *([CONTAINERD] if found["containerd"] else []))],
         **memory(),
-        **disk(module.params["path"]),
+        **{f"disk_{key}": value for key, value in space.items()},
     )
 
 

@@ -28,12 +28,20 @@ def facts(**changes):
         "memory_available": 6 * GB,
         "disk_path": "/var/lib",
         "disk_free": 20 * GB,
+        "disk_files": 1_000_000,
+        "disk_device": 1,
+        "engine_disks": [{"path": "/var/lib/docker", "free": 20 * GB, "files": 1_000_000, "device": 1}],
         "ports": {},
         "docker": {
             "installed": True,
             "version": "26.1.5",
             "api": "1.45",
             "error": "",
+            "kind": "docker",
+            "root": "/var/lib/docker",
+            "containerd": False,
+            "rootless": False,
+            "elsewhere": False,
             "containers": [],
             "image": False,
         },
@@ -223,6 +231,55 @@ def test_an_image_of_another_architecture_than_the_controllers_is_refused():
     assert "run ansible-playbook on a machine that is arm64, such as pi" in only(
         checks.check_architectures([pi], "pi", "x86_64")
     )
+
+
+@pytest.mark.parametrize(
+    ("engine", "words", "remedy"),
+    [
+        ({"kind": "podman", "api": ""}, "emulation by Podman", "podman-docker"),
+        ({"rootless": True}, "rootless", "docker context use default"),
+        ({"elsewhere": True}, "another engine than /var/run/docker.sock", "DOCKER_HOST"),
+        ({"root": "/var/snap/docker/common/var-lib-docker"}, "the snap's", "snap remove docker"),
+    ],
+)
+@pytest.mark.parametrize("managed", [True, False])
+def test_an_engine_that_cannot_run_a_federation_is_refused_in_one_line(managed, engine, words, remedy):
+    one = machine(settings={"docker_engine_manage": managed}, docker=docker(**engine))
+    text = only(checks.check_platform(one))
+    assert words in text and remedy in text
+
+
+def test_the_engines_disk_is_judged_where_it_is():
+    """Images go to data-root, and since Docker 29 to containerd's directory; only the rest to /var/lib."""
+
+    def findings(state, *engines, device=1, **settings):
+        disks = [
+            {"path": path, "free": free * GB, "files": None, "device": number}
+            for path, free, number in engines
+        ]
+        one = machine(settings=settings, disk_free=state * GB, disk_device=device, engine_disks=disks)
+        return checks.check_disk(one)
+
+    assert findings(2, ("/srv/docker", 20, 2)) == []
+    assert "1 GB are free on /srv/docker, 4 GB needed" in only(findings(2, ("/srv/docker", 1, 2)))
+    assert "512 MB are free on /var/lib, 1 GB needed" in only(findings(0.5, ("/srv/docker", 20, 2)))
+    assert "4 GB needed" in only(findings(2, ("/var/lib/docker", 2, 1)))
+    assert "/var/lib/containerd" in only(
+        findings(9, ("/var/lib/docker", 9, 1), ("/var/lib/containerd", 3, 2))
+    )
+    assert len(findings(0.5, ("/srv/docker", 1, 2))) == 2
+    assert findings(2, ("/srv/docker", 1, 2), fl_min_disk=GB) == []
+
+
+def test_a_disk_without_inodes_is_full():
+    """The engine says "no space left on device" while df shows gigabytes."""
+    assert "inodes for 20 more files" in only(checks.check_disk(machine(disk_files=20)))
+    assert checks.check_disk(machine(disk_files=None)) == []
+    assert checks.check_disk(machine(disk_files=20, docker=docker(image=True))) == []
+    there = [{"path": "/srv/docker", "free": 20 * GB, "files": 20, "device": 2}]
+    assert "/srv/docker has inodes" in only(checks.check_disk(machine(engine_disks=there)))
+    there[0]["files"] = 10**6
+    assert checks.check_disk(machine(disk_files=20, engine_disks=there)) == []
 
 
 def test_too_little_disk_for_the_image():

@@ -1,0 +1,114 @@
+"""Tests of plugins/modules/machine_facts.py: what it says of engines that are set up in other ways."""
+
+import json
+from pathlib import Path
+
+import ansible.module_utils
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ansible.module_utils.__path__.append(str(ROOT / "plugins" / "module_utils"))  # as Ansible finds our own
+
+from plugins.modules import machine_facts as facts  # noqa: E402
+
+SERVER = {"Version": "26.1.5", "ApiVersion": "1.45", "Components": [{"Name": "Engine"}]}
+INFO = {
+    "ID": "one",
+    "DockerRootDir": "/srv/docker",
+    "SecurityOptions": ["name=seccomp,profile=builtin"],
+    "DriverStatus": None,
+}
+
+
+@pytest.fixture
+def answers(monkeypatch, tmp_path):
+    """What a made-up docker command answers, by its first word."""
+    binary = tmp_path / "docker"
+    binary.write_bytes(b"\x7fELF")
+    answers = {"version": json.dumps(SERVER), "info": "one\n", "socket": INFO, "ps": "", "image": ""}
+    monkeypatch.setattr(facts.shutil, "which", lambda *_, **__: str(binary))
+
+    def command(_binary, word, *_):
+        text = answers[word]
+        return (0, text, "") if text is not None else (1, "", "Cannot connect to the Docker daemon")
+
+    monkeypatch.setattr(facts, "command", command)
+    monkeypatch.setattr(facts, "socket_info", lambda: answers["socket"])
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    for name in ("DOCKER_HOST", "DOCKER_CONTEXT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(facts, "DAEMON", str(tmp_path / "daemon.json"))
+    return answers
+
+
+def test_the_engine_says_where_it_keeps_its_files(answers):
+    found = facts.docker()
+    assert (found["kind"], found["api"], found["root"]) == ("docker", "1.45", "/srv/docker")
+    assert (found["rootless"], found["containerd"]) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "root"),
+    [
+        ('{"data-root": "/data/docker"}', "/data/docker"),
+        ('{"graph": "/old"}', "/old"),
+        ("{}", "/var/lib/docker"),
+        ("{", "/var/lib/docker"),
+        ("[]", "/var/lib/docker"),
+    ],
+)
+def test_an_engine_that_does_not_run_would_keep_them_where_its_configuration_says(
+    answers, tmp_path, text, root
+):
+    answers["version"] = None
+    (tmp_path / "daemon.json").write_text(text)
+    found = facts.docker()
+    assert found["root"] == root
+    assert "Cannot connect" in found["error"]
+
+
+def test_rootless_engines_and_containerds_images_are_told(answers):
+    status = [["driver-type", "io.containerd.snapshotter.v1"]]
+    answers["socket"] = {**INFO, "SecurityOptions": ["name=rootless"], "DriverStatus": status}
+    found = facts.docker()
+    assert found["rootless"] and found["containerd"]
+
+
+def test_a_command_that_leads_to_another_engine_is_told(answers, monkeypatch, tmp_path):
+    """Half of a federation would be in the one, half in the other."""
+    answers["info"] = "two\n"
+    assert not facts.docker()["elsewhere"]  # not asked: nothing leads it there
+    (tmp_path / "config.json").write_text('{"currentContext": "lab"}')
+    assert facts.docker()["elsewhere"]
+    (tmp_path / "config.json").write_text("{")
+    assert not facts.docker()["elsewhere"]
+    monkeypatch.setenv("DOCKER_HOST", "ssh://elsewhere")
+    assert facts.docker()["elsewhere"]
+    answers["info"] = "one\n"  # the same engine by another way
+    assert not facts.docker()["elsewhere"]
+    answers["info"] = None  # it did not answer: nothing is known of it
+    assert not facts.docker()["elsewhere"]
+
+
+def test_the_socket_of_no_engine_says_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(facts, "SOCKET", str(tmp_path / "none.sock"))
+    assert facts.socket_info() == {}
+
+
+def test_podman_behind_dockers_name_is_told_by_its_command_or_its_socket(answers, tmp_path):
+    answers["version"] = json.dumps({**SERVER, "Components": [{"Name": "Podman Engine", "Version": "4.3.1"}]})
+    assert facts.docker()["kind"] == "podman"
+    answers["version"] = "null"
+    assert facts.docker()["kind"] == "docker"
+    (tmp_path / "docker").write_text('#!/bin/sh\nexec /usr/bin/podman "$@"\n')
+    assert facts.docker()["kind"] == "podman"
+    (tmp_path / "docker").unlink()
+    (tmp_path / "podman").write_bytes(b"\x7fELF")
+    (tmp_path / "docker").symlink_to("podman")
+    assert facts.docker()["kind"] == "podman"
+
+
+def test_the_file_system_of_a_path_that_is_not_there_yet_is_its_parents(tmp_path):
+    found = facts.disk(str(tmp_path / "a" / "b"))
+    assert found["path"] == str(tmp_path)
+    assert found["device"] == tmp_path.stat().st_dev and found["free"] > 0
