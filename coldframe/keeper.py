@@ -116,6 +116,7 @@ def write_json(path: Path, content: Any) -> None:
     fresh = path.with_suffix(".new")
     with fresh.open("w") as file:
         json.dump(content, file, indent=1)
+        os.fchmod(file.fileno(), 0o644)  # the exporter, a user of no rights, reads it
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)

@@ -54,7 +54,7 @@ def body_of(
         "RestartPolicy": {"Name": container["restart_policy"], "MaximumRetryCount": 0},
         "SecurityOpt": container["security_opts"],
         "Tmpfs": dict.fromkeys(container["tmpfs"], ""),
-        # Where the engine remaps users (userns-remap): the files of a machine belong to the numbers as they are.
+        # Where the engine remaps users (userns-remap): the machine's files belong to users as they are.
         "UsernsMode": "host",
     }
     labels = {"coldframe.federation": federation, "coldframe.role": "client", "coldframe.client": name}

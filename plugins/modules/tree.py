@@ -31,7 +31,8 @@ options:
     required: true
     suboptions:
       path:
-        description: Relative to I(root); empty for I(root) itself.
+        description: >-
+          Relative to I(root); empty for I(root) itself. Directories above that are missing get the mode 0755.
         type: str
         required: true
       owner:
@@ -111,7 +112,7 @@ class Tree:
                 self.module.fail_json(msg=f"{path} is there and no directory: move it out of the way")
             self.note(path, "absent", "directory")
             if not self.module.check_mode:
-                path.mkdir(parents=True)
+                self.make(path)
         self.own(path, entry, entry["mode"])
         files = entry["files"] or {}
         for name, content in files.items():
@@ -122,6 +123,15 @@ class Tree:
                     self.note(path / name, "file", "absent")
                     if not self.module.check_mode:
                         (path / name).unlink()
+
+    @staticmethod
+    def make(path: Path) -> None:
+        """Make a directory; those above it that are missing can be passed by all, whatever the umask."""
+        missing = [parent for parent in path.parents if not parent.exists()]
+        for parent in reversed(missing):
+            parent.mkdir()
+            parent.chmod(0o755)
+        path.mkdir()
 
     def file(self, path: Path, content: bytes, entry: dict[str, Any], mode: str) -> None:
         """Bring a file to what it should be."""

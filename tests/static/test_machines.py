@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from tests.static.repository import ROOT, Task, task_files, tasks_in
+from tests.static.repository import ROOT, Task, load, task_files, tasks_in
 
 CONTAINER = "community.docker.docker_container"
 DOCKER_RUN = re.compile(r"docker[\s,\]\['\"-]+run\b")
@@ -47,3 +47,45 @@ def test_who_looks_for_control_groups_sees_the_machines_names_of_them() -> None:
     assert len(readers) == 2
     for task, options in readers:
         assert (options["pid_mode"], options["cgroupns_mode"]) == ("host", "host"), task
+
+
+def test_no_call_to_a_machine_of_the_federation_goes_through_a_proxy() -> None:
+    """https_proxy stands in the environment of many companies' machines and images."""
+    asked = list(tasks_with("ansible.builtin.uri"))
+    assert asked
+    assert [str(task) for task, options in asked if options.get("use_proxy") is not False] == []
+    for role, container, own in (
+        ("fl_client", "__fl_client_container", "__fl_client_unproxied"),
+        ("fl_server", "__fl_server_container", "127.0.0.1"),
+        ("grafana", "__grafana_container", "*"),
+    ):
+        values = load(ROOT / "roles" / role / "vars" / "main.yml")
+        environment = values[container]["env"]
+        assert own in environment["no_proxy"] and environment["NO_PROXY"] == environment["no_proxy"]
+    assert "fl_client_superlink" in load(ROOT / "roles/fl_client/vars/main.yml")["__fl_client_unproxied"]
+
+
+def test_no_mode_depends_on_an_umask() -> None:
+    """077 is the umask of many companies' machines: what it made could not be read in a container."""
+    lacking = []
+    for module in (
+        "copy",
+        "template",
+        "file",
+        "get_url",
+        "assemble",
+        "unarchive",
+        "lineinfile",
+        "blockinfile",
+    ):
+        for task, options in tasks_with(f"ansible.builtin.{module}"):
+            wanted = {"mode"} if options.get("state") != "absent" else set()
+            if module == "copy" and str(options["dest"]).endswith("/"):
+                wanted.add("directory_mode")  # it makes the directory too
+            lacking += [f"{task} lacks {name}" for name in wanted - options.keys()]
+    # What rsync makes of the controller's files, for a container or a user in one.
+    for task, options in tasks_with("ship"):
+        pushed = options.get("mode") != "pull" and options.get("recursive")
+        if pushed and "--chmod=D755,F644" not in options.get("rsync_opts", []):
+            lacking.append(f"{task} lacks --chmod")
+    assert lacking == []

@@ -19,7 +19,7 @@ ME = str(os.getuid())
 def tree(tmp_path: Path) -> Any:
     """Run the module on a directory of the test's; its answer."""
 
-    def run(*entries: dict[str, Any], **more: Any) -> dict[str, Any]:
+    def run(*entries: dict[str, Any], umask: int = -1, **more: Any) -> dict[str, Any]:
         entries = tuple({"owner": ME, **entry} for entry in entries)
         arguments = {"root": str(tmp_path / "root"), "entries": entries, **more}
         done = subprocess.run(
@@ -28,6 +28,7 @@ def tree(tmp_path: Path) -> Any:
             capture_output=True,
             text=True,
             check=False,
+            umask=umask,
         )
         answer: dict[str, Any] = json.loads(done.stdout)
         answer["changed_paths"] = [
@@ -36,6 +37,24 @@ def tree(tmp_path: Path) -> Any:
         return answer
 
     return run
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o000])
+def test_modes_do_not_depend_on_the_machines_umask(tree: Any, tmp_path: Path, umask: int) -> None:
+    """A container's user has to read these files, and pass the directories above them."""
+    kept = {"path": "deep/below/events", "mode": "0644", "content": "", "keep": True}
+    files = {"path": "deep/below/clients", "mode": "0755", "files": {"a.json": "{}"}}
+    tree(files, kept, {"path": "deep/below/key", "mode": "0400", "content": "k"}, umask=umask)
+    modes = {
+        str(path.relative_to(tmp_path / "root")): path.stat().st_mode & 0o777
+        for path in (tmp_path / "root").rglob("*")
+    }
+    assert modes == {
+        **dict.fromkeys(("deep", "deep/below", "deep/below/clients"), 0o755),
+        **dict.fromkeys(("deep/below/clients/a.json", "deep/below/events"), 0o644),
+        "deep/below/key": 0o400,
+    }
+    assert (tmp_path / "root").stat().st_mode & 0o777 == 0o755
 
 
 WANTED = (
