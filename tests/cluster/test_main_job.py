@@ -222,6 +222,8 @@ def test_clients_are_hardened_and_limited_as_the_inventory_says(federation: Lab)
         assert kernel.pids == host_config["PidsLimit"]
         with pytest.raises(Exception, match="Read-only file system"):
             sh(host, f"docker exec coldframe-{name} touch /opt/x")
+        elsewhere = sh(host, "grep -s cgroup-parent /etc/docker/daemon.json || true")
+        assert bool(elsewhere) == ("/lab" in sh(host, f"cat /proc/{pid}/cgroup"))
 
 
 # --- the only door
