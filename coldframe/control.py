@@ -35,7 +35,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from coldframe.journal import read_journal
 from coldframe.retention import PRUNED, prune
-from coldframe.server import PKI, SUPERLINK
+from coldframe.server import SUPERLINK, SUPERLINK_CERTIFICATE
 
 BAR = "\x1e"  # a line that starts with it carries a progress bar's state as JSON
 
@@ -45,7 +45,7 @@ def connect() -> ControlHttpClient:
     return ControlHttpClient.from_server_address(
         server_address=SUPERLINK,
         insecure=False,
-        root_certificates=(PKI / "ca.crt").read_bytes(),
+        root_certificates=SUPERLINK_CERTIFICATE.read_bytes(),
         interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
     )
 

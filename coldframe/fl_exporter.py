@@ -24,8 +24,8 @@ from typing import Any
 
 from coldframe import exposition
 from coldframe.exposition import Families, Page, labels
+from coldframe.gateway import PKI
 from coldframe.journal import Tail
-from coldframe.server import PKI
 
 RUNS = 20
 STATES = ("running", "completed", "failed", "stopped")

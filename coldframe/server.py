@@ -10,18 +10,22 @@ from __future__ import annotations
 import os
 import secrets
 import sqlite3
+import subprocess
 import sys
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
+from coldframe import gateway
 from coldframe.journal import Journal, read_journal
 from coldframe.supervise import Child, say, supervise
 
 SUPERLINK = "127.0.0.1:9091"  # loopback of the container: reached by the gateway and by `docker exec` alone
 METRICS_PORT = 9095  # of the loopback too: the gateway publishes it
-PKI = Path("/run/coldframe/pki")
-NGINX_CONFIG = Path("/run/coldframe/gateway/nginx.conf")
+# The SuperLink has a certificate of its own, made at the container's start: who speaks to it is in the
+# container too. So a new one of the gateway's, which is what clients see, needs no restart of the SuperLink.
+SUPERLINK_CERTIFICATE = Path("/tmp/superlink.crt")
+SUPERLINK_KEY = Path("/tmp/superlink.key")
 
 RESTARTED = "the server restarted in the middle of the run"
 
@@ -44,18 +48,19 @@ def children(state: Path, secret: Path, warm: bool) -> list[Child]:
             "superlink",
             [
                 *(*superlink, "--host", host, "--port", port),
-                *("--ssl-certfile", f"{PKI}/server.crt", "--ssl-keyfile", f"{PKI}/server.key"),
-                *("--ssl-ca-certfile", f"{PKI}/ca.crt", "--enable-supernode-auth"),
+                *("--ssl-certfile", str(SUPERLINK_CERTIFICATE), "--ssl-keyfile", str(SUPERLINK_KEY)),
+                *("--ssl-ca-certfile", str(SUPERLINK_CERTIFICATE), "--enable-supernode-auth"),
                 *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
                 *("--database", str(state / "superlink.db"), "--disable-runtime-dependency-installation"),
             ],
         ),
-        Child("gateway", ["nginx", "-e", "stderr", "-g", "daemon off;", "-c", str(NGINX_CONFIG)]),
+        Child("gateway", ["nginx", "-e", "stderr", "-g", "daemon off;", "-c", str(gateway.CONFIG)]),
         Child(
             "superexec",
             [
                 *(*superexec, "--runtime-api-address", SUPERLINK),
-                *("--root-certificates", f"{PKI}/ca.crt", "--superexec-auth-secret-file", str(secret)),
+                *("--root-certificates", str(SUPERLINK_CERTIFICATE)),
+                *("--superexec-auth-secret-file", str(secret)),
             ],
             # The poll finds the ServerApp of a new run; a short one costs nothing where no limit holds.
             {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"},
@@ -70,6 +75,12 @@ def write_secret(path: Path) -> Path:
     with os.fdopen(descriptor, "wb") as file:
         file.write(secrets.token_bytes(32))
     return path
+
+
+def make_certificate(certificate: Path, key: Path) -> None:
+    """Make the SuperLink's own certificate, in a process of its own: this one is to stay small."""
+    words = ["own", str(certificate), str(key), "DNS:localhost", "IP:127.0.0.1"]
+    subprocess.run([sys.executable, "-m", "coldframe.keys", *words], check=True, stdout=subprocess.DEVNULL)
 
 
 def forget_presence(database: Path) -> None:
@@ -125,6 +136,8 @@ def main() -> int:
     (state / "runs").mkdir(parents=True, exist_ok=True)
     forget_presence(state / "superlink.db")
     fail_interrupted_runs(state)
+    make_certificate(SUPERLINK_CERTIFICATE, SUPERLINK_KEY)
+    gateway.note()
     say("server starts")
     return supervise(children(state, write_secret(Path("/tmp/superexec.secret")), is_warm()))
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+import ssl
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,13 @@ from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.superlink.federation import NoOpFederationManager
 
 from coldframe.journal import Journal, read_journal
-from coldframe.server import RESTARTED, fail_interrupted_runs, forget_presence
+from coldframe.server import (
+    RESTARTED,
+    SUPERLINK,
+    fail_interrupted_runs,
+    forget_presence,
+    make_certificate,
+)
 
 
 def test_a_restart_forgets_who_was_online_and_a_heartbeat_brings_it_back(tmp_path: Path) -> None:
@@ -64,6 +73,11 @@ def test_a_restart_fails_the_runs_that_were_going_and_says_why(tmp_path: Path, p
     journal = Journal(tmp_path / "runs" / str(going) / "journal.jsonl")
     journal.append("run_started", run_id=str(going))
 
+    # What preflight looks for (machine_facts) is there.
+    unended = "SELECT run_id FROM task WHERE finished_at IS NULL"
+    with contextlib.closing(sqlite3.connect(tmp_path / "superlink.db")) as link:
+        assert {number % 2**64 for (number,) in link.execute(unended)} == {going, waiting}
+
     fail_interrupted_runs(tmp_path)
 
     found = state.get_run_status({going, waiting, ended})
@@ -76,3 +90,30 @@ def test_a_restart_fails_the_runs_that_were_going_and_says_why(tmp_path: Path, p
     assert not (tmp_path / "runs" / str(ended)).exists()
     fail_interrupted_runs(tmp_path)  # a second restart says it once
     assert len(read_journal(journal.path)) == 2
+
+
+def test_the_superlinks_own_certificate_is_trusted_by_who_speaks_to_it(tmp_path: Path) -> None:
+    """By the names under which nginx and Flower's processes call it, also where Python checks strictly."""
+    certificate, key = tmp_path / "superlink.crt", tmp_path / "superlink.key"
+    make_certificate(certificate, key)
+    assert key.stat().st_mode & 0o777 == 0o600
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(certificate, key)
+    client = ssl.create_default_context(cadata=certificate.read_text())
+    client.verify_flags |= ssl.VERIFY_X509_STRICT
+    for name in ("localhost", SUPERLINK.partition(":")[0]):
+        shake_hands(server, client, name)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        shake_hands(server, client, "fl.example.org")
+
+
+def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> None:
+    """TLS between the two, the server called by a name."""
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    caller = client.wrap_bio(down, up, server_hostname=name)
+    called = server.wrap_bio(up, down, server_side=True)
+    for _ in range(3):
+        for side in (caller, called):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+    assert caller.version()
