@@ -14,7 +14,9 @@ import os
 import sqlite3
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +115,27 @@ def register(client: ControlHttpClient, clients: list[dict[str, Any]]) -> dict[s
 
 
 def submit(
-    client: ControlHttpClient, fab_file: Path, run_config: dict[str, Any], keep: int
+    client: ControlHttpClient, fab_file: Path, run_config: dict[str, Any], keep: int, others: str
 ) -> dict[str, Any]:
     """Start a run of the app in ``fab_file`` with the keys of ``run_config`` overridden.
 
-    The files of collected runs beyond the newest ``keep`` are removed.
+    Parameters
+    ----------
+    keep : int
+        The files of collected runs beyond so many of the newest are removed.
+    others : str
+        What becomes of running runs: the new one is started ``beside`` them, they ``end`` before, or
+        it is refused (``refuse``).
     """
+    going = [run["run_id"] for run in list_runs(client) if run["status"] != "finished"]
+    if going and others == "refuse":
+        raise SystemExit(
+            f"run {', '.join(going)} is running on the same clients: wait for its end, stop it with "
+            f"-e stop={going[0]}, or type -e concurrent=true to train beside it"
+        )
+    if others == "end":
+        for run_id in going:
+            client.StopRun(StopRunRequest(run_id=int(run_id)))
     content = fab_file.read_bytes()
     response = client.StartRun(
         StartRunRequest(
@@ -161,6 +178,29 @@ def list_runs(client: ControlHttpClient) -> list[dict[str, Any]]:
         for run in client.ListRuns(ListRunsRequest()).run_dict.values()
     ]
     return sorted(runs, key=lambda run: run["submitted"], reverse=True)
+
+
+def concurrent_with(run: dict[str, Any], runs: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the ids of the other runs that were running at any time at which a run was."""
+
+    def span(item: dict[str, Any]) -> tuple[datetime, datetime] | None:
+        if not item["started"]:
+            return None
+        ended = (
+            datetime.fromisoformat(item["finished"]) if item["finished"] else datetime.max.replace(tzinfo=UTC)
+        )
+        return datetime.fromisoformat(item["started"]), ended
+
+    own = span(run)
+    return sorted(
+        other["run_id"]
+        for other in runs
+        if own
+        and other["run_id"] != run["run_id"]
+        and (its := span(other))
+        and its[0] < own[1]
+        and own[0] < its[1]
+    )
 
 
 def list_nodes(client: ControlHttpClient) -> list[dict[str, Any]]:
@@ -249,7 +289,8 @@ def follow(client: ControlHttpClient, run_id: str, poll: float = 0.5) -> dict[st
     while True:
         for line in follower.lines():
             print(line, flush=True)
-        run = next((run for run in list_runs(client) if run["run_id"] == run_id), None)
+        runs = list_runs(client)
+        run = next((run for run in runs if run["run_id"] == run_id), None)
         if run is None:
             raise SystemExit(
                 f"run {run_id} is not known here: type ansible-playbook status.yml to see the runs"
@@ -257,7 +298,7 @@ def follow(client: ControlHttpClient, run_id: str, poll: float = 0.5) -> dict[st
         if run["status"] == "finished":
             for line in follower.lines():
                 print(line, flush=True)
-            return run
+            return {**run, "concurrent_with": concurrent_with(run, runs)}
         if run["status"] != "running":
             silent += poll
             if silent == 10.0:
@@ -274,6 +315,7 @@ def main() -> int:
     submit_parser.add_argument("fab", type=Path)
     submit_parser.add_argument("run_config", help="JSON object")
     submit_parser.add_argument("--keep", type=int, required=True, help="runs that keep their files")
+    submit_parser.add_argument("--others", choices=("beside", "end", "refuse"), required=True)
     for name in ("follow", "stop"):
         commands.add_parser(name).add_argument("run_id")
     commands.add_parser("runs")
@@ -286,13 +328,15 @@ def main() -> int:
         if arguments.command == "register":
             result = register(client, json.loads(arguments.clients.read_text()))
         elif arguments.command == "submit":
-            result = submit(client, arguments.fab, json.loads(arguments.run_config), arguments.keep)
+            config = json.loads(arguments.run_config)
+            result = submit(client, arguments.fab, config, arguments.keep, arguments.others)
         elif arguments.command == "follow":
             result = follow(client, arguments.run_id)
         elif arguments.command == "stop":
             result = {"stopped": client.StopRun(StopRunRequest(run_id=int(arguments.run_id))).success}
         elif arguments.command == "runs":
-            result = list_runs(client)
+            runs = list_runs(client)
+            result = [{**run, "concurrent_with": concurrent_with(run, runs)} for run in runs]
         else:
             result = list_nodes(client)
     finally:

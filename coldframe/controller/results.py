@@ -68,11 +68,13 @@ def summarise(
     status: str | None = None,
     error: str | None = None,
     versions: dict[str, Any] | None = None,
+    concurrent_with: list[str] | None = None,
 ) -> dict[str, Any]:
     """Make the content of `summary.json`.
 
     Accuracy and loss are those of the last round that the server evaluated; `rounds` counts the
-    training rounds that were completed, and `round_seconds` has one entry for each.
+    training rounds that were completed, and `round_seconds` has one entry for each. `concurrent_with` names
+    the runs that ran on the same clients at the same time.
     """
     status, error = outcome(run, status, error)
     trained = run.trained_rounds
@@ -97,6 +99,7 @@ def summarise(
         "round_seconds": [event["seconds"] for event in trained],
         "model_sha256": run.model_sha256,
         "oversubscribed": started.get("oversubscribed"),
+        "concurrent_with": concurrent_with,
         "started": iso(run.first),
         "finished": None if status == "running" else iso(run.last),
         "versions": {**(versions or {}), **started.get("versions", {})},
@@ -261,6 +264,10 @@ def closing_words(summary: dict[str, Any], run: Run, out: Path, arguments: str =
         lines.append(
             "  note        the clients' cpu limits exceed a machine's cores: times are the machine's"
         )
+    if summary["concurrent_with"]:
+        lines.append(
+            f"  note        trained beside run {', '.join(summary['concurrent_with'])}: times are shared"
+        )
     lines += failure_lines(summary["failures"])
     lines.append(f"  results     {out}/")
     lines += ["", "What to type next:"]
@@ -318,6 +325,7 @@ def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, P
         status=arguments.status,
         error=arguments.error,
         versions=versions,
+        concurrent_with=record.get("concurrent_with"),
     )
     check_latest(arguments.results)
     out: Path = arguments.results / folder_name(summary)

@@ -146,6 +146,8 @@ class ActionModule(ActionBase):
             else:
                 findings.append(finding)
         answered = [m for m in machines if m.facts]
+        going = [run for m in answered for run in (m.facts or {}).get("runs", [])]
+        findings += checks.check_runs(verb, values, going, _typed(extra))
         monitor = next((m.name for m in machines if "fl_monitor" in m.groups), server.name if server else "")
         if verb == "site":
             findings += checks.check_identity(answered)
@@ -219,6 +221,7 @@ class ActionModule(ActionBase):
             "oversubscribed": oversubscribed,
             **deployment,
             "requests": requests,
+            "going": going,
             "verb_arguments": _typed(extra),
             "stamp": time.time(),
             "warned": warnings,

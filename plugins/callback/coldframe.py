@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from ansible import constants as C
+from ansible import context
 from ansible.plugins.callback.default import CallbackModule as Default
 from ansible.plugins.loader import filter_loader, test_loader
 from ansible.utils.vars import load_extra_vars
@@ -48,6 +49,11 @@ class OnStandardError:
         type(self._display).banner(self, *arguments, **options)
 
 
+def foreseen(result: Any) -> bool:
+    """Whether a task was only asked what it would do, in a play that is not: playbooks/ahead.yml."""
+    return bool(result.task.check_mode) and not context.CLIARGS.get("check")
+
+
 class CallbackModule(Default):
     """The default callback, but for the tasks of our own plugins, and for an answer in JSON."""
 
@@ -59,6 +65,7 @@ class CallbackModule(Default):
     def v2_playbook_on_start(self, playbook: Any) -> None:
         super().v2_playbook_on_start(playbook)
         self._following = ""
+        self._foreseen: list[str] = []
         atexit.register(self._interrupted, os.getpid())
         # Ansible forks a process per task and machine. Asked for one, a loader imports all filters or tests:
         # once here, and not in each of those processes, for a fifth of the CPU time of a deployment.
@@ -73,6 +80,8 @@ class CallbackModule(Default):
             self._display.display(f"Interrupted: what {self._following!r} shows goes on without being shown.")
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
+        for host in self._foreseen:
+            stats.decrement("changed", host)
         super().v2_playbook_on_stats(stats)
         self._following = ""
 
@@ -82,6 +91,17 @@ class CallbackModule(Default):
         # Where skipped hosts are not displayed, the default waits for a result before it prints the name.
         if task.action in LIVE and self._last_task_banner != task._uuid:
             self._print_task_banner(task)
+
+    def v2_runner_on_ok(self, result: Any) -> None:
+        if foreseen(result):
+            # Nothing was changed: the play that asked says what would be, as far as it matters.
+            self._foreseen += [result.host.get_name()] if result.result.get("changed") else []
+            return
+        super().v2_runner_on_ok(result)
+
+    def v2_on_file_diff(self, result: Any) -> None:
+        if not foreseen(result):
+            super().v2_on_file_diff(result)
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         task, values = result.task, result.result

@@ -16,7 +16,7 @@ from cryptography import x509
 
 from plugins.module_utils.kinds import format_size
 from plugins.module_utils.profiles import speed_of
-from plugins.module_utils.variables import Finding, nearest, typed
+from plugins.module_utils.variables import EARLIER, Finding, nearest, typed
 
 GB = 1 << 30
 DISK_WITHOUT_IMAGE = 4 * GB
@@ -576,6 +576,34 @@ def certificates_last(directory: Path, days: int, now: datetime) -> bool:
     signed = [*directory.glob("server.crt"), *directory.glob("machines/*.crt")]
     ends = (x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc for path in signed)
     return all(end - now > timedelta(days=days) for end in ends)
+
+
+def check_runs(verb: str, values: Mapping[str, Any], going: Sequence[str], typed_too: str) -> list[Finding]:
+    """A finding where a verb would harm running runs, or train beside them.
+
+    What `site.yml` would change of a run's containers is found later, by the tasks that would change them.
+
+    Parameters
+    ----------
+    going : sequence of str
+        The runs that have not ended.
+    typed_too : str
+        What a verb about the same federation needs besides its own variables.
+    """
+    if not going or values.get("interrupt"):
+        return []
+    runs = f"run {going[0]} is" if len(going) == 1 else f"the runs {', '.join(going)} are"
+    stop = " ".join(["ansible-playbook run.yml", *filter(None, [typed_too]), f"-e stop={going[0]}"])
+    ends = f"wait for the end, stop it with {stop}, or add -e interrupt=true to end it"
+    if verb == "teardown":
+        return [Finding(f"{runs} running, and teardown.yml would end it", ends)]
+    if values.get("rotate_keys"):
+        return [Finding(f"{runs} running, and rotate_keys=true would take its clients", ends)]
+    trains = verb == "run" or (verb == "site" and values.get("train"))
+    if not trains or values.get("concurrent") or any(values.get(name) for name in EARLIER):
+        return []
+    beside = "-e concurrent=true to train beside it" + (", or -e train=false" if verb == "site" else "")
+    return [Finding(f"{runs} running on the same clients", f"{ends}; or type {beside}")]
 
 
 def warn_certificate(path: Path, now: datetime) -> list[str]:

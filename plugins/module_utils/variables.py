@@ -150,6 +150,8 @@ RUN = _table(
     Variable("round_timeout", "duration", "600", 600.0, above=0),
     Variable("wait_timeout", "duration", "300", 300.0, above=0),
     Variable("wait", "truth", "true", True),
+    Variable("concurrent", "truth", "true", False),
+    Variable("interrupt", "truth", "true", False),
     Variable("run_name", "text", "baseline", "", pattern=RUN_NAME, empty=True),
     Variable("app", "text", "path/to/app", ""),
     Variable("run_config", "dictionary", '{"num-server-rounds": 3}', {}),
@@ -194,7 +196,10 @@ VERBS: dict[str, dict[str, Variable]] = {
         Variable("cpu", "number", "0.1", low=0.05, high=1),
         Variable("seconds", "number", "30", 5.0, low=1, high=3600),
     ),
-    "teardown": _table(Variable("purge", "truth", "true", False)),
+    "teardown": _table(
+        Variable("purge", "truth", "true", False),
+        Variable("interrupt", "truth", "true", False),
+    ),
 }
 CLIENT = _table(
     Variable("name", "text", "node1-0", pattern=r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"),

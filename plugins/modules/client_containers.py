@@ -148,6 +148,11 @@ actions:
   type: dict
   returned: always
   sample: {node1-0: create, node1-1: recreate, node1-2: start, node1-3: remove}
+differences:
+  description: By client that is made anew, what its container has otherwise, limits aside.
+  type: dict
+  returned: in check mode
+  sample: {node1-1: ["Image coldframe/fl:1 -> coldframe/fl:2"]}
 errors:
   description: Why it failed, by client.
   type: dict
@@ -359,6 +364,21 @@ def difference(engine: Engine, steps: list[Step], network: str) -> dict[str, str
     return {"before": "\n".join([*before, ""]), "after": "\n".join([*after, ""])}
 
 
+def reasons(engine: Engine, steps: list[Step]) -> dict[str, list[str]]:
+    """Return for each client that is made anew what its container has otherwise."""
+    found: dict[str, list[str]] = {}
+    for step in steps:
+        if step.action == "recreate":
+            found[step.client] = []
+            with contextlib.suppress(EngineError):  # it has just gone
+                found[step.client] = [
+                    f"{word} {was} -> {value}"
+                    for word, was, value in differences(engine.inspect(step.found["Id"]), step.body)
+                    if word != f"Labels.{SPEC}"
+                ]
+    return found
+
+
 def by_reason(errors: dict[str, str]) -> str:
     """Say what failed, a client a line."""
     return "\n".join(f"- {client}: {text}" for client, text in errors.items())
@@ -397,7 +417,7 @@ def run(engine: Engine, given: dict[str, Any], check: bool, diff: bool) -> dict[
     if diff:
         result["diff"] = difference(engine, steps, "" if machine.network else federation)
     if check:
-        return result
+        return {**result, "differences": reasons(engine, steps)}
     lacking = [step.client for step in steps if step.body and not machine.image_id]
     if lacking:
         raise Failed(f"{', '.join(lacking)}: the image {image} is not on the machine: type {AGAIN[5:]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -86,6 +87,10 @@ cpus:
   description: Number of cores.
   type: int
   returned: always
+load:
+  description: Processes that ran or waited, on average over the last minute.
+  type: float
+  returned: always
 memory_total:
   description: MemTotal in bytes.
   type: int
@@ -155,6 +160,11 @@ deployment:
     Of I(federation), what its last deployment has C(noted) of itself (empty where there was none), and the
     same as C(found) now.
   type: dict
+  returned: always
+runs:
+  description: Ids of the runs of I(federation) that have not ended, if its server runs on this machine.
+  type: list
+  elements: str
   returned: always
 netem:
   description: Whether the kernel can delay and lose packets.
@@ -289,6 +299,7 @@ def docker() -> dict[str, Any]:
                 "ports": f"{container['Ports']} :{labels.get('coldframe.port', '')}->",
                 "federation": labels.get("coldframe.federation", ""),
                 "role": labels.get("coldframe.role", ""),
+                "running": container.get("State", "running") == "running",
             }
         )
     _code, out, _error = command(binary, "image", "ls", "--quiet", "--filter", "reference=coldframe/fl")
@@ -396,6 +407,38 @@ def deployment(path: str, federation: str, data: str, images: list[str]) -> dict
     return {"noted": noted, "found": look(root, federation, directory, images)}
 
 
+def going_runs(path: str, federation: str, containers: list[dict[str, Any]]) -> list[str]:
+    """The runs of a federation that have not ended, if its server runs here."""
+    server = f"{federation}-server"
+    if not any(item["name"] == server and item["running"] for item in containers):
+        return []
+    unended = unended_runs(Path(path) / federation / "server" / "superlink.db")
+    if unended == []:
+        return []
+    code, out, _error = command("docker", "exec", server, "python3", "-m", "coldframe.control", "runs")
+    if code != 0 or not out.strip():
+        return unended or []
+    return [run["run_id"] for run in json.loads(out.splitlines()[-1]) if run["status"] != "finished"]
+
+
+def unended_runs(database: Path) -> list[str] | None:
+    """The runs that have not ended by the SuperLink's database; None if it cannot be read.
+
+    That takes milliseconds, and to ask the SuperLink takes seconds; but only that notices a ServerApp that
+    died.
+    """
+    try:
+        import sqlite3  # a Python may be built without it
+    except ImportError:
+        return None
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5.0)) as link:
+            rows = link.execute("SELECT DISTINCT run_id FROM task WHERE finished_at IS NULL").fetchall()
+    except sqlite3.Error:
+        return None
+    return sorted(str(number % 2**64) for (number,) in rows)  # the database holds it with a sign
+
+
 def main() -> None:
     """Read and return everything."""
     module = AnsibleModule(
@@ -420,8 +463,10 @@ def main() -> None:
         python=platform.python_version(),
         os=os_release(),
         cpus=os.cpu_count(),
+        load=round(os.getloadavg()[0], 2),
         ports=listeners(module.params["ports"]),
         docker=found,
+        runs=going_runs(module.params["path"], module.params["federation"], found["containers"]),
         cgroup=cgroup(),
         hostname=socket.gethostname(),
         machine_id=hashlib.sha256(identity.encode()).hexdigest()[:16] if identity else "",

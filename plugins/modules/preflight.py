@@ -50,6 +50,11 @@ requests:
   description: For throttle.yml, what to ask of each machine's agent.
   type: dict
   returned: success
+going:
+  description: Ids of the federation's runs that have not ended.
+  type: list
+  elements: str
+  returned: success
 stamp:
   description: When the verb began (unix time); of two that run at once the later wins on all machines.
   type: float

@@ -177,7 +177,7 @@ class Lab:
     def clear(self) -> None:
         """Take down what stands: an idle federation takes CPU too."""
         for federation in sorted(self.deployed):
-            self.must("teardown.yml", fl_federation=federation)
+            self.must("teardown.yml", fl_federation=federation, interrupt="true")  # of a test that failed
         self.deployed.clear()
 
     def run(self, *arguments: str, root: Path = ROOT, **variables: Any) -> dict[str, Any]:

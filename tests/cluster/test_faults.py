@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from tests.cluster.federation import CLIENTS, EVERYBODY, FEDERATION, turned_away, write_inventory
+from tests.cluster.federation import CLIENTS, EVERYBODY, FEDERATION, PORT, turned_away, write_inventory
 from tests.cluster.lab import Lab, Play
 from tests.cluster.watch import WatchedLab
 
@@ -57,9 +58,8 @@ def trained(lab: Lab, number: int) -> set[str]:
 
 
 def served_certificate(lab: Lab) -> x509.Certificate:
-    """The certificate that the server's machine holds."""
-    pem = lab.on_server(f"cat /var/lib/coldframe/{FEDERATION}/pki/server.crt")
-    return x509.load_pem_x509_certificate(pem.encode())
+    """The certificate that the gateway shows."""
+    return x509.load_pem_x509_certificate(ssl.get_server_certificate((lab.server.address, PORT)).encode())
 
 
 def test_killed_client_is_named_and_comes_back(faults: WatchedLab) -> None:
@@ -138,16 +138,21 @@ def test_server_comes_back_with_its_state(faults: WatchedLab) -> None:
 
 
 def test_controller_killed_in_the_middle(faults: WatchedLab) -> None:
-    """Hurts the controller: the run goes on, status.yml finds it, its keys are safe, collect fetches it."""
+    """Hurts the controller: the run goes on, status.yml finds it, no deployment changes what it runs on, and
+    collect fetches it."""
     play, wait = start(faults, rounds="16", run_name="orphan")
     os.kill(play.pid, signal.SIGKILL)
     (going,) = [run for run in faults.status()["runs"] if run["status"] != "finished"]
     # The federation's name is typed too, as it is where it is not the inventory's.
     settings = {"train": "false", "dataset": "synthetic", "fl_federation": FEDERATION}
-    refused = faults.play("site.yml", **settings, rotate_keys="true")
+    refused = faults.play("site.yml", **settings, fl_client_pids="300")
     assert refused.code != 0
-    typed = f"run.yml -i {faults.inventory} -e fl_federation={FEDERATION} -e stop={going['run_id']}"
-    assert typed in refused.output
+    assert (
+        f"Run {going['run_id']} is running, and this deployment would change what is in use" in refused.output
+    )
+    assert "client c1-0 on c1 would change (pids 256 -> 300)" in refused.output
+    assert f"run.yml -i {faults.inventory}" in refused.output
+    assert f"-e fl_federation={FEDERATION} -e stop={going['run_id']}" in refused.output
     assert set(refused.changed.values()) == {0}
 
     def ended() -> bool:
@@ -165,10 +170,11 @@ def test_controller_killed_in_the_middle(faults: WatchedLab) -> None:
 
 def test_new_keys_and_certificate(faults: WatchedLab) -> None:
     """Rotation: every client has a new key and trains, the old ones are worth nothing. Then a renewal of the
-    server's certificate alone, and a deployment that finds nothing to do."""
+    server's certificate alone, and a deployment that finds nothing to do. The server restarts for neither."""
     faults.on_machine(f"cp -a /var/lib/coldframe/{FEDERATION}/keys/c1-0 /tmp/old-key")
     keys = {node["name"]: node["public_key"] for node in faults.nodes()}
     first = served_certificate(faults)
+    server = faults.container(faults.server, f"{FEDERATION}-server")["State"]["StartedAt"]
     faults.must("site.yml", train="false", dataset="synthetic", rotate_keys="true")
     fresh = {node["name"]: node["public_key"] for node in faults.nodes()}
     assert fresh.keys() == keys.keys()
@@ -183,6 +189,7 @@ def test_new_keys_and_certificate(faults: WatchedLab) -> None:
     assert third.public_key() == second.public_key()
     assert third.serial_number != second.serial_number
     assert {client: begun(faults, client) for client in CLIENTS} == before
+    assert faults.container(faults.server, f"{FEDERATION}-server")["State"]["StartedAt"] == server
     # The engines are there: whose they are makes no difference.
     again = faults.must("site.yml", train="false", dataset="synthetic", docker_engine_manage="false")
     assert set(again.changed.values()) == {0}, again.output

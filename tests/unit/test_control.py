@@ -14,7 +14,7 @@ from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.superlink.federation import NoOpFederationManager
 
-from coldframe.control import BAR, Follower, progress, register, round_line
+from coldframe.control import BAR, Follower, concurrent_with, progress, register, round_line, submit
 
 
 class Control:
@@ -113,3 +113,68 @@ def test_progress_of_a_run_is_its_last_round(tmp_path: Path, monkeypatch: pytest
     append(path, event="round", round=2, accuracy=0.75)
     append(path, event="phase_started", round=3)
     assert progress("7") == {"round": 2, "rounds": 3, "accuracy": 0.75}
+
+
+def ran(run_id: str, started: str, finished: str) -> dict[str, Any]:
+    """A run as the SuperLink lists it; times as minutes of an hour, empty where there is none."""
+    moment = "2026-01-01T00:{}:00+00:00"
+    times = {"started": started, "finished": finished}
+    return {"run_id": run_id, **{key: moment.format(value) if value else "" for key, value in times.items()}}
+
+
+def test_runs_that_overlap_name_each_other() -> None:
+    runs = [
+        ran("1", "00", "10"),
+        ran("2", "05", "15"),
+        ran("3", "10", "20"),
+        ran("4", "18", ""),
+        ran("5", "", ""),
+    ]
+    found = {run["run_id"]: concurrent_with(run, runs) for run in runs}
+    assert found == {"1": ["2"], "2": ["1", "3"], "3": ["2", "4"], "4": ["3"], "5": []}
+
+
+class Runs:
+    """The Control API's calls about runs."""
+
+    def __init__(self, *going: int) -> None:
+        self.stopped: list[int] = []
+        self.runs = {
+            number: SimpleNamespace(
+                run_id=number,
+                status=SimpleNamespace(status="pending", sub_status="", details=""),
+                **dict.fromkeys(("fab_id", "fab_hash", "pending_at", "running_at", "finished_at"), ""),
+                **dict.fromkeys(("bytes_sent", "bytes_recv"), 0),
+            )
+            for number in going
+        }
+
+    def ListRuns(self, request: Any) -> Any:
+        """All."""
+        return SimpleNamespace(run_dict=self.runs)
+
+    def StopRun(self, request: Any) -> Any:
+        """Notes it."""
+        self.stopped.append(request.run_id)
+        return SimpleNamespace(success=True)
+
+    def StartRun(self, request: Any) -> Any:
+        """Gives it a number."""
+        return SimpleNamespace(run_id=9, HasField=lambda _name: True)
+
+
+def test_a_run_is_not_started_beside_another_unless_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLDFRAME_STATE", str(tmp_path))
+    (tmp_path / "runs").mkdir()
+    fab = tmp_path / "app.fab"
+    fab.write_bytes(b"fab")
+    control: Any = Runs(7, 8)
+    with pytest.raises(SystemExit, match=r"run 7, 8 is running on the same clients: .*concurrent=true"):
+        submit(control, fab, {}, 50, "refuse")
+    assert submit(control, fab, {}, 50, "beside")["run_id"] == "9"
+    assert control.stopped == []
+    assert submit(control, fab, {}, 50, "end")["run_id"] == "9"
+    assert control.stopped == [7, 8]
+    assert submit(Runs(), fab, {}, 50, "refuse")["run_id"] == "9"  # type: ignore[arg-type]

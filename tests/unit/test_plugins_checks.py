@@ -462,3 +462,40 @@ def test_ports_that_are_taken_inside_the_servers_container_are_refused():
 @pytest.mark.parametrize("name", ["data", "build", "bridge"])
 def test_a_federation_is_not_named_like_what_lies_beside_it(name, tmp_path):
     assert "type -e fl_federation=lab" in only(checks.check_controller({}, {"fl_federation": name}, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("verb", "values", "words"),
+    [
+        ("run", {}, "run 7 is running on the same clients"),
+        ("site", {"train": True}, "or type -e concurrent=true to train beside it, or -e train=false"),
+        (
+            "site",
+            {"train": False, "rotate_keys": True},
+            "run 7 is running, and rotate_keys=true would take its",
+        ),
+        ("teardown", {"purge": False}, "run 7 is running, and teardown.yml would end it"),
+    ],
+)
+def test_what_would_harm_a_running_run_is_refused(verb, values, words):
+    message = only(checks.check_runs(verb, values, ["7"], "-i lab.yml"))
+    assert words in message
+    assert "stop it with ansible-playbook run.yml -i lab.yml -e stop=7, or" in message
+    assert "or add -e interrupt=true to end it" in message
+    assert checks.check_runs(verb, values, [], "") == []
+    assert checks.check_runs(verb, {**values, "interrupt": True}, ["7"], "") == []
+
+
+@pytest.mark.parametrize(
+    ("verb", "values"),
+    [
+        ("run", {"concurrent": True}),
+        ("run", {"collect": "5"}),
+        ("run", {"stop": "7"}),
+        ("site", {"train": False}),
+        ("throttle", {}),
+        ("status", {}),
+    ],
+)
+def test_what_leaves_a_run_alone_is_not_refused(verb, values):
+    assert checks.check_runs(verb, values, ["7"], "") == []

@@ -173,7 +173,7 @@ def test_a_machine_that_does_not_answer_is_a_finding_but_no_hindrance_to_teardow
     assert output.count("Could not resolve hostname no.invalid") == 1
     assert "check that this works: ssh no.invalid" in output
     _code, output, plan = preflight(verb="teardown", inventory=vanished)
-    assert plan["run"] == {"purge": False}, output
+    assert plan["run"] == {"purge": False, "interrupt": False}, output
     assert "[WARNING]: machine one did not answer" in output
 
 

@@ -16,7 +16,7 @@ NAMES = ["lab-0", "lab-1", "lab-2"]
 SUMMARY_KEYS = {
     *("run_id", "run_name", "status", "error", "rounds", "clients", "strategy", "dataset", "partitioner"),
     *("seed", "accuracy", "loss", "wall_seconds", "round_seconds", "model_sha256", "oversubscribed"),
-    *("started", "finished", "versions", "failures"),
+    *("started", "finished", "versions", "failures", "concurrent_with"),
 }
 
 
@@ -145,6 +145,7 @@ def test_completed_run_is_summed_up(tmp_path: Path) -> None:
         "round_seconds": [20.0, 20.0, 20.0],
         "model_sha256": "ab" * 32,
         "oversubscribed": True,
+        "concurrent_with": None,
         "started": "2023-11-14T22:13:20.000+00:00",
         "finished": "2023-11-14T22:14:23.000+00:00",
         "versions": {"flwr": "1.41.0"},
@@ -217,7 +218,7 @@ def test_files_of_the_run_are_copied(tmp_path: Path) -> None:
             for moment in (1.0, start + 5, start + 1e6)
         ),
         "config": "a: 1\n",
-        "record": '{"app": "somebody/app", "started": "2020-01-01T00:00:00+00:00"}',
+        "record": '{"app": "a/b", "started": "2020-01-01T00:00:00+00:00", "concurrent_with": ["72"]}',
     }
     options = []
     for option, text in given.items():
@@ -229,6 +230,8 @@ def test_files_of_the_run_are_copied(tmp_path: Path) -> None:
     assert (out / "logs" / "c1" / "coldframe-c1-0.log").read_text(encoding="utf-8") == "hello\n"
     assert (out / "superlink.json").read_text(encoding="utf-8") == given["record"]
     assert summary["started"].startswith("2023-11-14"), "the journal knows better than SuperLink's record"
+    assert summary["concurrent_with"] == ["72"], "the journal knows of no other run"
+    assert "beside run 72" in (out / "report.html").read_text(encoding="utf-8")
     assert (out / "journal.jsonl").read_bytes() == (source / "journal.jsonl").read_bytes()
     assert (out / "inventory.json").read_text(encoding="utf-8") == given["inventory"]
     # Only the changes of limits that fall into the run's time.
