@@ -36,9 +36,17 @@ def coldframe_inventory(
     roster: Iterable[Mapping[str, Any]],
     groups: Mapping[str, Iterable[str]],
     hostvars: Mapping[str, Any],
+    federation: str = "",
 ) -> dict[str, Any]:
     """What a run stood on: the clients as they are registered, with the limits that the inventory gives
-    them, and the machines as preflight found them."""
+    them, and the machines as preflight found them.
+
+    Parameters
+    ----------
+    federation : str
+        The run's, where preflight was at its start: then what else the machines did is kept, `load` and how
+        many containers of other federations ran. Empty where nobody looked at that time: both are None.
+    """
     limits = {client["name"]: client for client in roster}
     clients = [
         {
@@ -63,9 +71,19 @@ def coldframe_inventory(
                 "kernel": facts.get("kernel"),
                 "docker": engine or (facts.get("docker") or {}).get("version"),
                 "cgroup": (facts.get("cgroup") or {}).get("version"),
+                "load": facts.get("load") if federation else None,
+                "other_containers": others(facts, federation) if federation else None,
             }
         )
     return {"clients": clients, "machines": machines}
+
+
+def others(facts: Mapping[str, Any], federation: str) -> int | None:
+    """How many containers of other federations run on a machine."""
+    if "docker" not in facts:
+        return None
+    containers = facts["docker"].get("containers", [])
+    return sum(bool(item.get("running")) and item["federation"] != federation for item in containers)
 
 
 def client_row(

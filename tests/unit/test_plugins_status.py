@@ -132,6 +132,20 @@ def test_inventory_of_a_run_joins_registration_limits_and_machines() -> None:
     machine, silent = found["machines"]
     assert (machine["roles"], machine["cores"], machine["docker"]) == (["server", "clients"], 2, "26")
     assert (silent["name"], silent["cores"], silent["docker"]) == ("c1", None, "27")
+    assert {item[key] for item in found["machines"] for key in ("load", "other_containers")} == {None}
+
+
+def test_inventory_of_a_run_says_what_else_its_machines_did_at_its_start() -> None:
+    """Where somebody looked: a run that is fetched later has no such figures."""
+    containers = [
+        {"federation": "lab", "running": True},
+        {"federation": "other", "running": True},
+        {"federation": "other", "running": False},
+    ]
+    facts = {"load": 1.25, "docker": {"version": "26", "containers": containers}}
+    hostvars = {"c1": {"machine_facts": facts}, "c2": {}}
+    found = coldframe_inventory([], [], {"fl_machines": ["c1", "c2"]}, hostvars, "lab")["machines"]
+    assert [(item["load"], item["other_containers"]) for item in found] == [(1.25, 1), (None, None)]
 
 
 def test_registration_joins_roster_and_public_keys() -> None:
