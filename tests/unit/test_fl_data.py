@@ -2,13 +2,16 @@
 
 import gzip
 import hashlib
+import io
 import json
+import os
 import pickle
 import struct
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,9 +27,9 @@ def idx(array: np.ndarray) -> bytes:
     )
 
 
-def write_idx_folder(folder: Path, *, gzipped: bool) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    folder.mkdir()
+def write_idx_folder(folder: Path, *, gzipped: bool, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
     arrays = {
         "train_x": rng.integers(0, 256, (20, 28, 28), np.uint8),
         "train_y": rng.integers(0, 10, 20),
@@ -56,8 +59,8 @@ def test_a_folder_of_idx_files_becomes_the_same_arrays(tmp_path: Path, gzipped: 
 
 
 def test_data_of_another_folder_or_of_none_is_not_taken_for_that_of_this_one(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        write_idx_folder(tmp_path / name, gzipped=False)
+    for seed, name in enumerate(("a", "b")):
+        write_idx_folder(tmp_path / name, gzipped=False, seed=seed)
     root = tmp_path / "root"
     data.prepare("mnist", root, folder=tmp_path / "a")
     assert data.is_prepared("mnist", root, tmp_path / "a")
@@ -65,6 +68,25 @@ def test_data_of_another_folder_or_of_none_is_not_taken_for_that_of_this_one(tmp
     assert not data.is_prepared("mnist", root)
     data.prepare("mnist", root, folder=tmp_path / "b")
     assert data.is_prepared("mnist", root, tmp_path / "b")
+
+
+def test_a_folder_is_known_by_its_content(tmp_path: Path) -> None:
+    folder, root = tmp_path / "raw", tmp_path / "root"
+    write_idx_folder(folder, gzipped=False)
+    data.prepare("mnist", root, folder=folder)
+    folder.rename(tmp_path / "moved")
+    assert data.is_prepared("mnist", root, tmp_path / "moved")
+    labels = tmp_path / "moved/train-labels-idx1-ubyte"
+    stat = labels.stat()
+    other = idx(np.roll(np.load(root / "mnist/train_y.npy"), 1))
+    labels.write_bytes(other)
+    os.utime(labels, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # neither size nor time tells
+    assert not data.is_prepared("mnist", root, tmp_path / "moved")
+    data.prepare("mnist", root, folder=tmp_path / "moved")
+    assert (
+        np.load(root / "mnist/train_y.npy").tobytes()
+        == np.frombuffer(other[8:], np.uint8).astype(int).tobytes()
+    )
 
 
 def test_a_prepared_folder_is_a_source_itself(tmp_path: Path) -> None:
@@ -250,14 +272,15 @@ def test_downloads_are_those_of_torchvision() -> None:
         "import json; from torchvision.datasets import CIFAR10, MNIST, FashionMNIST\n"
         "known = {name: {kind.mirrors[0] + file: md5 for file, md5 in kind.resources}\n"
         "         for name, kind in (('mnist', MNIST), ('fashion_mnist', FashionMNIST))}\n"
-        "print(json.dumps(known | {'cifar10': {CIFAR10.url: CIFAR10.tgz_md5}}))"
+        "batches = dict(CIFAR10.train_list + CIFAR10.test_list)\n"
+        "print(json.dumps(known | {'cifar10': {CIFAR10.url: CIFAR10.tgz_md5}, 'batches': batches}))"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, check=True)
     ours = {
         dataset: {published.folder + name: md5 for name, md5 in published.md5.items()}
         for dataset, published in sources.PUBLISHED.items()
     }
-    assert ours == json.loads(run.stdout)
+    assert {**ours, "batches": sources.CIFAR10_MD5} == json.loads(run.stdout)
 
 
 def test_torchvision_is_importable_beside_this_torch() -> None:
@@ -270,3 +293,294 @@ def test_torchvision_is_importable_beside_this_torch() -> None:
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
     assert run.stdout == "torch.Size([1, 4, 4]) MNIST\n"
+
+
+# --- folders that hold more than one data set, or more than one copy of it ---
+
+
+def labels_of(target: Path) -> list[int]:
+    """The training labels of a prepared data set."""
+    return [int(label) for label in np.load(target / "train_y.npy")]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "own", "other"),
+    [
+        ("mnist", "mnist", "a/copy"),
+        ("mnist", "MNIST/raw", "fashion_mnist"),
+        ("mnist", "zzz", "FashionMNIST/raw"),
+        ("mnist", "zzz", "KMNIST/raw"),
+        ("fashion_mnist", "fashion-mnist/data/fashion", "MNIST/raw"),
+        ("fashion_mnist", "FashionMNIST/raw", "a"),
+    ],
+)
+def test_the_data_sets_own_folder_wins(tmp_path: Path, dataset: str, own: str, other: str) -> None:
+    arrays = write_idx_folder(tmp_path / "raw" / own, gzipped=True)
+    write_idx_folder(tmp_path / "raw" / other, gzipped=False, seed=1)
+    target = data.prepare(dataset, tmp_path / "root", folder=tmp_path / "raw")
+    assert labels_of(target) == arrays["train_y"].tolist()
+
+
+def test_own_folder_that_is_not_complete_is_not_replaced_by_another(tmp_path: Path) -> None:
+    write_idx_folder(tmp_path / "raw/mnist", gzipped=False)
+    (tmp_path / "raw/mnist/t10k-labels-idx1-ubyte").unlink()
+    write_idx_folder(tmp_path / "raw/backup", gzipped=False, seed=1)
+    with pytest.raises(sources.SourceError, match="raw holds no file t10k-labels"):
+        data.prepare("mnist", tmp_path / "root", folder=tmp_path / "raw")
+
+
+def test_only_the_folder_of_another_data_set_is_refused(tmp_path: Path) -> None:
+    write_idx_folder(tmp_path / "raw/FashionMNIST/raw", gzipped=False)
+    words = (
+        r"raw has no folder of mnist, but of fashion_mnist \(.*/FashionMNIST/raw\): give the folder itself"
+    )
+    with pytest.raises(sources.SourceError, match=words):
+        data.prepare("mnist", tmp_path / "root", folder=tmp_path / "raw")
+    data.prepare("fashion_mnist", tmp_path / "root", folder=tmp_path / "raw")
+
+
+def test_copies_that_differ_are_refused_with_the_candidates(tmp_path: Path) -> None:
+    for seed, name in enumerate(("one", "two")):
+        write_idx_folder(tmp_path / "raw" / name, gzipped=False, seed=seed)
+    with pytest.raises(sources.SourceError) as error:
+        data.prepare("mnist", tmp_path / "root", folder=tmp_path / "raw")
+    folders = "; ".join(str(tmp_path / "raw" / name) for name in ("one", "two"))
+    assert f"holds 2 copies of mnist that differ: {folders}. Give the folder of one" in str(error.value)
+    assert not (tmp_path / "root").exists()
+
+
+def test_files_of_one_folder_that_differ_are_refused_by_name(tmp_path: Path) -> None:
+    """As torchvision's folder after somebody has replaced the unpacked labels, but not the packed ones."""
+    write_idx_folder(tmp_path / "raw", gzipped=False)
+    (tmp_path / "raw/train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.zeros(20))))
+    with pytest.raises(
+        sources.SourceError, match=r"2 copies of mnist that differ: .*/train-labels-idx1-ubyte\.gz"
+    ):
+        data.prepare("mnist", tmp_path / "root", folder=tmp_path / "raw")
+
+
+def test_copies_that_are_the_same_are_one(tmp_path: Path) -> None:
+    """Packed, unpacked, and prepared by us."""
+    for name, gzipped in (("packed", True), ("plain", False)):
+        arrays = write_idx_folder(tmp_path / "raw" / name, gzipped=gzipped)
+    prepared = data.prepare("mnist", tmp_path / "first", folder=tmp_path / "raw")
+    prepared.rename(tmp_path / "raw/prepared")
+    target = data.prepare("mnist", tmp_path / "second", folder=tmp_path / "raw")
+    assert labels_of(target) == arrays["train_y"].tolist()
+
+
+def test_files_in_folders_of_their_own_names_are_one_copy(tmp_path: Path) -> None:
+    """As archives unpack that hold each file in a folder."""
+    write_idx_folder(tmp_path / "flat", gzipped=False)
+    for file in (tmp_path / "flat").iterdir():
+        (tmp_path / "raw" / file.name).mkdir(parents=True)
+        file.rename(tmp_path / "raw" / file.name / file.name)
+    data.prepare("mnist", tmp_path / "root", folder=tmp_path / "raw")
+
+
+def known_as(monkeypatch: pytest.MonkeyPatch, dataset: str, folder: Path) -> None:
+    """Let the files of a folder be those that are published as a data set."""
+    md5 = {file.name: hashlib.md5(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+    monkeypatch.setitem(sources.PUBLISHED, dataset, sources.Published("", md5))
+
+
+def test_known_checksums_decide_between_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_idx_folder(tmp_path / "raw/one", gzipped=False)
+    arrays = write_idx_folder(tmp_path / "raw/two", gzipped=False, seed=1)
+    known_as(monkeypatch, "mnist", tmp_path / "raw/two")
+    target = data.prepare("mnist", tmp_path / "root", folder=tmp_path / "raw")
+    assert labels_of(target) == arrays["train_y"].tolist()
+
+
+def test_published_files_of_another_data_set_are_never_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_idx_folder(tmp_path / "raw", gzipped=True)
+    known_as(monkeypatch, "fashion_mnist", tmp_path / "raw")
+    with pytest.raises(sources.SourceError, match="raw holds fashion_mnist, not mnist: choose fashion_mnist"):
+        data.prepare("mnist", tmp_path / "root", folder=tmp_path / "raw")
+    write_cifar_folder(tmp_path / "batches")
+    with pytest.raises(sources.SourceError, match="holds no CIFAR-10 batches"):
+        data.prepare("cifar10", tmp_path / "root", folder=tmp_path / "raw")
+    with pytest.raises(sources.SourceError, match="holds no file train-images-idx"):
+        data.prepare("mnist", tmp_path / "root", folder=tmp_path / "batches")
+
+
+def test_a_prepared_set_says_whose_it_is(tmp_path: Path) -> None:
+    write_idx_folder(tmp_path / "raw", gzipped=False)
+    target = data.prepare("fashion_mnist", tmp_path / "root", folder=tmp_path / "raw")
+    target.rename(tmp_path / "mine")
+    with pytest.raises(sources.SourceError, match="mine holds fashion_mnist, not mnist"):
+        data.prepare("mnist", tmp_path / "root", folder=tmp_path / "mine")
+    (tmp_path / "mine/manifest.json").write_text("null")
+    with pytest.raises(
+        sources.SourceError, match=r"mine/manifest\.json is no manifest of a prepared data set"
+    ):
+        data.prepare("mnist", tmp_path / "root", folder=tmp_path / "mine")
+
+
+# --- files that are torn, or something else ---
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (POINTER, "is a Git LFS pointer"),
+        (b"<!DOCTYPE html>", "is no IDX file of bytes"),
+        (bytes([0, 0, 8, 3, 0, 0, 0, 9]), "is truncated: it ends within its header"),
+        (bytes([0, 0, 8, 255]) + bytes(2000), "is no IDX file of bytes"),
+        (bytes([0, 0, 8, 0, 7]), "is no IDX file of bytes"),
+        (bytes([0, 0, 8, 4]) + b"\xff" * 16, "is truncated: 0 values"),
+        (idx(np.zeros((20, 28, 28)))[:-1], "is truncated: 15679 values"),
+        (idx(np.zeros((20, 28, 28))) + b"x", "is damaged: 15681 values"),
+        (gzip.compress(idx(np.ones((20, 28, 28))))[:-9], "is cut off or damaged: gzip"),
+        (b"\x1f\x8b", "is cut off or damaged: gzip"),
+        (gzip.compress(b""), "is no IDX file of bytes"),
+        (idx(np.zeros((20, 28, 28))), r"have values of 0 … 0, where 0 … 255 are expected"),
+        (idx(np.full((20, 28, 27), 9)), r"no mnist: images \(20, 28, 27\) of uint8"),
+        (idx(np.full((19, 28, 28), 9)), r"images \(19, 28, 28\) .* with labels \(20,\)"),
+        (idx(np.full(20, 9)), r"images \(20,\) of uint8"),
+    ],
+)
+def test_an_idx_file_that_is_none_is_named(tmp_path: Path, content: bytes, words: str) -> None:
+    write_idx_folder(tmp_path / "raw", gzipped=False)
+    (tmp_path / "raw/train-images-idx3-ubyte").write_bytes(content)
+    refused(tmp_path, "mnist", "train-images-idx3-ubyte", words)
+
+
+def refused(tmp_path: Path, dataset: str, file: str, words: str) -> None:
+    """Prepare, and see one line that names a file and says what is wrong with it."""
+    with pytest.raises(sources.SourceError, match=words) as error:
+        data.prepare(dataset, tmp_path / "root", folder=tmp_path / "raw")
+    assert file in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_packed_file_with_a_flipped_byte_is_named(tmp_path: Path) -> None:
+    write_idx_folder(tmp_path / "raw", gzipped=True)
+    file = tmp_path / "raw/t10k-images-idx3-ubyte.gz"
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    file.write_bytes(bytes(raw))
+    refused(tmp_path, "mnist", file.name, "is cut off or damaged: gzip cannot unpack it")
+
+
+def write_npy_folder(folder: Path) -> None:
+    folder.mkdir()
+    for name, size in (("train", 20), ("test", 5)):
+        np.save(folder / f"{name}_x.npy", np.full((size, 28, 28), 9, np.uint8))
+        np.save(folder / f"{name}_y.npy", np.arange(size) % 10)
+
+
+def saved(array: Any) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def zipped() -> bytes:
+    file = io.BytesIO()
+    np.savez(file, a=np.arange(3))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (POINTER, "is a Git LFS pointer"),
+        (saved(np.arange(20))[:-1], "is cut off, damaged"),
+        (saved(np.arange(20))[:40], "is cut off, damaged"),
+        (saved(np.arange(20)) + b"x", "it goes on after its array"),
+        (saved(np.array([{}] * 20)), "not an array of numbers"),
+        (pickle.dumps([1] * 20), r"is no \.npy file"),
+        (zipped(), r"is no \.npy file"),
+        (saved(np.full(20, 1.5)), r"number 0 in .* is 1\.5"),
+        (saved(np.where(np.arange(20) == 7, np.nan, 1)), r"number 7 in .* is nan"),
+        (saved(np.where(np.arange(20) == 7, np.inf, 1)), r"number 7 in .* is inf"),
+        (saved(np.where(np.arange(20) == 7, -1, 1)), r"number 7 in .* is -1"),
+        (saved(np.full(20, 2**63, np.uint64)), "labels are not all in 0 … 9"),
+        (saved(np.array(["1"] * 20)), "and no whole numbers"),
+        (saved(np.ones(20, bool)), "and no whole numbers"),
+        (saved(np.eye(20, 10, dtype=int)), r"labels \(20, 10\) of int64"),
+        (saved(np.int64(3)), r"labels \(\) of int64"),
+        (saved(np.arange(19) % 10), r"labels \(19,\) of int64"),
+    ],
+)
+def test_an_npy_file_that_is_none_is_named(tmp_path: Path, content: bytes, words: str) -> None:
+    write_npy_folder(tmp_path / "raw")
+    (tmp_path / "raw/train_y.npy").write_bytes(content)
+    refused(tmp_path, "mnist", "train_y.npy", words)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [np.full((20, 28, 28), 0.5), np.full((20, 28, 28), np.nan), np.full((20, 28, 28), 9), np.ones(())],
+)
+def test_images_of_another_kind_are_named(tmp_path: Path, images: np.ndarray) -> None:
+    write_npy_folder(tmp_path / "raw")
+    np.save(tmp_path / "raw/train_x.npy", images)
+    refused(tmp_path, "mnist", "train_x.npy", "the train set is no mnist: images")
+
+
+def test_labels_that_are_whole_numbers_as_floats_are_taken(tmp_path: Path) -> None:
+    write_npy_folder(tmp_path / "raw")
+    np.save(tmp_path / "raw/train_y.npy", np.arange(20.0) % 10)
+    target = data.prepare("mnist", tmp_path / "root", folder=tmp_path / "raw")
+    assert labels_of(target) == [*range(10), *range(10)]
+
+
+BATCH = {"data": np.full((4, 3072), 9, np.uint8), "labels": [1, 2, 3, 4]}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (POINTER, "is a Git LFS pointer"),
+        (pickle.dumps(BATCH)[:-100], "is cut off, damaged"),
+        (pickle.dumps(None), "it holds a NoneType"),
+        (pickle.dumps({key.encode(): value for key, value in BATCH.items()}), "has keys of bytes"),
+        (pickle.dumps({}), "its 'data' is no array"),
+        (pickle.dumps({**BATCH, "data": BATCH["data"] / 255}), "its 'data' is no array"),
+        (pickle.dumps({**BATCH, "data": np.zeros((4, 3000), np.uint8)}), "its 'data' is no array"),
+        (pickle.dumps({**BATCH, "labels": None}), "not one of 'labels' for each image"),
+        (pickle.dumps({**BATCH, "labels": [1, 2]}), "not one of 'labels' for each image"),
+        (pickle.dumps({**BATCH, "labels": [1, 2, 3, [4]]}), "its 'labels' are no numbers"),
+    ],
+)
+def test_a_batch_that_is_none_is_named(tmp_path: Path, content: bytes, words: str) -> None:
+    write_cifar_folder(tmp_path / "raw")
+    (tmp_path / "raw/cifar-10-batches-py/data_batch_3").write_bytes(content)
+    refused(tmp_path, "cifar10", "data_batch_3", words)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    ["null", "[]", "{}", "", '{"sha256": null, "source": 1}', '{"sha256": [1], "source": "npm"}', "[" * 9999],
+)
+def test_a_manifest_that_is_none_is_made_anew(tmp_path: Path, manifest: str) -> None:
+    target = data.prepare("synthetic", tmp_path)
+    (target / "manifest.json").write_text(manifest)
+    assert not data.is_prepared("synthetic", tmp_path)
+    assert data.main(["prepare", "synthetic", "--root", str(tmp_path)]) == 0
+    assert data.is_prepared("synthetic", tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", POINTER, saved(np.arange(9))[:-1], saved(np.arange(9)), zipped()])
+def test_a_prepared_file_that_is_torn_says_how_to_make_it_anew(tmp_path: Path, content: bytes) -> None:
+    target = data.prepare("synthetic", tmp_path)
+    (target / "train_x.npy").write_bytes(content)
+    with pytest.raises(data.DataError, match=r"train_x\.npy is .*: run python -m fl\.data prepare synthetic"):
+        data.load(tmp_path, "synthetic")
+
+
+def test_a_place_that_cannot_be_written_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "root").write_text("a file")
+    assert data.main(["prepare", "synthetic", "--root", str(tmp_path / "root")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
