@@ -97,11 +97,15 @@ def content_of(dataset: str, folder: Path | None) -> str:
     return folders.digest(dataset, folder) if folder and dataset != "synthetic" else ""
 
 
-def check_folder(dataset: str, folder: Path) -> None:
-    """Raise SourceError if a data set cannot be prepared from a folder; writes nothing."""
-    if dataset != "synthetic":
-        copy = folders.read(dataset, folder, sources.known())
-        _checked(dataset, sources.Found(copy.arrays, "folder", copy.names))
+def check_folder(dataset: str, folder: Path) -> np.ndarray | None:
+    """Raise SourceError if a data set cannot be prepared from a folder, else return its training labels.
+
+    Writes nothing. The synthetic set needs no folder, and has no labels yet.
+    """
+    if dataset == "synthetic":
+        return None
+    copy = folders.read(dataset, folder, sources.known())
+    return _checked(dataset, sources.Found(copy.arrays, "folder", copy.names))["train_y"]
 
 
 def is_prepared(dataset: str, root: Path, folder: Path | None = None) -> bool:

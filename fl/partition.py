@@ -4,6 +4,7 @@ Every client computes the whole division and takes its own part, so nothing but 
 """
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,10 +19,21 @@ DEFAULTS: dict[str, dict[str, float | int]] = {
     "quantity_skew": {"alpha": 1.0, "min_samples": 10},
 }
 MAX_DRAWS = 1000  # until every client has min_samples
+MAX_ALPHA = 1e6  # shares are equal long before, and far beyond numpy can draw none
 
 
 class PartitionError(ValueError):
-    """A partitioner, or an argument of one, that cannot work; the message says what can."""
+    """A partitioner, or an argument of one, that cannot work; the message says what can.
+
+    Attributes
+    ----------
+    argument : str
+        The argument whose value is none for the partitioner; empty where it is something else.
+    """
+
+    def __init__(self, message: str, argument: str = "") -> None:
+        super().__init__(message)
+        self.argument = argument
 
 
 def validate(scheme: str, args: Mapping[str, Any], num_partitions: int, samples: int = 0) -> dict[str, Any]:
@@ -43,18 +55,21 @@ def validate(scheme: str, args: Mapping[str, Any], num_partitions: int, samples:
                 else f"partitioner {scheme} takes no arguments, but got {key!r}"
             )
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if key == "alpha" and not (number and value > 0):
-            raise PartitionError(f"{scheme}: alpha must be a number above 0, e.g. 0.5, and is {value!r}")
+        if key == "alpha" and not (number and math.isfinite(value) and 0 < value <= MAX_ALPHA):
+            raise PartitionError(
+                f"{scheme}: alpha must be a number above 0 and up to {MAX_ALPHA:.0f}, and is {value!r}", key
+            )
         if key != "alpha" and not (number and isinstance(value, int) and value >= 1):
-            raise PartitionError(f"{scheme}: {key} must be a whole number from 1 on, and is {value!r}")
+            raise PartitionError(f"{scheme}: {key} must be a whole number from 1 on, and is {value!r}", key)
     if num_partitions < 1:
         raise PartitionError(f"the number of partitions must be at least 1, and is {num_partitions}")
     merged = {**defaults, **args}
     need = num_partitions * merged.get("min_samples", merged.get("classes_per_client", 1))
     if samples and need > samples:
+        less = ", a smaller min_samples" if "min_samples" in merged else ""
         raise PartitionError(
             f"{samples} samples are too few for {num_partitions} clients with partitioner {scheme} "
-            f"(it needs {need}): use fewer clients, or a larger max_samples"
+            f"(it needs {need}): use fewer clients{less}, or a larger max_samples if it is set"
         )
     return merged
 

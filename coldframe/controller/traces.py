@@ -28,13 +28,13 @@ Row = dict[str, Any]
 Spans = list[tuple[float, float]]  # from second, to second: when a client is online
 DIURNAL_STEP = 900.0  # seconds
 WALK_STEP = 5.0  # seconds
-YEAR = 366 * 24  # hours
+MOST_HOURS = 366 * 24.0
+MOST_MINUTES = 7 * 24 * 60.0
 LEAST_RATE = 1e3  # bit/s: the trace counts in kbit
 
 
-def _check_length(name: str, length: float, least: float, unit: str) -> None:
-    """Refuse a length of a trace that has less than one step, or more than a year."""
-    most = YEAR * 3600 / (3600 if unit == "hours" else 60)
+def _check_length(name: str, length: float, least: float, most: float, unit: str) -> None:
+    """Refuse a length of a trace that has less than one step, or more rows than anybody plays."""
     if not least <= length <= most:
         raise ValueError(f"{name} {length:g} is not from {least:.3g} to {most:g} {unit}")
 
@@ -50,7 +50,7 @@ def diurnal(clients: Sequence[str], hours: float, seed: int, step: float = DIURN
     The chance of being online follows a cosine with its peak at three o'clock in the night of each client's
     own time zone; whether a client changes is drawn every `step` seconds.
     """
-    _check_length("--hours", hours, step / 3600, "hours")
+    _check_length("--hours", hours, step / 3600, MOST_HOURS, "hours")
     generator = random.Random(seed)
     moments = _moments(hours * 3600, step)
     rows = []
@@ -69,7 +69,7 @@ def walk(
     clients: Sequence[str], minutes: float, seed: int, low: float, high: float, step: float = WALK_STEP
 ) -> list[Row]:
     """Make bandwidths wander: a random walk of their logarithm between two bounds that reflect it."""
-    _check_length("--minutes", minutes, step / 60, "minutes")
+    _check_length("--minutes", minutes, step / 60, MOST_MINUTES, "minutes")
     if not LEAST_RATE <= low <= high < math.inf:
         raise ValueError(f"--low {low:g} bit/s is not from 1kbit to --high ({high:g} bit/s)")
     generator = random.Random(seed)

@@ -21,6 +21,7 @@ from ansible.utils.vars import load_extra_vars
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugins by path, not as a package
 
+from fl import data
 from plugins.filter.monitoring import PORT, coldframe_ports
 from plugins.filter.roster import build_roster, coldframe_run_config
 from plugins.module_utils import checks, standing, throttle
@@ -46,7 +47,7 @@ FEDERATION = "coldframe"
 PROVISIONAL = ("partition_id", "num_partitions")  # the server's machine gives the ids, and remembers them
 # What a deployment is made from, besides the variables.
 SOURCES = ("site.yml", "coldframe", "group_vars", "playbooks", "plugins", "roles")
-DATA_SOURCES = ("fl/data.py", "fl/sources.py", "roles/fl_data")
+DATA_SOURCES = ("fl/data.py", "fl/folders.py", "fl/formats.py", "fl/sources.py", "roles/fl_data")
 LINK = Finding(
     "group_vars is not loaded: playbooks/group_vars is no link to ../group_vars in this checkout",
     "type ln -sfn ../group_vars playbooks/group_vars",
@@ -137,6 +138,11 @@ class ActionModule(ActionBase):
         if verb in ("site", "run"):
             findings += check_clients(values, len(roster))
             findings += checks.check_addresses(machines)
+            # A partitioner or an argument that is unknown was found above.
+            if server and not any(finding.problem.startswith("partitioner") for finding in findings):
+                cache = Path(str(hostvars[server.name].get("coldframe_cache", ""))).expanduser()
+                folder = checks.data_folder(server.settings, Path.cwd())
+                findings += checks.check_training_set(values, folder, len(roster), cache / "data")
 
         # An earlier run can be fetched or stopped, too, while other machines than the server are away.
         spared = server.name if server and any(values.get(name) for name in EARLIER) else ""
@@ -319,11 +325,15 @@ def _deployment(
     typed = {name: value for name, value in extra.items() if name not in VERBS["site"]}
     sources = standing.sources_digest(ROOT, SOURCES)
     server = next(m for m in machines if "fl_server" in m.groups)
-    data = [run["dataset"], *(server.settings.get(name) for name in ("fl_data_dir", "fl_data_source"))]
-    data.append(standing.sources_digest(ROOT, DATA_SOURCES))
+    folder = checks.data_folder(server.settings, Path.cwd())
+    # Changed files are other data, whatever their folder is called.
+    content = data.content_of(run["dataset"], folder if checks.trains_ours(run) else None)
+    made_from = [run["dataset"], content, server.settings.get("fl_data_source")]
+    made_from.append(standing.sources_digest(ROOT, DATA_SOURCES))
     return {
         "plan": standing.digest_of([sources, given, roster, typed]),
-        "data_plan": "" if run["app"] else standing.digest_of(data),
+        "data_plan": "" if run["app"] else standing.digest_of(made_from),
+        "data_folder": str(folder or ""),
     }
 
 

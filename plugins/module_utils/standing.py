@@ -52,12 +52,16 @@ def walk(directory: Path, leave_out: set[Path]) -> Iterable[Path]:
 
 
 def data_digest(directory: Path) -> str:
-    """Digest of the names, sizes and times of a data set's files; empty where there is none."""
+    """Digest of a data set's files; empty where there is none.
+
+    It stands for their contents without reading them: whoever writes to a file, or puts another in its place,
+    changes its inode or the time of its last change, which nobody can set.
+    """
     try:
-        entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+        found = [(entry.name, entry.stat()) for entry in os.scandir(directory)]
     except OSError:
         return ""
-    lines = [f"{entry.name} {entry.stat().st_size} {entry.stat().st_mtime_ns}" for entry in entries]
+    lines = [f"{name} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}" for name, s in sorted(found)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -46,6 +46,10 @@ oversubscribed:
   description: Whether some machine's clients may use more than its cores.
   type: bool
   returned: success
+data_folder:
+  description: The folder that the data set is taken from, as an absolute path; empty where there is none.
+  type: str
+  returned: for site and run
 requests:
   description: For throttle.yml, what to ask of each machine's agent.
   type: dict

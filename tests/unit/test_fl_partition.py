@@ -17,6 +17,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("shards", {"classes_per_client": 2}),
     ("shards", {"classes_per_client": 3}),
     ("quantity_skew", {"alpha": 0.8}),
+    ("quantity_skew", {"alpha": 1e6}),
+    ("dirichlet", {"alpha": 1e6}),
 ]
 
 
@@ -90,6 +92,17 @@ def test_quantity_skew_changes_sizes_and_leaves_the_mix_of_classes() -> None:
         ("random", {}, 3, "iid, dirichlet, shards, quantity_skew"),
         ("dirichlet", {"alpha": 0}, 3, "alpha must be a number above 0"),
         ("dirichlet", {"alpha": -1}, 3, "alpha must be a number above 0"),
+        (
+            "dirichlet",
+            {"alpha": float("inf")},
+            3,
+            "alpha must be a number above 0 and up to 1000000, and is inf",
+        ),
+        ("dirichlet", {"alpha": float("nan")}, 3, "alpha must be a number above 0"),
+        ("quantity_skew", {"alpha": 1e308}, 3, "alpha must be a number above 0 and up to 1000000"),
+        ("quantity_skew", {"min_samples": float("inf")}, 3, "whole number from 1 on"),
+        ("shards", {"classes_per_client": 0.5}, 3, "whole number from 1 on"),
+        ("shards", {"classes_per_client": True}, 3, "whole number from 1 on"),
         ("dirichlet", {"alpha": "0.5"}, 3, "alpha must be a number above 0"),
         ("dirichlet", {"alhpa": 0.5}, 3, "no argument 'alhpa'; did you mean 'alpha'"),
         ("iid", {"alpha": 0.5}, 3, "takes no arguments"),

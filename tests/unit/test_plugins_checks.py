@@ -1,5 +1,6 @@
 """Tests of plugins/module_utils/checks.py: what preflight finds, from facts as a machine would give them."""
 
+import shutil
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -8,7 +9,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from plugins.module_utils import checks
+from fl import data
+from plugins.module_utils import checks, variables
 from plugins.module_utils.checks import Machine
 from plugins.module_utils.variables import Finding
 
@@ -358,6 +360,69 @@ def test_two_services_want_one_port():
     assert only(checks.check_ports(machine(), "lab", wanted)) == (
         "fl_port and prometheus_port are both 9092: type -e prometheus_port=9192"
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"partitioner": "dirichlet", "partitioner_args": {"alpha": 0, "min_samples": 5}},
+            "partitioner_args: dirichlet: alpha must be a number above 0 and up to 1000000, and is 0: "
+            'type -e \'{"partitioner_args": {"alpha": 0.5, "min_samples": 5}}\'',
+        ),
+        (
+            {"partitioner": "quantity_skew", "partitioner_args": {"alpha": float("inf")}},
+            "partitioner_args: quantity_skew: alpha must be a number above 0 and up to 1000000, and is inf: "
+            'type -e \'{"partitioner_args": {"alpha": 1.0}}\'',
+        ),
+        (
+            {"partitioner": "shards", "partitioner_args": {"classes_per_client": 0.5}},
+            "partitioner_args: shards: classes_per_client must be a whole number from 1 on, and is 0.5: "
+            'type -e \'{"partitioner_args": {"classes_per_client": 2}}\'',
+        ),
+        (
+            {"partitioner": "dirichlet", "max_samples": 25},
+            "25 samples are too few for 3 clients with partitioner dirichlet (it needs 30): use fewer "
+            "clients, a smaller min_samples, or a larger max_samples if it is set",
+        ),
+        (
+            {"partitioner": "dirichlet", "partitioner_args": {"alpha": 0.001, "min_samples": 900}},
+            "dirichlet: with alpha 0.001 no draw of 1000 left each of 3 clients 900 samples: use a larger "
+            "alpha, a smaller min_samples or fewer clients",
+        ),
+        ({"partitioner": "dirichlet"}, ""),
+        ({"partitioner": "dirichlet", "partitioner_args": {"alpha": 0}, "app": "mine"}, ""),
+        ({"partitioner": "dirichlet", "partitioner_args": {"alpha": 0}, "collect": "1"}, ""),
+    ],
+)
+def test_division_is_judged_by_what_divides(tmp_path, prepared, given, message):
+    values = variables.cast("run", {})[0] | {"dataset": "synthetic"} | given
+    found = checks.check_training_set(values, None, 3, prepared)
+    assert [str(finding) for finding in found] == ([message] if message else [])
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Where the synthetic set is prepared."""
+    root = tmp_path_factory.mktemp("data")
+    data.prepare("synthetic", root)
+    return root
+
+
+def test_folder_is_judged_by_what_prepares_it(tmp_path, prepared):
+    values = variables.cast("run", {})[0]
+    message = only(checks.check_training_set(values, tmp_path, 3, tmp_path / "cache"))
+    assert message.startswith(f"fl_data_dir: {tmp_path} holds no file train-images-idx?-ubyte")
+    for name in data.FILES:
+        shutil.copy(prepared / f"synthetic/{name}.npy", tmp_path)
+    assert checks.check_training_set(values, tmp_path, 3, tmp_path / "cache") == []
+    few = values | {"partitioner": "shards", "partitioner_args": {"classes_per_client": 1001}}
+    assert "3000 samples are too few" in only(checks.check_training_set(few, tmp_path, 3, tmp_path / "cache"))
+    (tmp_path / "test_y.npy").write_bytes(b"")
+    message = only(checks.check_training_set(values, tmp_path, 3, tmp_path / "cache"))
+    assert message.startswith(f"fl_data_dir: {tmp_path}/test_y.npy is empty: mend it")
+    assert checks.check_training_set(values | {"app": "mine"}, tmp_path, 3, tmp_path / "cache") == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{name}.npy" for name in data.FILES)
 
 
 def test_paths_on_the_controller(tmp_path):

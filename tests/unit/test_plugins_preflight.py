@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -109,6 +110,30 @@ def test_a_builder_that_is_no_machine_is_refused(preflight):
     code, output, _ = preflight("fl_image_builder=tow")
     assert code != 0
     assert "fl_image_builder=tow is no machine of the inventory -> name one" in " ".join(output.split())
+
+
+def test_data_of_a_folder_is_known_by_its_content(preflight, tmp_path):
+    """Other content of the same size and time is other data; another name for the same content is not."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for part, size in (("train", 60), ("test", 10)):
+        np.save(folder / f"{part}_x.npy", np.full((size, 28, 28), 9, np.uint8))
+        np.save(folder / f"{part}_y.npy", np.arange(size) % 10)
+    plans = []
+    for labels in (np.arange(60) % 10, np.arange(60) % 9):
+        np.save(folder / "train_y.npy", labels)
+        os.utime(folder / "train_y.npy", (1, 1))
+        code, output, plan = preflight(f"fl_data_dir={folder}")
+        assert code == 0, output
+        assert plan["data_folder"] == str(folder)
+        plans.append(plan["data_plan"])
+    folder.rename(tmp_path / "moved")
+    _, _, plan = preflight(f"fl_data_dir={os.path.relpath(tmp_path / 'moved', ROOT)}")
+    assert Path(plan["data_folder"]).is_absolute()
+    assert plans[0] != plans[1] == plan["data_plan"]
+    (tmp_path / "moved" / "test_x.npy").write_bytes(b"")
+    code, output, _ = preflight(f"fl_data_dir={tmp_path / 'moved'}", "partitioner=shards")
+    assert code != 0 and f"1. fl_data_dir: {tmp_path}/moved/test_x.npy is empty" in output
 
 
 def test_every_bad_input_is_found_in_one_go(preflight, tmp_path):

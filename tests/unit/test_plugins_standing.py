@@ -62,7 +62,23 @@ def test_data_set_is_known_by_its_files(tmp_path: Path) -> None:
     (tmp_path / "train_x.npy").write_bytes(b"12345")
     os.utime(tmp_path / "train_x.npy", (1, 1))
     before = standing.data_digest(tmp_path)
+    assert standing.data_digest(tmp_path) == before
     (tmp_path / "train_x.npy").write_bytes(b"54321")
+    assert standing.data_digest(tmp_path) != before
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_data_set_that_keeps_its_sizes_and_times_is_known_by_its_files(
+    tmp_path: Path, replaced: bool
+) -> None:
+    path = tmp_path / "train_x.npy"
+    path.write_bytes(b"12345")
+    os.utime(path, (1, 1))
+    before = standing.data_digest(tmp_path)
+    if replaced:
+        path.rename(tmp_path.parent / "old")
+    path.write_bytes(b"54321")
+    os.utime(path, (1, 1))
     assert standing.data_digest(tmp_path) != before
 
 

@@ -276,7 +276,7 @@ def test_file_of_flash_that_is_something_else_is_refused(
         ("walk --low -1mbit", "expected one argument"),
         ("walk --low=-1mbit", "-1mbit is not a rate: write it like 10mbit"),
         ("walk --low infmbit", "infmbit is not a rate"),
-        ("walk --minutes 0", "--minutes 0 is not from 0.0833 to 527040 minutes"),
+        ("walk --minutes 0", "--minutes 0 is not from 0.0833 to 10080 minutes"),
         ("walk --minutes -1", "--minutes -1 is not from"),
         ("walk --minutes 0.01", "--minutes 0.01 is not from"),
         ("diurnal --hours 0", "--hours 0 is not from 0.25 to 8784 hours"),
