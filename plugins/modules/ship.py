@@ -25,6 +25,10 @@ options:
     description: Folders with all that is in them.
     type: bool
     default: false
+  checksum:
+    description: Compare contents, not sizes and times, to find what has to be sent.
+    type: bool
+    default: false
   times:
     description: Keep the times of the last change.
     type: bool

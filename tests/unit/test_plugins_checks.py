@@ -386,8 +386,8 @@ def test_two_services_want_one_port():
             "clients, a smaller min_samples, or a larger max_samples if it is set",
         ),
         (
-            {"partitioner": "dirichlet", "partitioner_args": {"alpha": 0.001, "min_samples": 900}},
-            "dirichlet: with alpha 0.001 no draw of 1000 left each of 3 clients 900 samples: use a larger "
+            {"partitioner": "dirichlet", "partitioner_args": {"alpha": 0.001, "min_samples": 1000}},
+            "dirichlet: with alpha 0.001 no draw of 1000 left each of 3 clients 1000 samples: use a larger "
             "alpha, a smaller min_samples or fewer clients",
         ),
         ({"partitioner": "dirichlet"}, ""),
