@@ -65,7 +65,7 @@ class Copy:
             if array.dtype.kind in "iu" and array.ndim == 1:
                 array = array.astype(np.int64)
             digest.update(f"{name} {array.shape} {array.dtype}\n".encode())
-            digest.update(np.ascontiguousarray(array).data)
+            digest.update(array.tobytes())
         return digest.hexdigest()
 
     def owners(self, known: Mapping[str, str]) -> set[str]:

@@ -4,7 +4,6 @@ Every client computes the whole division and takes its own part, so nothing but 
 """
 
 import difflib
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,7 +54,7 @@ def validate(scheme: str, args: Mapping[str, Any], num_partitions: int, samples:
                 else f"partitioner {scheme} takes no arguments, but got {key!r}"
             )
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if key == "alpha" and not (number and math.isfinite(value) and 0 < value <= MAX_ALPHA):
+        if key == "alpha" and not (number and 0 < value <= MAX_ALPHA):
             raise PartitionError(
                 f"{scheme}: alpha must be a number above 0 and up to {MAX_ALPHA:.0f}, and is {value!r}", key
             )

@@ -55,13 +55,13 @@ def data_digest(directory: Path) -> str:
     """Digest of a data set's files; empty where there is none.
 
     It stands for their contents without reading them: whoever writes to a file, or puts another in its place,
-    changes its inode or the time of its last change, which nobody can set.
+    changes the time of its last change (ctime), which nobody can set.
     """
     try:
         found = [(entry.name, entry.stat()) for entry in os.scandir(directory)]
     except OSError:
         return ""
-    lines = [f"{name} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}" for name, s in sorted(found)]
+    lines = [f"{name} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}" for name, s in sorted(found)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

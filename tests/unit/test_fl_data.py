@@ -526,6 +526,14 @@ def test_images_of_another_kind_are_named(tmp_path: Path, images: np.ndarray) ->
     refused(tmp_path, "mnist", "train_x.npy", "the train set is no mnist: images")
 
 
+def test_copies_of_any_type_are_compared(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / "raw").mkdir(exist_ok=True)
+        write_npy_folder(tmp_path / "raw" / name)
+    np.save(tmp_path / "raw/two/train_y.npy", np.zeros(20, "datetime64[s]"))
+    refused(tmp_path, "mnist", "raw/two", "2 copies of mnist that differ")
+
+
 def test_labels_that_are_whole_numbers_as_floats_are_taken(tmp_path: Path) -> None:
     write_npy_folder(tmp_path / "raw")
     np.save(tmp_path / "raw/train_y.npy", np.arange(20.0) % 10)

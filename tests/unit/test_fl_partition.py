@@ -99,6 +99,7 @@ def test_quantity_skew_changes_sizes_and_leaves_the_mix_of_classes() -> None:
             "alpha must be a number above 0 and up to 1000000, and is inf",
         ),
         ("dirichlet", {"alpha": float("nan")}, 3, "alpha must be a number above 0"),
+        ("dirichlet", {"alpha": 10**400}, 3, "alpha must be a number above 0 and up to 1000000"),
         ("quantity_skew", {"alpha": 1e308}, 3, "alpha must be a number above 0 and up to 1000000"),
         ("quantity_skew", {"min_samples": float("inf")}, 3, "whole number from 1 on"),
         ("shards", {"classes_per_client": 0.5}, 3, "whole number from 1 on"),

@@ -1,6 +1,7 @@
 """Tests of plugins/module_utils/standing.py: whatever a deployment wrote and somebody changed is noticed."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,7 @@ def test_data_set_that_keeps_its_sizes_and_times_is_known_by_its_files(
     path.write_bytes(b"12345")
     os.utime(path, (1, 1))
     before = standing.data_digest(tmp_path)
+    time.sleep(0.02)  # the kernel's clock of files goes in steps of some milliseconds
     if replaced:
         path.rename(tmp_path.parent / "old")
     path.write_bytes(b"54321")
