@@ -24,7 +24,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugi
 from fl import data
 from plugins.filter.monitoring import PORT, coldframe_ports
 from plugins.filter.roster import build_roster, coldframe_run_config
-from plugins.module_utils import checks, standing, throttle
+from plugins.module_utils import checks, standing, throttle, training_set
 from plugins.module_utils.checks import Machine
 from plugins.module_utils.variables import (
     EARLIER,
@@ -141,8 +141,8 @@ class ActionModule(ActionBase):
             # A partitioner or an argument that is unknown was found above.
             if server and not any(finding.problem.startswith("partitioner") for finding in findings):
                 cache = Path(str(hostvars[server.name].get("coldframe_cache", ""))).expanduser()
-                folder = checks.data_folder(server.settings, Path.cwd())
-                findings += checks.check_training_set(values, folder, len(roster), cache / "data")
+                folder = training_set.data_folder(server.settings, Path.cwd())
+                findings += training_set.check_training_set(values, folder, len(roster), cache / "data")
 
         # An earlier run can be fetched or stopped, too, while other machines than the server are away.
         spared = server.name if server and any(values.get(name) for name in EARLIER) else ""
@@ -325,9 +325,9 @@ def _deployment(
     typed = {name: value for name, value in extra.items() if name not in VERBS["site"]}
     sources = standing.sources_digest(ROOT, SOURCES)
     server = next(m for m in machines if "fl_server" in m.groups)
-    folder = checks.data_folder(server.settings, Path.cwd())
+    folder = training_set.data_folder(server.settings, Path.cwd())
     # Changed files are other data, whatever their folder is called.
-    content = data.content_of(run["dataset"], folder if checks.trains_ours(run) else None)
+    content = data.content_of(run["dataset"], folder if training_set.trains_ours(run) else None)
     made_from = [run["dataset"], content, server.settings.get("fl_data_source")]
     made_from.append(standing.sources_digest(ROOT, DATA_SOURCES))
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import re
 import tomllib
@@ -15,8 +14,6 @@ from typing import Any
 
 from cryptography import x509
 
-from fl import data, partition
-from fl.formats import SourceError
 from plugins.module_utils.kinds import format_size
 from plugins.module_utils.profiles import speed_of
 from plugins.module_utils.variables import EARLIER, Finding, nearest, typed
@@ -540,54 +537,6 @@ def check_controller(values: Mapping[str, Any], settings: Mapping[str, Any], bas
     if trace and not (base / Path(trace).expanduser()).is_file():
         findings.append(Finding(f"trace={trace} is no file on this machine", "type -e trace=FILE"))
     return findings
-
-
-def data_folder(settings: Mapping[str, Any], base: Path) -> Path | None:
-    """The folder that the data set is taken from, if there is one; a relative one starts at `base`."""
-    name = settings.get("fl_data_dir")
-    return base / Path(str(name)).expanduser() if name else None
-
-
-def check_training_set(
-    values: Mapping[str, Any], folder: Path | None, clients: int, prepared: Path
-) -> list[Finding]:
-    """Findings about the run's data and its division among the clients, by what prepares and divides it.
-
-    Parameters
-    ----------
-    folder : Path, optional
-        The user's folder with the data set.
-    prepared : Path
-        Where the controller keeps prepared data sets: where this one is, the division itself is tried.
-    """
-    if not trains_ours(values) or (folder and not folder.is_dir()):
-        return []
-    dataset, labels = values["dataset"], None
-    try:
-        if folder:
-            labels = data.check_folder(dataset, folder)
-        elif data.is_prepared(dataset, prepared):
-            labels = data.load_array(prepared, dataset, "train_y")
-    except (SourceError, OSError) as error:
-        return [Finding(f"fl_data_dir: {error}", "mend it, or type -e fl_data_dir=DIR with another folder")]
-    scheme, given, most = values["partitioner"], values["partitioner_args"], values["max_samples"]
-    try:
-        if labels is None or not clients:
-            partition.validate(scheme, given, max(1, clients), most)
-        else:
-            partition.partition(labels, scheme, given, values["seed"], clients, most)
-    except partition.PartitionError as error:
-        if error.argument:
-            example = json.dumps({**given, error.argument: partition.DEFAULTS[scheme][error.argument]})
-            return [Finding(f"partitioner_args: {error}", f"type {typed('partitioner_args', example)}")]
-        problem, _, remedy = str(error).rpartition(": ")
-        return [Finding(problem, remedy)]
-    return []
-
-
-def trains_ours(values: Mapping[str, Any]) -> bool:
-    """Whether a verb's values are about a new run of our own training."""
-    return not values["app"] and not any(values[name] for name in EARLIER)
 
 
 def _check_app(app: str, run_config: Mapping[str, Any], base: Path) -> list[Finding]:

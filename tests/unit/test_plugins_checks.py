@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from fl import data
-from plugins.module_utils import checks, variables
+from plugins.module_utils import checks, training_set, variables
 from plugins.module_utils.checks import Machine
 from plugins.module_utils.variables import Finding
 
@@ -397,7 +397,7 @@ def test_two_services_want_one_port():
 )
 def test_division_is_judged_by_what_divides(tmp_path, prepared, given, message):
     values = variables.cast("run", {})[0] | {"dataset": "synthetic"} | given
-    found = checks.check_training_set(values, None, 3, prepared)
+    found = training_set.check_training_set(values, None, 3, prepared)
     assert [str(finding) for finding in found] == ([message] if message else [])
 
 
@@ -411,17 +411,19 @@ def prepared(tmp_path_factory):
 
 def test_folder_is_judged_by_what_prepares_it(tmp_path, prepared):
     values = variables.cast("run", {})[0]
-    message = only(checks.check_training_set(values, tmp_path, 3, tmp_path / "cache"))
+    message = only(training_set.check_training_set(values, tmp_path, 3, tmp_path / "cache"))
     assert message.startswith(f"fl_data_dir: {tmp_path} holds no file train-images-idx?-ubyte")
     for name in data.FILES:
         shutil.copy(prepared / f"synthetic/{name}.npy", tmp_path)
-    assert checks.check_training_set(values, tmp_path, 3, tmp_path / "cache") == []
+    assert training_set.check_training_set(values, tmp_path, 3, tmp_path / "cache") == []
     few = values | {"partitioner": "shards", "partitioner_args": {"classes_per_client": 1001}}
-    assert "3000 samples are too few" in only(checks.check_training_set(few, tmp_path, 3, tmp_path / "cache"))
+    assert "3000 samples are too few" in only(
+        training_set.check_training_set(few, tmp_path, 3, tmp_path / "cache")
+    )
     (tmp_path / "test_y.npy").write_bytes(b"")
-    message = only(checks.check_training_set(values, tmp_path, 3, tmp_path / "cache"))
+    message = only(training_set.check_training_set(values, tmp_path, 3, tmp_path / "cache"))
     assert message.startswith(f"fl_data_dir: {tmp_path}/test_y.npy is empty: mend it")
-    assert checks.check_training_set(values | {"app": "mine"}, tmp_path, 3, tmp_path / "cache") == []
+    assert training_set.check_training_set(values | {"app": "mine"}, tmp_path, 3, tmp_path / "cache") == []
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{name}.npy" for name in data.FILES)
 
 
