@@ -64,7 +64,8 @@ class Agent(Keeper):
         unknown = [name for name in names if name not in self.clients]
         if unknown:
             raise EngineError(
-                f"no client of this machine is called {', '.join(unknown)}: type ansible-playbook site.yml"
+                f"no client of this machine is called {', '.join(unknown)}: "
+                "type ansible-playbook site.yml -e train=false"
             )
         return [self.clients[name] for name in names]
 

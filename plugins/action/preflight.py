@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -23,7 +21,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugi
 
 from plugins.filter.monitoring import PORT, coldframe_ports
 from plugins.filter.roster import build_roster, coldframe_run_config
-from plugins.module_utils import checks, standing, throttle
+from plugins.module_utils import checks, commands, standing, throttle
 from plugins.module_utils.checks import Machine
 from plugins.module_utils.variables import (
     EARLIER,
@@ -147,7 +145,7 @@ class ActionModule(ActionBase):
                 findings.append(finding)
         answered = [m for m in machines if m.facts]
         going = [run for m in answered for run in (m.facts or {}).get("runs", [])]
-        findings += checks.check_runs(verb, values, going, _typed(extra))
+        findings += checks.check_runs(verb, values, going, " ".join(commands.addressing(extra)))
         monitor = next((m.name for m in machines if "fl_monitor" in m.groups), server.name if server else "")
         if verb == "site":
             findings += checks.check_identity(answered)
@@ -192,7 +190,9 @@ class ActionModule(ActionBase):
 
         # Ansible's own warnings stay with the result, unseen where hosts that are "ok" are not displayed.
         for warning in warnings:
-            display.display(f"[WARNING]: {warning}", color=C.COLOR_WARN, stderr=True)
+            display.display(
+                commands.complete(f"[WARNING]: {warning}", extra), color=C.COLOR_WARN, stderr=True
+            )
         if findings:
             message = f"{checks.render(findings)}\n\nNothing was changed."
             return {**result, "failed": True, "changed": False, "msg": message}
@@ -222,7 +222,8 @@ class ActionModule(ActionBase):
             **deployment,
             "requests": requests,
             "going": going,
-            "verb_arguments": _typed(extra),
+            "verb_arguments": " ".join(commands.addressing(extra)),
+            "run_arguments": " ".join(commands.of_the_run(extra)),
             "stamp": time.time(),
             "warned": warnings,
         }
@@ -337,32 +338,6 @@ def _standing(machines: list[Machine], deployment: Mapping[str, str], state: Pat
         "data_standing": not data_plan
         or all(standing.data_stands(item["noted"], item["found"], data_plan) for item in noted),
     }
-
-
-# Settings of the inventory that may be typed, and then belong to every later verb about that federation.
-DESCRIBING = ("fl_federation", "fl_client_", "fl_address", "fl_port", "fl_metrics_port", "fl_results_dir")
-
-
-def _typed(extra: Mapping[str, Any]) -> str:
-    """What was typed besides the verb that any other verb needs too, to address the same federation."""
-    given = context.CLIARGS.get("inventory") or ()
-    here = [_short(Path(source)) if "," not in source else source for source in given]
-    words = [] if list(given) in ([], list(C.DEFAULT_HOST_LIST)) else [f"-i {source}" for source in here]
-    words += ["-K"] if context.CLIARGS.get("become_ask_pass") else []
-    answer = context.CLIARGS.get("become_password_file")
-    if answer and answer != C.BECOME_PASSWORD_FILE:
-        words += ["--become-password-file", shlex.quote(_short(Path(answer)))]
-    for name in sorted(extra):
-        if name.startswith(DESCRIBING) and name in INVENTORY:
-            value = extra[name]
-            pair = f"{name}={value}" if isinstance(value, str | int | float) else json.dumps({name: value})
-            words.append(f"-e {shlex.quote(pair)}")
-    return " ".join(words)
-
-
-def _short(path: Path) -> str:
-    """A path as one would type it here."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _login(name: str, values: Mapping[str, Any]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 from ansible import constants as C
@@ -11,6 +13,11 @@ from ansible import context
 from ansible.plugins.callback.default import CallbackModule as Default
 from ansible.plugins.loader import filter_loader, test_loader
 from ansible.utils.vars import load_extra_vars
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugins by path, not as a package
+
+from coldframe.controller.terminal import plain
+from plugins.module_utils.commands import complete
 
 DOCUMENTATION = """
 name: coldframe
@@ -71,7 +78,8 @@ class CallbackModule(Default):
         # once here, and not in each of those processes, for a fifth of the CPU time of a deployment.
         filter_loader.get("combine")
         test_loader.get("match")
-        if load_extra_vars(playbook._loader).get("output") == "json":
+        self._extra = load_extra_vars(playbook._loader)
+        if self._extra.get("output") == "json":
             self._display = OnStandardError(self._display)
 
     def _interrupted(self, process: int) -> None:
@@ -105,6 +113,8 @@ class CallbackModule(Default):
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         task, values = result.task, result.result
+        if isinstance(values.get("msg"), str):
+            values["msg"] = complete(plain(values["msg"]), self._extra)
         if task.action == PROBE:
             if self._last_task_banner != task._uuid:
                 self._print_task_banner(task)

@@ -432,7 +432,7 @@ def warn_profiles(machine: Machine, clients: Sequence[Mapping[str, Any]]) -> lis
         return []
     return [
         f"{machine.name} is not calibrated, so profile {named[0]} takes its cores for reference cores: type "
-        "ansible-playbook calibrate.yml when it is deployed, and site.yml again"
+        "ansible-playbook calibrate.yml when it is deployed, then ansible-playbook site.yml -e train=false"
     ]
 
 
