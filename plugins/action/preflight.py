@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,17 @@ from typing import Any
 import yaml
 from ansible import constants as C
 from ansible import context
-from ansible.errors import AnsibleError
+from ansible.errors import AnsibleError, AnsiblePromptNoninteractive
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible.utils.vars import load_extra_vars
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugins by path, not as a package
 
+from coldframe.controller.records import folders_of
 from plugins.filter.monitoring import PORT, coldframe_ports
 from plugins.filter.roster import build_roster, coldframe_run_config
-from plugins.module_utils import checks, commands, standing, throttle
+from plugins.module_utils import checks, commands, purge, standing, throttle
 from plugins.module_utils.checks import Machine
 from plugins.module_utils.variables import (
     EARLIER,
@@ -196,6 +197,10 @@ class ActionModule(ActionBase):
         if findings:
             message = f"{checks.render(findings)}\n\nNothing was changed."
             return {**result, "failed": True, "changed": False, "msg": message}
+        if values.get("purge") and not values["yes"] and not self._task.check_mode and server:
+            refusal = _consent(values, answered, hostvars[server.name])
+            if refusal:
+                return {**result, "failed": True, "changed": False, "msg": refusal}
         run_config = coldframe_run_config(values, oversubscribed) if verb in ("site", "run") else {}
         deployment: dict[str, Any] = {}
         if verb in ("site", "run") and server:
@@ -227,6 +232,25 @@ class ActionModule(ActionBase):
             "stamp": time.time(),
             "warned": warnings,
         }
+
+
+def _consent(values: Mapping[str, Any], answered: Sequence[Machine], variables: Mapping[str, Any]) -> str:
+    """Name what purge=true deletes, and ask for a yes; why it is refused, or nothing."""
+    state, results = variables["coldframe_controller_state"], variables["coldframe_results_directory"]
+    federation = str(variables["coldframe_federation"])
+    lost = purge.losses(
+        federation,
+        folders_of(Path(str(results)).expanduser(), federation),
+        [machine.name for machine in answered],
+        Path(str(variables["coldframe_state"])),
+        Path(str(state)).expanduser(),
+    )
+    lines = "\n".join(lost)
+    try:
+        answer = display.prompt_until(f"{lines}\nType yes to delete all of it: ")
+    except AnsiblePromptNoninteractive:
+        return f"{lines}\n\nTo delete all of it, type {purge.COMMAND}\nNothing was changed."
+    return "" if answer.strip() == b"yes" else "It was not answered with yes. Nothing was changed."
 
 
 def _ports(

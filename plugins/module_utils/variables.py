@@ -199,6 +199,7 @@ VERBS: dict[str, dict[str, Variable]] = {
     "teardown": _table(
         Variable("purge", "truth", "true", False),
         Variable("interrupt", "truth", "true", False),
+        Variable("yes", "truth", "true", False),  # purge without being asked
     ),
 }
 CLIENT = _table(

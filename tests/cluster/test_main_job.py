@@ -98,7 +98,7 @@ def test_site_trains_full_mnist(lab: Lab) -> None:
     """From bare hosts, whose engines are not even started and have no image, to a model in one command:
     ansible-playbook site.yml -i <inventory>; as a user whom sudo asks for a password (-K)."""
     if lab.deployed:
-        lab.must("teardown.yml", purge="true")
+        lab.must("teardown.yml", purge="true", yes="true")
         lab.deployed.clear()
     lab.monitoring = True
     write_inventory(lab)
