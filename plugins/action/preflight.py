@@ -24,6 +24,7 @@ from plugins.filter.monitoring import PORT, coldframe_ports
 from plugins.filter.roster import build_roster, coldframe_run_config
 from plugins.module_utils import checks, commands, purge, standing, throttle
 from plugins.module_utils.checks import Machine
+from plugins.module_utils.misplaced import misplaced
 from plugins.module_utils.variables import (
     EARLIER,
     INVENTORY,
@@ -99,7 +100,9 @@ class ActionModule(ActionBase):
         names = [str(name) for name in groups.get("fl_machines", [])]
         extra = {str(name): value for name, value in load_extra_vars(self._loader).items()}
 
-        findings = check_names(verb, extra, names_on_disk(ROOT, ROLES, "group_vars/all/*.yml"))
+        findings, told = misplaced(verb, extra)
+        others = [name for name in extra if name not in told]
+        findings += check_names(verb, others, names_on_disk(ROOT, ROLES, "group_vars/all/*.yml"))
         warnings: list[str] = []
         machines, raw, found = _machines(names, groups, hostvars, extra)
         findings += found
@@ -111,7 +114,7 @@ class ActionModule(ActionBase):
             findings += found
             if not hostvars[server.name].get("coldframe_group_vars_loaded"):
                 findings.append(LINK)
-        values, found = cast(verb, given)
+        values, found = cast(verb, {name: value for name, value in given.items() if name not in told})
         findings += found
         findings += checks.check_controller(values, server.settings if server else {}, Path.cwd())
         warnings += checks.warn_foreign_app(values, extra, RUN_CONFIG_KEYS)

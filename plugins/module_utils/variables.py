@@ -402,9 +402,10 @@ def _check_entries(entries: object) -> list[Finding]:
     """Findings about `fl_client_list`."""
     if isinstance(entries, str) or not isinstance(entries, Collection) or isinstance(entries, Mapping):
         example = INVENTORY["fl_client_list"].example
-        return [
-            Finding("fl_client_list is not a list of clients", f"type {typed('fl_client_list', example)}")
-        ]
+        remedy = f"type {typed('fl_client_list', example)}"
+        if isinstance(entries, str) and entries.startswith("["):  # the host's line of an INI file
+            remedy = f"an INI file has it below [fl_clients:vars], as fl_client_list={example}"
+        return [Finding("fl_client_list is not a list of clients", remedy)]
     findings = []
     for k, entry in enumerate(entries):
         where = f"fl_client_list[{k}]"

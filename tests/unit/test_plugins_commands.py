@@ -1,8 +1,11 @@
 """Every command that a message offers can be pasted as it stands."""
 
+import importlib.util
 import json
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,3 +126,40 @@ def test_whoever_shows_messages_completes_their_commands():
         shows = re.search(r"display\.(display|warning|error)\(|\b_show\(", text)
         if shows and path.name not in ("ship.py",):  # progress of a transfer
             assert "complete(" in text, path
+
+
+@pytest.mark.parametrize(
+    ("folder", "collections", "line"),
+    [
+        ("elsewhere", True, "has not read ansible.cfg: type cd with the checkout's folder, then the same"),
+        ("here", False, "This is another environment's Ansible: type .venv/bin/ansible-playbook, or"),
+    ],
+)
+def test_ansible_shows_the_line_that_helps_where_it_cannot_read_the_verb(tmp_path, folder, collections, line):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
+    if not collections:
+        environment["ANSIBLE_COLLECTIONS_PATH"] = str(tmp_path)
+        environment["ANSIBLE_COLLECTIONS_SCAN_SYS_PATH"] = "false"
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "ansible-playbook"), str(ROOT / "status.yml")],
+        cwd=tmp_path if folder == "elsewhere" else ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert line in done.stderr
+
+
+def test_another_virtual_environment_is_told_which_one_to_take():
+    path = ROOT / "plugins" / "callback" / "coldframe.py"
+    spec = importlib.util.spec_from_file_location("coldframe_callback", path)
+    callback = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(callback)
+    assert callback.foreign_environment() == ""
+    lacking = callback.foreign_environment(packages=("json", "no_such_package"))
+    assert "lacks no_such_package: it is of another virtual environment. Type " in lacking
+    assert f".venv/bin/ansible-playbook in {ROOT} instead." in lacking
+    assert "is of ansible-core 2.14.3, too old" in callback.foreign_environment(version="2.14.3")
+    assert callback.foreign_environment(version="2.21.0rc1") == ""
