@@ -39,8 +39,8 @@ def misplaced(verb: str, extra: Mapping[str, Any]) -> tuple[list[Finding], set[s
         findings.append(finding)
         about |= {WORDS, name}
     for name in extra:
-        if name not in VERBS[verb] and (finding := _argument(verb, name, extra)):
-            findings.append(finding)
+        if name not in VERBS[verb] and (argument := _argument(verb, name, extra)):
+            findings.append(argument)
             about.add(name)
     return findings, about
 

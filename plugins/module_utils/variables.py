@@ -185,6 +185,7 @@ VERBS: dict[str, dict[str, Variable]] = {
         Variable("seed", "whole", "0", 0, low=0, high=2**32 - 1),
         Variable("duration", "duration", "60s", above=0),
         Variable("prove", "duration", "10s", above=0),
+        Variable("load", "truth", "true", False),
         Variable("undo", "truth", "true", False),
         Variable("force", "truth", "true", False),
         Variable("trace", "text", "FILE", ""),
