@@ -77,8 +77,17 @@ def folders_of(results: Path, federation: str) -> list[Path]:
         for inventory in sorted(results.glob("*/inventory.json"))
         if not inventory.parent.is_symlink()
         and (inventory.parent / "summary.json").exists()
-        and json.loads(inventory.read_text(encoding="utf-8")).get("federation") == federation
+        and federation_of(inventory) == federation
     ]
+
+
+def federation_of(inventory: Path) -> str:
+    """Return the federation that the inventory of a result names; nothing where it cannot be read."""
+    try:
+        content = json.loads(inventory.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    return str(content.get("federation", "")) if isinstance(content, dict) else ""
 
 
 def iso(moment: float | None) -> str | None:

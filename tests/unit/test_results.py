@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from coldframe import task_log
-from coldframe.controller import plots, results, terminal
+from coldframe.controller import plots, records, results, terminal
 
 PNG = b"\x89PNG\r\n\x1a\n"
 NAMES = ["lab-0", "lab-1", "lab-2"]
@@ -415,6 +415,14 @@ def test_purge_removes_the_results_of_one_federation(
     assert capsys.readouterr().out == ""
     assert results.main(["--purge", "theirs", "--results", str(folder)]) == 0
     assert [path.name for path in folder.iterdir()] == ["notes"], "a link to nothing was left"
+
+
+@pytest.mark.parametrize("inventory", ['{"federation": "mi', "[]", "null", "\\x00"])
+def test_results_whose_inventory_is_torn_are_nobodys(tmp_path: Path, inventory: str) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "inventory.json").write_text(inventory, encoding="utf-8")
+    (tmp_path / "a" / "summary.json").write_text("{}", encoding="utf-8")
+    assert records.folders_of(tmp_path, "mine") == records.folders_of(tmp_path, "None") == []
 
 
 def test_purge_without_any_results_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
