@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -95,5 +96,6 @@ def claim(state: Path, run_id: int) -> None:
     if not found:
         return
     target = state / "runs" / str(run_id) / NAME
-    target.parent.mkdir(parents=True, exist_ok=True)
-    Path(found).rename(target)
+    with contextlib.suppress(OSError):  # then the container's log alone has it
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Path(found).rename(target)

@@ -50,10 +50,14 @@ class Subprocess:
 def start_recorded(command: list[str], state: Path, **kwargs: Any) -> subprocess.Popen[bytes]:
     """Start a ServerApp whose output goes into this process's own, and into a file that it gives to its run.
 
-    A file whose ServerApp ends before it knows its run is removed: the container's log has that output too.
+    A file whose ServerApp ends before it knows its run is removed: the container's log has that output too,
+    and alone where no file can be made.
     """
     path = state / UNCLAIMED / f"{secrets.token_hex(8)}.log"
-    file = BoundedFile(path)
+    try:
+        file = BoundedFile(path)
+    except OSError:
+        return subprocess.Popen(command, **kwargs)
     ours, theirs = os.pipe()
     try:
         process = subprocess.Popen(
