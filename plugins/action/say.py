@@ -35,5 +35,7 @@ class ActionModule(ActionBase):
         )
         extra = load_extra_vars(self._loader)
         for line in args["lines"]:
-            display.display((" " * args["indent"] + complete(plain(line), extra)).rstrip())
+            text = plain(line)
+            text = text if text.startswith("{") else complete(text, extra)  # JSON is for programs
+            display.display((" " * args["indent"] + text).rstrip())
         return {**result, "changed": False}
