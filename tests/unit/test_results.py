@@ -462,7 +462,8 @@ def test_closing_words_say_what_happened_and_what_to_type(
         "wall time   1 min 03 s",
         "failures    lab-1: train of round 2 (node unavailable)",
         f"results     {tmp_path / 'out'}/20231114-221320-pilot/",
-        "ansible-playbook run.yml        the same again",
+        "ansible-playbook run.yml    ",
+        "   the same again, on the standing federation",
         "ansible-playbook status.yml ",
         "make down ",
     ):
