@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import json
 import os
 import sys
 import threading
@@ -22,15 +21,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import flwr
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 
-from coldframe import app_errors, output
-from coldframe.seams import SEAMS, digest
+from coldframe import app_hooks  # noqa: F401 (it has adapters of its own)
+from coldframe.seams import ADAPTERS, SEAMS, adapter, digest
 from coldframe.supervise import keep_freed_memory
 
 KEPT_MEGABYTES = 16  # what long-lived processes keep of the memory that they free: a few messages
@@ -38,28 +36,6 @@ KEPT_MEGABYTES = 16  # what long-lived processes keep of the memory that they fr
 
 class AdapterError(RuntimeError):
     """What an adapter relies on is not in this flwr."""
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """One change to flwr: in which process, and the digests of what it relies on."""
-
-    process: str
-    relies_on: dict[str, str]
-    apply: Callable[[], None]
-
-
-ADAPTERS: list[Adapter] = []
-
-
-def adapter(process: str, **relies_on: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """Register a function as adapter of a process; `relies_on` maps names of seams to digests."""
-
-    def register(apply: Callable[[], None]) -> Callable[[], None]:
-        ADAPTERS.append(Adapter(process, relies_on, apply))
-        return apply
-
-    return register
 
 
 # How long a look for something that is not there yet may last before other things are looked after.
@@ -162,28 +138,6 @@ def watch_task() -> None:
     RuntimeHttpClient.PullMessages = pull_messages
     run_clientapp.push_message = push_message
     run_clientapp.push_task_output = push_task_output
-
-
-@adapter("task", run_clientapp="6ce09559f3a2", push_message="07cb512c93e0")
-def say_why_a_task_failed() -> None:
-    """flwr replies with the exception's text, or only that the app cannot be loaded: say what and where."""
-    from flwr.supercore.utils import get_flwr_home
-    from flwr.supernode.runtime import run_clientapp
-
-    log, push = run_clientapp.log, run_clientapp.push_message
-    reasons: list[str] = []
-
-    def log_and_note(*args: Any, exc_info: BaseException | None = None, **kwargs: Any) -> None:
-        if exc_info is not None and not reasons:
-            reasons.append(app_errors.describe(exc_info, get_flwr_home().absolute()))
-        log(*args, exc_info=exc_info, **kwargs)
-
-    def push_message(client: Any, message: Message, context: Any) -> None:
-        if message.has_error() and reasons:
-            message.error = Error(message.error.code, reasons[0])
-        push(client, message, context)
-
-    vars(run_clientapp).update(log=log_and_note, push_message=push_message)
 
 
 @adapter(
@@ -639,67 +593,6 @@ def look_for_replies_as_they_come() -> None:
         return replies
 
     HttpGrid.send_and_receive = send_and_receive
-
-
-@adapter("serverapp", set_run="2a144c2c7246")
-def give_the_output_to_the_run() -> None:
-    """Who starts a ServerApp knows no run: the ServerApp claims its output as soon as it knows it."""
-    from flwr.superlink.grid.http_grid import HttpGrid
-
-    set_run = HttpGrid.set_run
-
-    def set_run_and_claim(grid: HttpGrid, run: Any) -> None:
-        set_run(grid, run)
-        output.claim(Path(os.environ.get("COLDFRAME_STATE", "/state")), run.run_id)
-
-    HttpGrid.set_run = set_run_and_claim
-
-
-@adapter("serverapp", run_serverapp="2cf00cc3bc7e", grid_push="9aa5938ad18d", grid_pull="67a5266a5a2e")
-def say_why_a_run_failed() -> None:
-    """A ServerApp without replies fails with an error of its own: name the clients' errors first."""
-    from flwr.app.exception import AppExitException
-    from flwr.supercore.utils import get_flwr_home
-    from flwr.superlink.grid.http_grid import HttpGrid
-
-    run_serverapp = vars(importlib.import_module("flwr.superlink.runtime.run_serverapp"))
-    run, push, pull = run_serverapp["run_"], HttpGrid.push_messages, HttpGrid.pull_messages
-    errors = app_errors.ClientErrors()
-
-    def push_messages(grid: HttpGrid, messages: Iterable[Message]) -> list[str]:
-        messages = list(messages)
-        message_ids = list(push(grid, messages))
-        for message, message_id in zip(messages, message_ids, strict=False):
-            errors.sent(message_id, message.metadata.dst_node_id)
-        return message_ids
-
-    def pull_messages(grid: HttpGrid, message_ids: Iterable[str]) -> list[Message]:
-        replies = list(pull(grid, message_ids))
-        for reply in replies:
-            reason = (reply.error.reason or "no reason given") if reply.has_error() else None
-            errors.replied(reply.metadata.reply_to_message_id, reply.metadata.src_node_id, reason)
-        return replies
-
-    def run_and_explain(**kwargs: Any) -> Any:
-        try:
-            return run(**kwargs)
-        except AppExitException:
-            raise
-        except Exception as error:
-            own = app_errors.describe(error, get_flwr_home().absolute())
-            raise app_errors.AppError(errors.explain(own, client_names())) from error
-
-    run_serverapp["run_"] = run_and_explain
-    HttpGrid.push_messages, HttpGrid.pull_messages = push_messages, pull_messages
-
-
-def client_names() -> dict[int, str]:
-    """Return the names of the federation's clients by node id; none where Coldframe did not deploy it."""
-    try:
-        nodes = json.loads((Path(os.environ.get("COLDFRAME_STATE", "/state")) / "nodes.json").read_text())
-    except OSError:
-        return {}
-    return {int(node_id): str(node["name"]) for node_id, node in nodes.items()}
 
 
 def _is_traced() -> bool:
