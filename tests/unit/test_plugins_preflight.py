@@ -210,7 +210,7 @@ def test_purge_names_what_it_deletes_and_wants_a_yes(preflight, deployed, tmp_pa
     assert "20260102-000000-b" not in output
     code, output, plan = preflight(deployed, "purge=true", "yes=true", verb="teardown")
     assert code == 0, output
-    assert plan["run"] == {"purge": True, "yes": True}
+    assert plan["run"] == {"purge": True, "yes": True, "interrupt": False}
 
 
 @pytest.mark.parametrize(("answer", "code"), [(b"yes\r", 0), (b"y\r", 2)])
