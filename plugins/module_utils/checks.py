@@ -80,8 +80,7 @@ def check_shape(machines: Sequence[Machine]) -> list[Finding]:
         return [
             Finding(
                 "the inventory has no machines (group fl_machines)",
-                "type -i inventory/local.yml, or write a copy of inventory/ssh.example.yml; in an INI file, "
-                "[fl_machines:children] with the lines fl_server and fl_clients makes theirs its machines",
+                "use -i inventory/local.yml, or copy inventory/ssh.example.yml (INI: [fl_machines:children])",
             )
         ]
     if len(members["fl_server"]) != 1:
@@ -481,11 +480,8 @@ def check_ports(machine: Machine, federation: str, ports: Mapping[str, int]) -> 
             others.setdefault(holders[0]["federation"], []).append(name)
             continue
         who = f"container {holders[0]['name']}" if holders else facts["ports"][str(port)] or "another program"
-        findings.append(
-            Finding(
-                f"port {port} is in use by {who}", f"stop it, or type -e {name}={_other(port)}", machine.name
-            )
-        )
+        remedy = f"stop it, or type -e {name}={_other(port)}"
+        findings.append(Finding(f"port {port} is in use by {who}", remedy, machine.name))
     for other, taken in others.items():
         shown = ", ".join(f"{ports[name]} ({name})" for name in taken)
         many = "ports" if len(taken) > 1 else "port"

@@ -87,7 +87,7 @@ def test_a_healthy_machine_has_no_findings():
 
 
 def test_an_inventory_without_machines_is_told_which_to_take():
-    assert "type -i inventory/local.yml" in only(checks.check_shape([]))
+    assert "use -i inventory/local.yml" in only(checks.check_shape([]))
 
 
 @pytest.mark.parametrize(
