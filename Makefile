@@ -26,7 +26,7 @@ help:  ## Show the targets
 up: setup  ## Deploy on this machine and train: make up [CLIENTS=3 ROUNDS=5]
 	$(PLAYBOOK) site.yml $(if $(CLIENTS),-e fl_client_count=$(CLIENTS)) $(if $(ROUNDS),-e rounds=$(ROUNDS)) $(ARGS)
 
-down: setup  ## Remove the containers of `make up` (ARGS='-e purge=true' removes everything)
+down: setup  ## Remove the containers of `make up` (ARGS='-e purge=true' deletes everything, once you have said yes)
 	$(PLAYBOOK) teardown.yml $(ARGS)
 
 setup:  ## Prepare the controller: .venv and a few Debian packages

@@ -233,7 +233,7 @@ def main() -> None:
         try:
             result = benchmark(bench, arguments.quick) | {"machine": where}
         finally:
-            bench.play("teardown.yml", purge="true")
+            bench.play("teardown.yml", purge="true", yes="true")
             if before is not None:
                 CALIBRATION.write_text(before)
     for name, ratio in result["ratios"].items():

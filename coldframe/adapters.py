@@ -27,7 +27,8 @@ import flwr
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 
-from coldframe.seams import SEAMS, digest
+from coldframe import app_hooks  # noqa: F401 (it has adapters of its own)
+from coldframe.seams import ADAPTERS, SEAMS, adapter, digest
 from coldframe.supervise import keep_freed_memory
 
 KEPT_MEGABYTES = 16  # what long-lived processes keep of the memory that they free: a few messages
@@ -35,28 +36,6 @@ KEPT_MEGABYTES = 16  # what long-lived processes keep of the memory that they fr
 
 class AdapterError(RuntimeError):
     """What an adapter relies on is not in this flwr."""
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """One change to flwr: in which process, and the digests of what it relies on."""
-
-    process: str
-    relies_on: dict[str, str]
-    apply: Callable[[], None]
-
-
-ADAPTERS: list[Adapter] = []
-
-
-def adapter(process: str, **relies_on: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """Register a function as adapter of a process; `relies_on` maps names of seams to digests."""
-
-    def register(apply: Callable[[], None]) -> Callable[[], None]:
-        ADAPTERS.append(Adapter(process, relies_on, apply))
-        return apply
-
-    return register
 
 
 # How long a look for something that is not there yet may last before other things are looked after.

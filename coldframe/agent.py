@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import signal
 import socketserver
 import sys
@@ -34,6 +35,7 @@ from coldframe.keeper import (
     write_json,
 )
 
+BURN = "while :; do :; done"
 RESTARTS, PAUSE = 5, 0.5  # how often, and after how many seconds, a client that has just ended is looked for
 
 
@@ -64,7 +66,8 @@ class Agent(Keeper):
         unknown = [name for name in names if name not in self.clients]
         if unknown:
             raise EngineError(
-                f"no client of this machine is called {', '.join(unknown)}: type ansible-playbook site.yml"
+                f"no client of this machine is called {', '.join(unknown)}: "
+                "type ansible-playbook site.yml -e train=false"
             )
         return [self.clients[name] for name in names]
 
@@ -281,6 +284,8 @@ class Agent(Keeper):
         with self.lock:
             chosen = self._chosen(request["clients"])
             desired = {client.name: client.desired for client in chosen}
+        if request.get("load"):
+            self._burn(chosen, float(request["seconds"]))
         first = {client.name: self._sample(client) for client in chosen}
         time.sleep(float(request["seconds"]))
         proofs: dict[str, dict[str, Any]] = {}
@@ -294,6 +299,20 @@ class Agent(Keeper):
                 proofs[client.name] = measured(before, after)
             proofs[client.name]["desired"] = desired[client.name]
         return {"clients": proofs}
+
+    def _burn(self, chosen: list[Client], seconds: float) -> None:
+        """Have clients use all the CPU that their limits allow, by processes of their own containers.
+
+        They end by themselves, also where the agent ends first.
+        """
+        for client in chosen:
+            with self.lock:
+                container, cpu = client.container, client.desired["cpu"]
+            if container is None or not container.pid:
+                continue  # the proof says that it does not run
+            for _ in range(min(cores(), math.ceil(cpu or 1))):
+                duration = str(math.ceil(seconds) + 1)
+                self.engine.execute(container.id, ["timeout", "-s", "KILL", duration, "sh", "-c", BURN])
 
     def _sample(self, client: Client) -> dict[str, float] | None:
         with self.lock:

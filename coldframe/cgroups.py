@@ -372,8 +372,8 @@ class Hierarchies:
         if own:
             return (
                 f"its control group {own[0]} is in none of the hierarchies that the agent sees: type "
-                "ansible-playbook site.yml -e redeploy=true, and see that the machine has mounted them at "
-                "/sys/fs/cgroup"
+                "ansible-playbook site.yml -e redeploy=true -e train=false, and see that the machine has "
+                "mounted them at /sys/fs/cgroup"
             )
         return (
             f"the engine has given it no control group of its own (its process {pid} is in {paths[-1]}), so "

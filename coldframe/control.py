@@ -35,6 +35,7 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
+from coldframe.app_errors import FLWR_PREFIX
 from coldframe.journal import read_journal
 from coldframe.retention import PRUNED, prune
 from coldframe.server import SUPERLINK, SUPERLINK_CERTIFICATE
@@ -164,7 +165,7 @@ def list_runs(client: ControlHttpClient) -> list[dict[str, Any]]:
             "run_id": str(run.run_id),
             "status": run.status.status,
             "sub_status": run.status.sub_status,
-            "details": run.status.details,
+            "details": run.status.details.removeprefix(FLWR_PREFIX),
             "app": run.fab_id,
             "fab_hash": run.fab_hash,
             "submitted": run.pending_at,

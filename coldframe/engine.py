@@ -75,6 +75,11 @@ class Engine:
         """Change limits of a container in place; they outlive its restart."""
         self._call("POST", f"/containers/{container_id}/update", changes)
 
+    def execute(self, container_id: str, command: list[str]) -> None:
+        """Start a command in a container, under its limits, and leave it alone."""
+        made = self._call("POST", f"/containers/{container_id}/exec", {"Cmd": command})
+        self._call("POST", f"/exec/{made['Id']}/start", {"Detach": True})
+
     def events(self) -> Iterator[dict[str, Any]]:
         """Yield what happens to the clients' containers, until the engine goes away."""
         filters = quote(json.dumps({"type": ["container"], "label": self.labels, "event": list(ACTIONS)}))

@@ -13,6 +13,7 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
+from coldframe.app_errors import readable
 from coldframe.journal import Journal
 
 FIRST_POLL, LAST_POLL = 0.1, 0.5  # seconds between two looks for replies; Flower's own grid waits 3
@@ -226,7 +227,7 @@ class JournalingGrid(Grid):
 
     def _arrived(self, phase: str, node_id: int, reply: Message, seconds: float, sent: int) -> None:
         if reply.has_error():
-            self._failed(phase, node_id, reply.error.code, reply.error.reason or "no reason given")
+            self._failed(phase, node_id, reply.error.code, readable(reply.error.reason or "no reason given"))
             return
         metrics: dict[str, Any] = {}
         for record in reply.content.metric_records.values():

@@ -6,6 +6,8 @@ import functools
 import hashlib
 import importlib
 import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 
 _SQL_STATE = "flwr.supercore.corestate.sql_corestate:SqlCoreState"
 _MEMORY_STATE = "flwr.supercore.corestate.in_memory_corestate:InMemoryCoreState"
@@ -45,6 +47,10 @@ SEAMS = {
     "heartbeats": "flwr.supercore.heartbeat:",
     "subprocess_launch": "flwr.supercore.superexec.executor.subprocess_executor:SubprocessExecutor.launch",
     "send_and_receive": "flwr.superlink.grid.http_grid:HttpGrid.send_and_receive",
+    "set_run": "flwr.superlink.grid.http_grid:HttpGrid.set_run",
+    "run_serverapp": "flwr.superlink.runtime.run_serverapp:run_serverapp",
+    "grid_push": "flwr.superlink.grid.http_grid:HttpGrid.push_messages",
+    "grid_pull": "flwr.superlink.grid.http_grid:HttpGrid.pull_messages",
     "cleanup_tokens": f"{_SQL_STATE}._cleanup_expired_task_tokens",
     "task_by_token": f"{_SQL_STATE}.get_task_by_token",
     "sql_session": "flwr.supercore.sql_mixin:SqlMixin.session",
@@ -75,3 +81,25 @@ def digest(seam: str) -> str:
         return hashlib.sha256(inspect.getsource(found).encode()).hexdigest()[:12]
     except (ImportError, AttributeError, OSError) as error:
         return f"{type(error).__name__}: {error}"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One change to flwr: in which process, and the digests of what it relies on."""
+
+    process: str
+    relies_on: dict[str, str]
+    apply: Callable[[], None]
+
+
+ADAPTERS: list[Adapter] = []
+
+
+def adapter(process: str, **relies_on: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    """Register a function as adapter of a process; `relies_on` maps names of seams to digests."""
+
+    def register(apply: Callable[[], None]) -> Callable[[], None]:
+        ADAPTERS.append(Adapter(process, relies_on, apply))
+        return apply
+
+    return register

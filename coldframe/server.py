@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from coldframe import gateway
 from coldframe.journal import Journal, read_journal
+from coldframe.output import UNCLAIMED
 from coldframe.supervise import Child, say, supervise
 
 SUPERLINK = "127.0.0.1:9091"  # loopback of the container: reached by the gateway and by `docker exec` alone
@@ -134,6 +136,7 @@ def main() -> int:
     """Run the server until SIGTERM."""
     state = Path(os.environ.get("COLDFRAME_STATE", "/state"))
     (state / "runs").mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(state / UNCLAIMED, ignore_errors=True)  # of ServerApps that ended with the server
     forget_presence(state / "superlink.db")
     fail_interrupted_runs(state)
     make_certificate(SUPERLINK_CERTIFICATE, SUPERLINK_KEY)

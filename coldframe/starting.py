@@ -1,20 +1,25 @@
-"""Starts ServerApps with their adapters, and says for each that starts that it lives."""
+"""Starts ServerApps with their adapters, says that they live while they start, and keeps what they print."""
 
 from __future__ import annotations
 
 import itertools
+import os
+import secrets
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
 from flwr.proto.runtime_pb2 import SendTaskHeartbeatRequest
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
+
+from coldframe.output import UNCLAIMED, VARIABLE, BoundedFile, copy_output
 
 # How long a ServerApp may take to start before it has to speak for itself.
 START_SECONDS = 600.0
@@ -33,11 +38,44 @@ class Subprocess:
         if command[0] != "flwr-serverapp":
             return subprocess.Popen(command, **kwargs)
         client = task_client(command)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "coldframe.adapters", "serverapp", *command[1:]], **kwargs
+        command = [sys.executable, "-m", "coldframe.adapters", "serverapp", *command[1:]]
+        state = os.environ.get("COLDFRAME_STATE")
+        process = (
+            start_recorded(command, Path(state), **kwargs) if state else subprocess.Popen(command, **kwargs)
         )
         threading.Thread(target=speak_for, args=(process, client, self.pause), daemon=True).start()
         return process
+
+
+def start_recorded(command: list[str], state: Path, **kwargs: Any) -> subprocess.Popen[bytes]:
+    """Start a ServerApp whose output goes into this process's own, and into a file that it gives to its run.
+
+    A file whose ServerApp ends before it knows its run is removed: the container's log has that output too,
+    and alone where no file can be made.
+    """
+    path = state / UNCLAIMED / f"{secrets.token_hex(8)}.log"
+    try:
+        file = BoundedFile(path)
+    except OSError:
+        return subprocess.Popen(command, **kwargs)
+    ours, theirs = os.pipe()
+    try:
+        process = subprocess.Popen(
+            command,
+            **{**kwargs, "stdout": theirs, "stderr": theirs, "env": {**os.environ, VARIABLE: str(path)}},
+        )
+    except BaseException:
+        os.close(ours)
+        raise
+    finally:
+        os.close(theirs)
+
+    def record() -> None:
+        copy_output(ours, file, sys.stdout.fileno())
+        path.unlink(missing_ok=True)
+
+    threading.Thread(target=record, name="serverapp-output", daemon=True).start()
+    return process
 
 
 def task_client(command: Sequence[str]) -> RuntimeHttpClient:

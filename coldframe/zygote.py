@@ -33,12 +33,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.supercore.exit.exit_handler import registered_exit_handlers
 from flwr.supercore.tls import validate_and_resolve_root_certificates
 from flwr.supernode.runtime.run_clientapp import run_clientapp
 
 from coldframe import adapters, cgroups, lazydynamo
 from coldframe.supervise import keep_freed_memory, thread_count
+from coldframe.task_log import BEGIN, END
 
 PACKET = 1 << 16
 # What a child has told the SuperNode so far; a child writes it into memory that it shares with the zygote.
@@ -102,7 +104,9 @@ def serve(control: socket.socket, modules: list[str], environment: dict[str, str
         waiting: list[Any] = [control] if child is None else [control, child.pidfd]
         readable = select.select(waiting, [], [])[0]
         if child is not None and child.pidfd in readable:
-            _send(control, event="ended", task=child.task_id, **_bury(child))
+            end = _bury(child)
+            log_task(END)
+            _send(control, event="ended", task=child.task_id, **end)
             child = None
         if control not in readable:
             continue
@@ -127,6 +131,11 @@ def serve(control: socket.socket, modules: list[str], environment: dict[str, str
             _send(control, event="failed", task=order["task"], reason=str(error))
             continue
         _send(control, event="started", task=child.task_id, pid=child.pid)
+
+
+def log_task(line: str) -> None:
+    """Say in the container's log where a task's output begins or ends."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def _send(control: socket.socket, **event: Any) -> None:
@@ -172,6 +181,7 @@ def _become_task(zygote: int, environment: dict[str, str | None]) -> None:
     for finalizer in weakref.finalize._registry.values():  # type: ignore[attr-defined]
         finalizer.atexit = False
     sys.argv[:] = ["flwr-clientapp"]
+    os.dup2(2, 1)  # the log keeps the order of one stream, not that of two
     # The image says not to write bytecode; each task would compile its app anew: 12 ms for ours.
     sys.dont_write_bytecode = False
     reseed()
@@ -199,6 +209,7 @@ def _run_task(control: socket.socket, order: dict[str, Any], progress: mmap.mmap
     """Run flwr's own ClientApp process to its end, and note for the executor what the SuperNode was told."""
 
     def on_message(message: bytes) -> None:
+        log_task(BEGIN.format(ProtoMessage.FromString(message).metadata.run_id))
         _send(control, event="message", task=order["task"], message=message.hex())
         control.close()
 

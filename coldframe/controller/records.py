@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 Event = dict[str, Any]
@@ -66,6 +68,26 @@ def gather(events: Iterable[Event]) -> Run:
         elif kind == "run_finished":
             run.finished = event
     return run
+
+
+def folders_of(results: Path, federation: str) -> list[Path]:
+    """Return the result folders of one federation, oldest first; one without an inventory is nobody's."""
+    return [
+        inventory.parent
+        for inventory in sorted(results.glob("*/inventory.json"))
+        if not inventory.parent.is_symlink()
+        and (inventory.parent / "summary.json").exists()
+        and federation_of(inventory) == federation
+    ]
+
+
+def federation_of(inventory: Path) -> str:
+    """Return the federation that the inventory of a result names; nothing where it cannot be read."""
+    try:
+        content = json.loads(inventory.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    return str(content.get("federation", "")) if isinstance(content, dict) else ""
 
 
 def iso(moment: float | None) -> str | None:

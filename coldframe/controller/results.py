@@ -26,8 +26,10 @@ from typing import Any
 
 import yaml
 
+from coldframe import task_log
 from coldframe.controller import plots, report
-from coldframe.controller.records import Event, Run, duration, gather, iso
+from coldframe.controller.records import Event, Run, duration, folders_of, gather, iso
+from coldframe.controller.terminal import ansible_playbook, plain
 from coldframe.journal import read_journal
 
 STATUSES = ("completed", "failed", "stopped", "running")
@@ -214,34 +216,25 @@ def point_latest(results: Path) -> None:
 
 def purge(results: Path, federation: str) -> list[Path]:
     """Remove the results of one federation; a folder whose inventory names another, or none, stays."""
-    removed = []
-    for inventory in sorted(results.glob("*/inventory.json")):
-        folder = inventory.parent
-        if folder.is_symlink() or not (folder / "summary.json").exists():
-            continue
-        if json.loads(inventory.read_text(encoding="utf-8")).get("federation") == federation:
-            shutil.rmtree(folder)
-            removed.append(folder)
+    removed = folders_of(results, federation)
+    for folder in removed:
+        shutil.rmtree(folder)
     if removed:
         point_latest(results)
     return removed
 
 
-def ansible_playbook() -> str:
-    """Name the command that the user can type: the one on PATH, or else that of our own environment."""
-    if shutil.which("ansible-playbook"):
-        return "ansible-playbook"
-    own, linked = Path(sys.executable).with_name("ansible-playbook"), Path(".venv/bin/ansible-playbook")
-    return str(linked if linked.exists() and linked.samefile(own) else own)
-
-
-def closing_words(summary: dict[str, Any], run: Run, out: Path, arguments: str = "") -> str:
+def closing_words(
+    summary: dict[str, Any], run: Run, out: Path, arguments: str = "", training: str = ""
+) -> str:
     """Say how the run went, where its results are and what to type next.
 
     Parameters
     ----------
     arguments
         What the user gave every verb besides its variables, such as `-i inventory/lab.yml`.
+    training
+        What was typed about the training, such as `-e max_samples=6000`: another run repeats it.
     """
     name = f" ({summary['run_name']})" if summary["run_name"] else ""
     lines = [f"Run {summary['run_id']}{name}: {summary['status']}"]
@@ -271,10 +264,9 @@ def closing_words(summary: dict[str, Any], run: Run, out: Path, arguments: str =
     lines += failure_lines(summary["failures"])
     lines.append(f"  results     {out}/")
     lines += ["", "What to type next:"]
-    rounds = 2 * int(run.started.get("rounds", 5))
     verb = f"{ansible_playbook()} {{}} {arguments}".rstrip()
     following = [
-        (verb.format("run.yml") + f" -e rounds={rounds}", "another run on the standing federation"),
+        (f"{verb.format('run.yml')} {training}".rstrip(), "the same again, on the standing federation"),
         (verb.format("throttle.yml") + " -e cpu=0.5", "change the clients' limits while they train"),
         (verb.format("status.yml"), "machines, clients, limits, runs"),
         (verb.format("teardown.yml") if arguments else "make down", "take the federation down"),
@@ -304,6 +296,29 @@ def write_events(source: Path, run: Run, target: Path) -> list[Event]:
     kept = [line for line in lines if first <= json.loads(line)["time"] <= last]
     target.write_text("".join(kept), encoding="utf-8")
     return [json.loads(line) for line in kept]
+
+
+def write_logs(source: Path, target: Path, run_id: str, federation: str) -> None:
+    """Copy the logs, and take out of each client's what the run's own tasks have printed.
+
+    Parameters
+    ----------
+    source : Path
+        With `serverapp.log`, and `<machine>/<federation>-<client>.log`: the logs of all containers.
+    target : Path
+        Gets `<client>.log` too, for each client that had a task of the run.
+    """
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    for path in sorted(source.glob("*/*.log")):
+        with path.open(encoding="utf-8", errors="replace") as file:
+            lines = [plain(line) for line in task_log.of_run((line.rstrip("\n") for line in file), run_id)]
+        if lines:
+            name = path.name.removeprefix(f"{federation}-")
+            (target / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    own = source / "serverapp.log"
+    if own.exists():
+        text = plain(own.read_text(encoding="utf-8", errors="replace"))
+        (target / own.name).write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path | None) -> dict[str, Any]:
@@ -339,7 +354,8 @@ def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, P
     copy(arguments.inventory, out / "inventory.json")
     copy(arguments.record, out / "superlink.json")
     if (source / "logs").exists():
-        shutil.copytree(source / "logs", out / "logs", dirs_exist_ok=True)
+        federation = str(read_json(arguments.inventory).get("federation", ""))
+        write_logs(source / "logs", out / "logs", summary["run_id"], federation)
     events: list[Event] = []
     if arguments.events and arguments.events.exists():
         events = write_events(arguments.events, run, out / "events.jsonl")
@@ -387,6 +403,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--status", choices=STATUSES, help="how the run ended, as SuperLink says")
     parser.add_argument("--error", help="why it failed")
     parser.add_argument("--verb-arguments", default="", help="goes into the commands to type next")
+    parser.add_argument("--run-arguments", default="", help="goes into the command of another run")
     arguments = parser.parse_args(argv)
     if (arguments.source is None) == (arguments.purge is None):
         parser.error("give either a run's folder or --purge")
@@ -407,7 +424,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as problem:
         print(f"results: {problem}", file=sys.stderr)
         return 1
-    print(closing_words(summary, run, out, arguments.verb_arguments))
+    print(closing_words(summary, run, out, arguments.verb_arguments, arguments.run_arguments))
     return 0
 
 

@@ -11,11 +11,18 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+from ansible.utils.vars import load_extra_vars
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugins by path, not as a package
+
+from coldframe.controller.terminal import plain
+from plugins.module_utils.commands import complete
 
 display = Display()
 
@@ -123,7 +130,7 @@ class Output:
         if text.startswith(BAR_MARK):
             self._draw(text[len(BAR_MARK) :])
             return
-        text = text.rsplit("\r", 1)[-1]  # a tool's own progress line: what a terminal would show in the end
+        text = plain(text.rsplit("\r", 1)[-1])  # of a tool's progress line: what a terminal shows in the end
         self.lines.append(text)
         if _is_json_object(text):
             return  # an answer for the playbook, not for people
@@ -134,11 +141,11 @@ class Output:
         if not self._terminal:
             return
         try:
-            progress = json.loads(update)
+            progress = json.loads(plain(update))
             done, total, text = (
                 float(progress["done"]),
                 float(progress["total"]),
-                str(progress.get("text", "")),
+                plain(str(progress.get("text", ""))).replace("\n", " "),
             )
         except (ValueError, KeyError, TypeError):
             return  # a torn update: the next one replaces it
@@ -215,7 +222,7 @@ class ActionModule(ActionBase):
             }
 
         if args["hint"]:
-            self._show(f"{INDENT}{args['hint']}\n")
+            self._show(f"{INDENT}{complete(args['hint'], load_extra_vars(self._loader))}\n")
         output = Output(
             show=(lambda text: None) if self._task.no_log else self._show,
             label=args["label"],

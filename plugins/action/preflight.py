@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,18 +12,20 @@ from typing import Any
 import yaml
 from ansible import constants as C
 from ansible import context
-from ansible.errors import AnsibleError
+from ansible.errors import AnsibleError, AnsiblePromptNoninteractive
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible.utils.vars import load_extra_vars
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugins by path, not as a package
 
+from coldframe.controller.records import folders_of
 from fl import data
 from plugins.filter.monitoring import PORT, coldframe_ports
 from plugins.filter.roster import build_roster, coldframe_run_config
-from plugins.module_utils import checks, standing, throttle, training_set
+from plugins.module_utils import checks, commands, purge, standing, throttle, training_set
 from plugins.module_utils.checks import Machine
+from plugins.module_utils.misplaced import misplaced
 from plugins.module_utils.variables import (
     EARLIER,
     INVENTORY,
@@ -101,7 +101,9 @@ class ActionModule(ActionBase):
         names = [str(name) for name in groups.get("fl_machines", [])]
         extra = {str(name): value for name, value in load_extra_vars(self._loader).items()}
 
-        findings = check_names(verb, extra, names_on_disk(ROOT, ROLES, "group_vars/all/*.yml"))
+        findings, told = misplaced(verb, extra)
+        others = [name for name in extra if name not in told]
+        findings += check_names(verb, others, names_on_disk(ROOT, ROLES, "group_vars/all/*.yml"))
         warnings: list[str] = []
         machines, raw, found = _machines(names, groups, hostvars, extra)
         findings += found
@@ -113,7 +115,7 @@ class ActionModule(ActionBase):
             findings += found
             if not hostvars[server.name].get("coldframe_group_vars_loaded"):
                 findings.append(LINK)
-        values, found = cast(verb, given)
+        values, found = cast(verb, {name: value for name, value in given.items() if name not in told})
         findings += found
         findings += checks.check_controller(values, server.settings if server else {}, Path.cwd())
         warnings += checks.warn_foreign_app(values, extra, RUN_CONFIG_KEYS)
@@ -153,7 +155,7 @@ class ActionModule(ActionBase):
                 findings.append(finding)
         answered = [m for m in machines if m.facts]
         going = [run for m in answered for run in (m.facts or {}).get("runs", [])]
-        findings += checks.check_runs(verb, values, going, _typed(extra))
+        findings += checks.check_runs(verb, values, going, " ".join(commands.addressing(extra)))
         monitor = next((m.name for m in machines if "fl_monitor" in m.groups), server.name if server else "")
         if verb == "site":
             findings += checks.check_identity(answered)
@@ -198,10 +200,16 @@ class ActionModule(ActionBase):
 
         # Ansible's own warnings stay with the result, unseen where hosts that are "ok" are not displayed.
         for warning in warnings:
-            display.display(f"[WARNING]: {warning}", color=C.COLOR_WARN, stderr=True)
+            display.display(
+                commands.complete(f"[WARNING]: {warning}", extra), color=C.COLOR_WARN, stderr=True
+            )
         if findings:
             message = f"{checks.render(findings)}\n\nNothing was changed."
             return {**result, "failed": True, "changed": False, "msg": message}
+        if values.get("purge") and not values["yes"] and not self._task.check_mode and server:
+            refusal = _consent(values, answered, hostvars[server.name])
+            if refusal:
+                return {**result, "failed": True, "changed": False, "msg": refusal}
         run_config = coldframe_run_config(values, oversubscribed) if verb in ("site", "run") else {}
         deployment: dict[str, Any] = {}
         if verb in ("site", "run") and server:
@@ -228,10 +236,30 @@ class ActionModule(ActionBase):
             **deployment,
             "requests": requests,
             "going": going,
-            "verb_arguments": _typed(extra),
+            "verb_arguments": " ".join(commands.addressing(extra)),
+            "run_arguments": " ".join(commands.of_the_run(extra)),
             "stamp": time.time(),
             "warned": warnings,
         }
+
+
+def _consent(values: Mapping[str, Any], answered: Sequence[Machine], variables: Mapping[str, Any]) -> str:
+    """Name what purge=true deletes, and ask for a yes; why it is refused, or nothing."""
+    state, results = variables["coldframe_controller_state"], variables["coldframe_results_directory"]
+    federation = str(variables["coldframe_federation"])
+    lost = purge.losses(
+        federation,
+        folders_of(Path(str(results)).expanduser(), federation),
+        [machine.name for machine in answered],
+        Path(str(variables["coldframe_state"])),
+        Path(str(state)).expanduser(),
+    )
+    lines = "\n".join(lost)
+    try:
+        answer = display.prompt_until(f"{lines}\nType yes to delete all of it: ")
+    except AnsiblePromptNoninteractive:
+        return f"{lines}\n\nTo delete all of it, type {purge.COMMAND}\nNothing was changed."
+    return "" if answer.strip() == b"yes" else "It was not answered with yes. Nothing was changed."
 
 
 def _ports(
@@ -347,32 +375,6 @@ def _standing(machines: list[Machine], deployment: Mapping[str, str], state: Pat
         "data_standing": not data_plan
         or all(standing.data_stands(item["noted"], item["found"], data_plan) for item in noted),
     }
-
-
-# Settings of the inventory that may be typed, and then belong to every later verb about that federation.
-DESCRIBING = ("fl_federation", "fl_client_", "fl_address", "fl_port", "fl_metrics_port", "fl_results_dir")
-
-
-def _typed(extra: Mapping[str, Any]) -> str:
-    """What was typed besides the verb that any other verb needs too, to address the same federation."""
-    given = context.CLIARGS.get("inventory") or ()
-    here = [_short(Path(source)) if "," not in source else source for source in given]
-    words = [] if list(given) in ([], list(C.DEFAULT_HOST_LIST)) else [f"-i {source}" for source in here]
-    words += ["-K"] if context.CLIARGS.get("become_ask_pass") else []
-    answer = context.CLIARGS.get("become_password_file")
-    if answer and answer != C.BECOME_PASSWORD_FILE:
-        words += ["--become-password-file", shlex.quote(_short(Path(answer)))]
-    for name in sorted(extra):
-        if name.startswith(DESCRIBING) and name in INVENTORY:
-            value = extra[name]
-            pair = f"{name}={value}" if isinstance(value, str | int | float) else json.dumps({name: value})
-            words.append(f"-e {shlex.quote(pair)}")
-    return " ".join(words)
-
-
-def _short(path: Path) -> str:
-    """A path as one would type it here."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _login(name: str, values: Mapping[str, Any]) -> str:

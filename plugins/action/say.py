@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+from ansible.utils.vars import load_extra_vars
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugins by path, not as a package
+
+from coldframe.controller.terminal import plain
+from plugins.module_utils.commands import complete
 
 display = Display()
 
@@ -25,6 +33,9 @@ class ActionModule(ActionBase):
                 "indent": {"type": "int", "default": 0},
             }
         )
+        extra = load_extra_vars(self._loader)
         for line in args["lines"]:
-            display.display((" " * args["indent"] + line).rstrip())
+            text = plain(line)
+            text = text if text.startswith("{") else complete(text, extra)  # JSON is for programs
+            display.display((" " * args["indent"] + text).rstrip())
         return {**result, "changed": False}

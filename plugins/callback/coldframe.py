@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import atexit
+import importlib.util
 import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ansible import constants as C
 from ansible import context
 from ansible.plugins.callback.default import CallbackModule as Default
 from ansible.plugins.loader import filter_loader, test_loader
+from ansible.release import __version__
 from ansible.utils.vars import load_extra_vars
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugins by path, not as a package
+
+from coldframe.controller.terminal import plain
+from plugins.module_utils.commands import complete
 
 DOCUMENTATION = """
 name: coldframe
@@ -25,10 +35,28 @@ extends_documentation_fragment:
   - result_format_callback
 """
 
+PACKAGES = ("cryptography", "flwr", "matplotlib", "requests", "yaml")  # what the controller imports
+ANSIBLE = (2, 19)  # of requirements.txt
 PROBE = "machine_facts"  # preflight tells what became of it
 LIVE = ("follow", "preflight")
 # Their failures are whole messages: what is wrong, and what to type.
 TOLD_ONCE = (*LIVE, "client_containers", "client_limits", "ansible.builtin.assert")
+
+
+def foreign_environment(packages: Sequence[str] = PACKAGES, version: str = __version__) -> str:
+    """Say in one line why this ansible-playbook cannot run the verbs; nothing where it can."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    old = tuple(int(part) for part in version.split(".")[:2]) < ANSIBLE
+    if not missing and not old:
+        return ""
+    lack = f"lacks {', '.join(missing)}" if missing else f"is of ansible-core {version}, too old"
+    root = Path(__file__).resolve().parents[2]
+    made = (root / ".venv/bin/ansible-playbook").exists()
+    first = "" if made else "scripts/setup.sh, then "
+    return (
+        f"{sys.argv[0]} {lack}: it is of another virtual environment. "
+        f"Type {first}.venv/bin/ansible-playbook in {root} instead."
+    )
 
 
 class OnStandardError:
@@ -64,6 +92,9 @@ class CallbackModule(Default):
 
     def v2_playbook_on_start(self, playbook: Any) -> None:
         super().v2_playbook_on_start(playbook)
+        if problem := foreign_environment():
+            self._display.display(problem, color=C.COLOR_ERROR, stderr=True)
+            raise SystemExit(1)  # Ansible takes any other exception of a callback for a warning
         self._following = ""
         self._foreseen: list[str] = []
         atexit.register(self._interrupted, os.getpid())
@@ -71,7 +102,8 @@ class CallbackModule(Default):
         # once here, and not in each of those processes, for a fifth of the CPU time of a deployment.
         filter_loader.get("combine")
         test_loader.get("match")
-        if load_extra_vars(playbook._loader).get("output") == "json":
+        self._extra = load_extra_vars(playbook._loader)
+        if self._extra.get("output") == "json":
             self._display = OnStandardError(self._display)
 
     def _interrupted(self, process: int) -> None:
@@ -105,6 +137,8 @@ class CallbackModule(Default):
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         task, values = result.task, result.result
+        if isinstance(values.get("msg"), str):
+            values["msg"] = complete(plain(values["msg"]), self._extra)
         if task.action == PROBE:
             if self._last_task_banner != task._uuid:
                 self._print_task_banner(task)

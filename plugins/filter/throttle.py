@@ -151,8 +151,11 @@ def judge(measured: float, asked: float | None, busy: bool) -> str:
     return "proven" if busy else "not reached"
 
 
-def coldframe_proof_text(machines: Iterable[str], hostvars: Mapping[str, Any]) -> list[str]:
-    """What the clients used over the time of the proof, beside what they are limited to."""
+def coldframe_proof_text(
+    machines: Iterable[str], hostvars: Mapping[str, Any], run: Mapping[str, Any]
+) -> list[str]:
+    """What the clients used over the time of the proof, beside what they are limited to; idle ones, how to
+    load them."""
     rows = []
     for machine in machines:
         for name, proof in ((hostvars[machine].get("coldframe_proof") or {}).get("clients") or {}).items():
@@ -177,7 +180,16 @@ def coldframe_proof_text(machines: Iterable[str], hostvars: Mapping[str, Any]) -
                 reached = bool(desired[way]) and proof[way] > NEAR * desired[way]
                 row[f"{way}_verdict"] = judge(proof[way], desired[way], reached)
             rows.append((name, row))
-    return coldframe_status_table([row for _, row in sorted(rows, key=lambda item: item[0])]).splitlines()
+    lines = coldframe_status_table([row for _, row in sorted(rows, key=lambda item: item[0])]).splitlines()
+    idle = [name for name, row in rows if row["cpu_verdict"] == "not reached"]
+    if idle and not run["load"]:
+        which = f" -e clients={','.join(sorted(idle))}" if len(idle) < len(rows) else ""
+        lines += [
+            "",
+            "Clients that want no more CPU prove nothing. To have them use all that they may meanwhile:",
+            f"  ansible-playbook throttle.yml -e prove={run['prove']:g}s -e load=true{which}",
+        ]
+    return lines
 
 
 def coldframe_speeds(machines: Iterable[Mapping[str, Any]], reference: float) -> list[dict[str, Any]]:

@@ -80,7 +80,7 @@ def check_shape(machines: Sequence[Machine]) -> list[Finding]:
         return [
             Finding(
                 "the inventory has no machines (group fl_machines)",
-                "type -i inventory/local.yml, or write a copy of inventory/ssh.example.yml",
+                "use -i inventory/local.yml, or copy inventory/ssh.example.yml (INI: [fl_machines:children])",
             )
         ]
     if len(members["fl_server"]) != 1:
@@ -432,7 +432,7 @@ def warn_profiles(machine: Machine, clients: Sequence[Mapping[str, Any]]) -> lis
         return []
     return [
         f"{machine.name} is not calibrated, so profile {named[0]} takes its cores for reference cores: type "
-        "ansible-playbook calibrate.yml when it is deployed, and site.yml again"
+        "ansible-playbook calibrate.yml when it is deployed, then ansible-playbook site.yml -e train=false"
     ]
 
 
@@ -460,6 +460,7 @@ def check_ports(machine: Machine, federation: str, ports: Mapping[str, int]) -> 
     facts = machine.facts or {}
     findings = []
     names = list(ports)
+    others: dict[str, list[str]] = {}  # by federation that holds them, the variables of ports
     for name, port in ports.items():
         twin = next((other for other in names[: names.index(name)] if ports[other] == port), None)
         if twin:
@@ -475,14 +476,18 @@ def check_ports(machine: Machine, federation: str, ports: Mapping[str, int]) -> 
         holders = [c for c in facts["docker"]["containers"] if _publishes(c["ports"], port)]
         if any(holder["federation"] == federation for holder in holders):
             continue
-        who = facts["ports"][str(port)] or "another program"
-        if holders:
-            who = f"the federation {holders[0]['federation']} (container {holders[0]['name']})"
-        findings.append(
-            Finding(
-                f"port {port} is in use by {who}", f"stop it, or type -e {name}={_other(port)}", machine.name
-            )
-        )
+        if holders and holders[0]["federation"]:
+            others.setdefault(holders[0]["federation"], []).append(name)
+            continue
+        who = f"container {holders[0]['name']}" if holders else facts["ports"][str(port)] or "another program"
+        remedy = f"stop it, or type -e {name}={_other(port)}"
+        findings.append(Finding(f"port {port} is in use by {who}", remedy, machine.name))
+    for other, taken in others.items():
+        shown = ", ".join(f"{ports[name]} ({name})" for name in taken)
+        many = "ports" if len(taken) > 1 else "port"
+        own = " ".join(f"-e {name}={_other(ports[name])}" for name in taken)
+        problem = f"{many} {shown} {'are' if len(taken) > 1 else 'is'} in use by the federation {other}"
+        findings.append(Finding(problem, f"give {federation} its own: type {own}", machine.name))
     return findings
 
 

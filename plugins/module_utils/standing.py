@@ -13,7 +13,7 @@ from typing import Any
 
 RECORD = "deployed.json"
 # Below the federation's directory: what lives while the federation works, and no deployment writes again.
-LIVING = ("agent", "events.jsonl", "grafana/data", "logs", "prometheus/data", "server", RECORD)
+LIVING = ("agent", "events.jsonl", "fabs", "grafana/data", "logs", "prometheus/data", "server", RECORD)
 # But for this, in a directory that lives.
 WRITTEN = ("server/clients.json",)
 

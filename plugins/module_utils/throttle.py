@@ -62,6 +62,8 @@ def check_words(values: Mapping[str, Any]) -> list[Finding]:
         )
     if values["duration"] is not None and not given:
         findings.append(Finding("duration is given without a limit", "leave it out, or type -e cpu=0.5 too"))
+    if values["load"] and values["prove"] is None:
+        findings.append(Finding("load=true is given without prove", "type -e prove=10s too, or leave it out"))
     if values["jitter"] and not values["delay"] and not values["profile"]:
         findings.append(Finding("jitter is given without a delay to vary", "type -e delay=50ms too"))
     return findings

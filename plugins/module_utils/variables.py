@@ -185,6 +185,7 @@ VERBS: dict[str, dict[str, Variable]] = {
         Variable("seed", "whole", "0", 0, low=0, high=2**32 - 1),
         Variable("duration", "duration", "60s", above=0),
         Variable("prove", "duration", "10s", above=0),
+        Variable("load", "truth", "true", False),
         Variable("undo", "truth", "true", False),
         Variable("force", "truth", "true", False),
         Variable("trace", "text", "FILE", ""),
@@ -199,6 +200,7 @@ VERBS: dict[str, dict[str, Variable]] = {
     "teardown": _table(
         Variable("purge", "truth", "true", False),
         Variable("interrupt", "truth", "true", False),
+        Variable("yes", "truth", "true", False),  # purge without being asked
     ),
 }
 CLIENT = _table(
@@ -401,9 +403,10 @@ def _check_entries(entries: object) -> list[Finding]:
     """Findings about `fl_client_list`."""
     if isinstance(entries, str) or not isinstance(entries, Collection) or isinstance(entries, Mapping):
         example = INVENTORY["fl_client_list"].example
-        return [
-            Finding("fl_client_list is not a list of clients", f"type {typed('fl_client_list', example)}")
-        ]
+        remedy = f"type {typed('fl_client_list', example)}"
+        if isinstance(entries, str) and entries.startswith("["):  # the host's line of an INI file
+            remedy = f"an INI file has it below [fl_clients:vars], as fl_client_list={example}"
+        return [Finding("fl_client_list is not a list of clients", remedy)]
     findings = []
     for k, entry in enumerate(entries):
         where = f"fl_client_list[{k}]"

@@ -51,6 +51,10 @@ options:
   seconds:
     description: How long to measure.
     type: float
+  load:
+    description: Have the clients use all the CPU that they may while it is measured.
+    type: bool
+    default: false
   trace:
     description: >-
       C(name), C(rows) by client, C(start) (unix time), C(length) (seconds), C(speed) and C(loop).
@@ -112,6 +116,7 @@ ARGUMENTS: dict[str, Any] = {
     "stamp": {"type": "float"},
     "duration": {"type": "float"},
     "seconds": {"type": "float"},
+    "load": {"type": "bool", "default": False},
     "trace": {"type": "dict", "default": {}},
     "wait": {"type": "float", "default": 0},
     "since": {"type": "str"},
@@ -166,7 +171,7 @@ def build(params: dict[str, Any], check: bool) -> dict[str, Any]:
     if action == "trace":
         request |= {**params["trace"], "force": params["force"]}
     if action == "prove":
-        request["seconds"] = params["seconds"]
+        request |= {"seconds": params["seconds"], "load": params["load"]}
     if action == "events":
         request["since"] = params["since"]
     return request

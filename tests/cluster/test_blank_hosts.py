@@ -116,7 +116,7 @@ def test_machines_that_will_not_do_are_named_with_cause_and_remedy(lab: Lab, tmp
 def test_check_mode_shows_a_deployment_and_changes_nothing(lab: Lab) -> None:
     """--check --diff on hosts that have seen none: it passes, says what would change, and leaves no trace."""
     if lab.deployed:
-        lab.must("teardown.yml", purge="true")
+        lab.must("teardown.yml", purge="true", yes="true")
         lab.deployed.clear()
     play = lab.must("site.yml", "--check", "--diff", fl_monitoring="true")
     assert max(play.changed.values()) > 0

@@ -34,7 +34,7 @@ def test_teardown_purges_only_this_federation(federation: Lab) -> None:
     # A key that is good there is no good here.
     assert turned_away(federation, "/var/lib/coldframe/second/keys/c1-0")
 
-    play = federation.must("teardown.yml", purge="true", fl_federation="second")
+    play = federation.must("teardown.yml", purge="true", yes="true", fl_federation="second")
     assert max(play.changed.values()) > 0
     for host in federation.hosts:
         assert "second" not in sh(
@@ -42,7 +42,7 @@ def test_teardown_purges_only_this_federation(federation: Lab) -> None:
         )
     assert federation.container(federation.machine, "coldframe-c1-0")["State"]["StartedAt"] == before
     assert federation.run()["status"] == "completed"
-    again = federation.must("teardown.yml", purge="true", fl_federation="second")
+    again = federation.must("teardown.yml", purge="true", yes="true", fl_federation="second")
     assert set(again.changed.values()) == {0}
 
 
@@ -138,7 +138,7 @@ def test_teardown_without_purge_keeps_the_state(federation: WatchedLab) -> None:
 def test_purge_leaves_nothing(federation: Lab) -> None:
     """Containers, networks, images, data, keys, calibrations and results are gone, here and there."""
     federation.on_machine("echo '{}' >/var/lib/coldframe/calibration.json")
-    federation.must("teardown.yml", purge="true")
+    federation.must("teardown.yml", purge="true", yes="true")
     federation.deployed.clear()
     for host in federation.hosts:
         left = sh(

@@ -55,7 +55,7 @@ def test_make_up_and_down_in_a_fresh_clone(lab: Lab, tmp_path: Path) -> None:
 
     again = make(checkout, lab.environment(), "up", "CLIENTS=2", "ROUNDS=2", arguments)
     assert "round 2/2" in again
-    make(checkout, lab.environment(), "down", f"ARGS=-i {lab.inventory} -e purge=true")
+    make(checkout, lab.environment(), "down", f"ARGS=-i {lab.inventory} -e purge=true -e yes=true")
     for host in (lab.server, lab.machine):
         assert host.run("docker ps -aq --filter label=coldframe.federation").stdout.strip() == ""
 

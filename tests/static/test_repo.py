@@ -132,7 +132,7 @@ def test_a_federations_directories_are_removed_only_where_its_name_is_checked_fi
 
 @pytest.mark.parametrize(
     ("words", "unknown"),
-    [(["ROUND=2"], "ROUND"), (["ROUNDS=2", "CLIENTS=4", "ARGS=-e purge=true"], "")],
+    [(["ROUND=2"], "ROUND"), (["ROUNDS=2", "CLIENTS=4", "ARGS=-e purge=true -e yes=true"], "")],
     ids=["misspelt", "known"],
 )
 def test_make_refuses_a_variable_that_it_does_not_know(words: list[str], unknown: str) -> None:

@@ -48,6 +48,7 @@ class Engine:
         self.pids = {name: 100 + index for index, name in enumerate(names)}
         self.started = dict.fromkeys(names, "1")
         self.updates: list[tuple[str, dict[str, int]]] = []
+        self.executed: list[tuple[str, list[str]]] = []
         self.known: dict[str, dict[str, int]] = {}
         self.broken: set[str] = set()
         if version == 2:
@@ -87,6 +88,10 @@ class Engine:
             "State": {"Pid": pid, "Running": pid > 0, "StartedAt": self.started[container_id]},
             "HostConfig": dict(self.known[container_id]),
         }
+
+    def execute(self, container_id: str, command: list[str]) -> None:
+        """Note what was started where."""
+        self.executed.append((container_id, command))
 
     def update(self, container_id: str, changes: dict[str, int]) -> None:
         """Write what the kernel would hold: all that is known, as Docker does."""

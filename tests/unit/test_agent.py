@@ -572,6 +572,20 @@ def test_full_disk_changes_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch
     assert bench.set(stamp=2.0, cpu=0.1)["clients"]["a"]["holds"]
 
 
+def test_a_proof_under_load_burns_in_the_clients_that_run_for_its_time_only(bench: Bench) -> None:
+    bench.engine.pids["b"] = 0
+    bench.agent.stale = True
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(links, "counters", lambda _: (0, 0))
+        patch.setattr("coldframe.agent.time.sleep", lambda _: None)
+        bench.agent.answer({"do": "prove", "clients": ["a", "b"], "seconds": 2.5})
+        assert bench.engine.executed == []
+        bench.agent.answer({"do": "prove", "clients": ["a", "b"], "seconds": 2.5, "load": True})
+    [(container, command)] = bench.engine.executed
+    assert container == "a"
+    assert command[:4] == ["timeout", "-s", "KILL", "4"]
+
+
 def test_proof_names_who_does_not_run_and_who_was_restarted(bench: Bench) -> None:
     bench.engine.run("b", 0)
     bench.agent.stale = True

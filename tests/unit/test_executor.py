@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 from flwr.common.constant import ErrorCode
 
-from coldframe import executor, zygote
+from coldframe import executor, task_log, zygote
 from tests.unit.flower import Federation, federation, wait_until, write_app
 
 CLIENT = """
@@ -41,6 +41,9 @@ def query(message, context):
             os._exit(3)
         case "sys.exit":
             sys.exit(0)
+        case "print":
+            print("printed by the task", flush=True)
+            os.system("echo printed by a process of it")
         case "hang":
             time.sleep(1000)
         case "die while replying":
@@ -155,6 +158,21 @@ def test_threads_and_processes_that_a_task_leaves_end_with_it(started: Federatio
 def test_tasks_that_seed_nothing_draw_different_numbers(started: Federation, app: Path) -> None:
     one, other = (answer["random"] for answer in started.run(app, [{"do": "random"}] * 2))
     assert all(a != b for a, b in zip(one, other, strict=True)), "random, numpy.random, torch.rand"
+
+
+def test_what_a_task_prints_is_found_by_its_run(started: Federation, app: Path) -> None:
+    started.run(app, [{"do": "print"}])
+    [path] = started.home.glob("executor-*.log")
+
+    def printed() -> list[str]:
+        lines = path.read_text().splitlines()
+        begin = lines.index("printed by the task") - 1
+        run_id = lines[begin].removeprefix(task_log.BEGIN.partition("{}")[0]).partition(" ")[0]
+        return list(task_log.of_run(lines, run_id)) if task_log.END in lines[begin:] else []
+
+    wait_until(printed, 10, "the task's end is not in the log")
+    assert printed()[1:3] == ["printed by the task", "printed by a process of it"]
+    assert task_log.END not in printed()
 
 
 def test_a_task_can_work_in_parallel(started: Federation, app: Path) -> None:

@@ -89,7 +89,7 @@ def test_a_healthy_machine_has_no_findings():
 
 
 def test_an_inventory_without_machines_is_told_which_to_take():
-    assert "type -i inventory/local.yml" in only(checks.check_shape([]))
+    assert "use -i inventory/local.yml" in only(checks.check_shape([]))
 
 
 @pytest.mark.parametrize(
@@ -335,8 +335,23 @@ def test_a_port_that_a_federation_holds_is_fine_for_that_federation_only():
     holder = {"name": "lab-server", "ports": "0.0.0.0:9092->9092/tcp, :::9092->9092/tcp", "federation": "lab"}
     busy = machine(ports={"9092": "docker-proxy (pid 7)"}, docker=docker(containers=[holder]))
     assert checks.check_ports(busy, "lab", {"fl_port": 9092}) == []
-    assert "in use by the federation lab (container lab-server)" in only(
-        checks.check_ports(busy, "coldframe", {"fl_port": 9092})
+    assert only(checks.check_ports(busy, "coldframe", {"fl_port": 9092})) == (
+        "port 9092 (fl_port) is in use by the federation lab: give coldframe its own: type -e fl_port=9192"
+    )
+
+
+def test_a_second_federation_is_told_all_ports_that_it_needs_in_one_line():
+    ports = {"fl_port": 9092, "fl_metrics_port": 9093, "prometheus_port": 9090}
+    holders = [
+        {"name": "lab-server", "ports": "0.0.0.0:9092-9093->9092-9093/tcp", "federation": "lab"},
+        {"name": "lab-prometheus", "ports": "0.0.0.0:9090->9090/tcp", "federation": "lab"},
+    ]
+    taken = {str(port): "docker-proxy (pid 7)" for port in ports.values()}
+    busy = machine(ports=taken, docker=docker(containers=holders))
+    told = only(checks.check_ports(busy, "x", ports))
+    assert "ports 9092 (fl_port), 9093 (fl_metrics_port), 9090 (prometheus_port) are in use by" in told
+    assert told.endswith(
+        "give x its own: type -e fl_port=9192 -e fl_metrics_port=9193 -e prometheus_port=9190"
     )
 
 

@@ -1,11 +1,16 @@
 """Tests of preflight as a user meets it: ansible-playbook on an inventory of this machine alone."""
 
+import contextlib
 import json
 import os
+import pty
 import re
+import select
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +77,7 @@ def preflight(tmp_path, free_port):
                 "ANSIBLE_BECOME": "false",
                 "ANSIBLE_FORCE_COLOR": "false",
             },
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=120,
@@ -198,8 +204,67 @@ def test_a_machine_that_does_not_answer_is_a_finding_but_no_hindrance_to_teardow
     assert output.count("Could not resolve hostname no.invalid") == 1
     assert "check that this works: ssh no.invalid" in output
     _code, output, plan = preflight(verb="teardown", inventory=vanished)
-    assert plan["run"] == {"purge": False, "interrupt": False}, output
+    assert plan["run"] == {"purge": False, "yes": False, "interrupt": False}, output
     assert "[WARNING]: machine one did not answer" in output
+
+
+@pytest.fixture
+def deployed(tmp_path, monkeypatch):
+    """A federation that has results, one of them another's."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    for name, federation in (("20260101-000000-a", "unittest"), ("20260102-000000-b", "other")):
+        folder = tmp_path / "results" / name
+        folder.mkdir(parents=True)
+        (folder / "inventory.json").write_text(json.dumps({"federation": federation}))
+        (folder / "summary.json").write_text("{}")
+    return f"fl_results_dir={tmp_path}/results"
+
+
+def test_purge_names_what_it_deletes_and_wants_a_yes(preflight, deployed, tmp_path):
+    code, output, plan = preflight(deployed, "purge=true", verb="teardown")
+    assert code != 0 and plan is None
+    for line in (
+        "purge=true deletes for good what federation unittest has:",
+        f"1 result of its runs in {tmp_path}/results/:\n      20260101-000000-a",
+        "/unittest on one: runs and models",
+        f"{tmp_path}/state/coldframe/unittest on this controller",
+        "Nothing was changed.",
+    ):
+        assert line in output, f"{line!r} in\n{output}"
+    assert re.search(r"ansible-playbook teardown.yml -i \S+ .*-e purge=true -e yes=true\n", output)
+    assert "20260102-000000-b" not in output
+    code, output, plan = preflight(deployed, "purge=true", "yes=true", verb="teardown")
+    assert code == 0, output
+    assert plan["run"] == {"purge": True, "yes": True, "interrupt": False}
+
+
+@pytest.mark.parametrize(("answer", "code"), [(b"yes\r", 0), (b"y\r", 2)])
+def test_purge_asks_where_there_is_a_terminal(preflight, deployed, tmp_path, answer, code):
+    preflight(deployed, verb="teardown")  # writes the play
+    command = [str(Path(sys.executable).parent / "ansible-playbook"), str(tmp_path / "play.yml")]
+    command += ["-i", str(tmp_path / "inventory.json"), "-e", deployed, "-e", "purge=true"]
+    environment = {
+        **os.environ,
+        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+        "ANSIBLE_BECOME": "false",
+        "TERM": "xterm",
+    }
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.execve(command[0], command, environment)
+    text, deadline = b"", time.monotonic() + 60
+    with contextlib.suppress(OSError):  # its end
+        while time.monotonic() < deadline:
+            if select.select([terminal], [], [], 1)[0]:
+                text += os.read(terminal, 65536)
+            elif b"Type yes to delete all of it" in text:  # what comes before it listens is thrown away
+                os.write(terminal, answer)
+        else:
+            os.kill(pid, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code, text.decode()
+    assert (b"It was not answered with yes" in text) == bool(code), text.decode()
+    os.close(terminal)
 
 
 def test_two_clients_of_one_name_are_found(preflight):

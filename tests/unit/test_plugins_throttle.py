@@ -189,7 +189,10 @@ def test_proof_tells_a_limit_that_bites_from_one_that_was_not_reached(
     desired = {"cpu": 0.1, "down": 1e7, "up": None}
     proof = {"cpu": cpu, "throttled_share": 0.9, "down": down, "up": 0.0, "desired": desired}
     hostvars = {"c1": {"coldframe_proof": {"clients": {"c1-0": proof}}}}
-    text = "\n".join(coldframe_proof_text(["c1"], hostvars))
+    text = "\n".join(coldframe_proof_text(["c1"], hostvars, {"prove": 10.0, "load": False}))
+    offered = "ansible-playbook throttle.yml -e prove=10s -e load=true" in text
+    assert offered == (verdicts[0] == "not reached")
+    assert "load=true" not in "\n".join(coldframe_proof_text(["c1"], hostvars, {"prove": 10.0, "load": True}))
     for word in verdicts:
         assert text.count(word) == verdicts.count(word)
     assert "no limit" in text
@@ -200,7 +203,7 @@ def test_proof_names_who_could_not_be_measured() -> None:
     proof = {"cpu": 0.1, "throttled_share": 0.9, "down": 1e7, "up": 0.0, "desired": desired}
     lost = {"problem": "restarted meanwhile", "desired": desired}
     hostvars = {"c1": {"coldframe_proof": {"clients": {"c1-0": lost, "c1-1": proof}}}}
-    text = coldframe_proof_text(["c1"], hostvars)
+    text = coldframe_proof_text(["c1"], hostvars, {"prove": 10.0, "load": False})
     assert any("c1-0" in line and "restarted meanwhile" in line for line in text)
     assert any("c1-1" in line and "proven" in line for line in text)
 
@@ -225,7 +228,7 @@ def test_limits_for_people(key: str, value: Any, text: str) -> None:
 def test_module_asks_for_what_it_is_told() -> None:
     params = {
         **{"action": "set", "limits": {"a": {"cpu": 1}}, "clients": [], "stamp": 5.0, "duration": 3.0},
-        **{"seconds": None, "trace": {}, "force": False},
+        **{"seconds": None, "load": True, "trace": {}, "force": False},
     }
     assert build(params, check=True) == {
         **{
@@ -239,7 +242,7 @@ def test_module_asks_for_what_it_is_told() -> None:
     }
     assert build({**params, "action": "status"}, check=False) == {"do": "status"}
     proof = build({**params, "action": "prove", "clients": ["a"], "seconds": 2.0}, check=False)
-    assert proof == {"do": "prove", "clients": ["a"], "seconds": 2.0}
+    assert proof == {"do": "prove", "clients": ["a"], "seconds": 2.0, "load": True}
 
 
 def test_one_reason_is_said_once() -> None:

@@ -99,7 +99,7 @@ def test_without_values_there_are_defaults_for_every_variable():
         assert findings == []
         assert list(values) == list(table)
     assert cast("site", {})[0]["train"] is True
-    assert cast("teardown", {})[0] == {"purge": False, "interrupt": False}
+    assert cast("teardown", {})[0] == {"purge": False, "yes": False, "interrupt": False}
     assert cast("status", {})[0] == {"output": "table"}
 
 

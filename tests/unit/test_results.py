@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from coldframe.controller import plots, results
+from coldframe import task_log
+from coldframe.controller import plots, records, results, terminal
 
 PNG = b"\x89PNG\r\n\x1a\n"
 NAMES = ["lab-0", "lab-1", "lab-2"]
@@ -242,6 +243,29 @@ def test_files_of_the_run_are_copied(tmp_path: Path) -> None:
     assert json.loads((out / "versions.json").read_text(encoding="utf-8")) == summary["versions"]
 
 
+def test_what_an_app_printed_is_found_by_server_and_client(tmp_path: Path) -> None:
+    source = tmp_path / "run"
+    (source / "logs" / "m1").mkdir(parents=True)
+    (source / "logs" / "serverapp.log").write_text("\x1b[92mINFO\x1b[0m :\tround 1\x07\n", encoding="utf-8")
+    log = [
+        "1Z node",
+        f"2Z {task_log.BEGIN.format(77)}",
+        "3Z loss \x1b[2J0.3",
+        f"4Z {task_log.END}",
+        f"5Z {task_log.BEGIN.format(78)}",
+        "6Z of another run",
+    ]
+    (source / "logs" / "m1" / "lab-m1-0.log").write_text("\n".join(log), encoding="utf-8")
+    (source / "logs" / "m1" / "lab-m1-1.log").write_text("1Z node\n", encoding="utf-8")
+    results.write_logs(source / "logs", tmp_path / "logs", "77", "lab")
+    assert (tmp_path / "logs" / "serverapp.log").read_text(encoding="utf-8") == "INFO :\tround 1\n"
+    assert (tmp_path / "logs" / "m1-0.log").read_text(encoding="utf-8") == (
+        f"2Z {task_log.BEGIN.format(77)}\n3Z loss [2J0.3\n"
+    )
+    assert not (tmp_path / "logs" / "m1-1.log").exists()
+    assert (tmp_path / "logs" / "m1" / "lab-m1-1.log").exists()
+
+
 def test_config_of_the_journal_is_written_where_none_is_given(tmp_path: Path) -> None:
     collect(write_journal(tmp_path / "run", make_events()), tmp_path / "out")
     text = (tmp_path / "out" / "latest" / "config.yml").read_text(encoding="utf-8")
@@ -393,6 +417,14 @@ def test_purge_removes_the_results_of_one_federation(
     assert [path.name for path in folder.iterdir()] == ["notes"], "a link to nothing was left"
 
 
+@pytest.mark.parametrize("inventory", ['{"federation": "mi', "[]", "null", "\\x00"])
+def test_results_whose_inventory_is_torn_are_nobodys(tmp_path: Path, inventory: str) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "inventory.json").write_text(inventory, encoding="utf-8")
+    (tmp_path / "a" / "summary.json").write_text("{}", encoding="utf-8")
+    assert records.folders_of(tmp_path, "mine") == records.folders_of(tmp_path, "None") == []
+
+
 def test_purge_without_any_results_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert results.main(["--purge", "mine", "--results", str(tmp_path / "results")]) == 0
     assert capsys.readouterr().out == ""
@@ -430,7 +462,8 @@ def test_closing_words_say_what_happened_and_what_to_type(
         "wall time   1 min 03 s",
         "failures    lab-1: train of round 2 (node unavailable)",
         f"results     {tmp_path / 'out'}/20231114-221320-pilot/",
-        "ansible-playbook run.yml -e rounds=6 ",
+        "ansible-playbook run.yml    ",
+        "   the same again, on the standing federation",
         "ansible-playbook status.yml ",
         "make down ",
     ):
@@ -443,18 +476,21 @@ def test_next_commands_can_be_typed_where_the_environment_is_not_activated(
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr("sys.executable", str(environment / "python"))
     monkeypatch.chdir(environment.parents[1])
-    assert results.ansible_playbook() == ".venv/bin/ansible-playbook"
+    assert terminal.ansible_playbook() == ".venv/bin/ansible-playbook"
     monkeypatch.chdir("/usr")
-    assert results.ansible_playbook() == str(environment / "ansible-playbook")
+    assert terminal.ansible_playbook() == str(environment / "ansible-playbook")
 
 
 @pytest.mark.usefixtures("environment")
-def test_next_commands_repeat_the_users_inventory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_next_commands_repeat_the_users_inventory_and_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = write_journal(tmp_path / "run", make_events(end="failed"))
-    collect(source, tmp_path / "out", "--verb-arguments", "-i inventory/lab.yml")
+    typed = ("--verb-arguments=-i inventory/lab.yml", "--run-arguments=-e max_samples=900 -e rounds=3")
+    collect(source, tmp_path / "out", *typed)
     said = capsys.readouterr().out
     assert "because     round 3: no client replied" in said
-    assert "ansible-playbook run.yml -i inventory/lab.yml -e rounds=6 " in said
+    assert "ansible-playbook run.yml -i inventory/lab.yml -e max_samples=900 -e rounds=3 " in said
     assert "ansible-playbook teardown.yml -i inventory/lab.yml " in said
     assert "make down" not in said
 

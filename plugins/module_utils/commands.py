@@ -1,0 +1,77 @@
+"""The commands that messages offer, so that they can be pasted as they stand."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ansible import constants as C
+from ansible import context
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugins by path, not as a package
+
+from coldframe.controller.terminal import ansible_playbook
+from plugins.module_utils.variables import EARLIER, INVENTORY, RUN, VERBS
+
+# Settings of the inventory that may be typed, and then belong to every later verb about that federation.
+DESCRIBING = ("fl_federation", "fl_client_", "fl_address", "fl_port", "fl_metrics_port", "fl_results_dir")
+# A command in a message, with what follows it up to the next one.
+_OFFER = re.compile(
+    rf"(?<![\w/.-])ansible-playbook (?P<verb>(?:{'|'.join(VERBS)})\.yml)"
+    r"(?P<rest>(?:(?!ansible-playbook )[^\n`])*)"
+)
+
+
+def complete(text: str, extra: Mapping[str, Any]) -> str:
+    """Give every command that a text offers what this call was typed with to address its federation.
+
+    Parameters
+    ----------
+    extra : mapping
+        The variables of this call's ``-e``.
+    """
+    program, needed = ansible_playbook(), addressing(extra)
+
+    def fill(offer: re.Match[str]) -> str:
+        rest = offer["rest"]
+        more = [words for words in needed if f" {words.partition('=')[0]}" not in rest]
+        return " ".join([program, offer["verb"], *more]) + rest
+
+    return _OFFER.sub(fill, text)
+
+
+def addressing(extra: Mapping[str, Any]) -> list[str]:
+    """What was typed besides the verb that any other verb needs too: inventory, password, federation."""
+    given = context.CLIARGS.get("inventory") or ()
+    here = [short(Path(source)) if "," not in source else source for source in given]
+    words = [] if list(given) in ([], list(C.DEFAULT_HOST_LIST)) else [f"-i {shlex.quote(it)}" for it in here]
+    words += ["-K"] if context.CLIARGS.get("become_ask_pass") else []
+    answer = context.CLIARGS.get("become_password_file")
+    if answer and answer != C.BECOME_PASSWORD_FILE:
+        words.append(f"--become-password-file {shlex.quote(short(Path(answer)))}")
+    return words + settings(extra, [name for name in INVENTORY if name.startswith(DESCRIBING)])
+
+
+def of_the_run(extra: Mapping[str, Any]) -> list[str]:
+    """What was typed about the training, which another run repeats."""
+    return settings(extra, [name for name in RUN if name not in (*EARLIER, "wait")])
+
+
+def settings(extra: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """Those of some variables that were typed, as they are typed."""
+    words = []
+    for name in sorted(set(names) & set(extra)):
+        value = extra[name]
+        pair = f"{name}={value}" if isinstance(value, str | int | float) else json.dumps({name: value})
+        words.append(f"-e {shlex.quote(pair)}")
+    return words
+
+
+def short(path: Path) -> str:
+    """A path as one would type it here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
