@@ -30,7 +30,7 @@ from coldframe.controller import plots, report
 from coldframe.controller.records import Event, Run, duration, gather, iso
 from coldframe.journal import read_journal
 
-STATUSES = ("completed", "failed", "stopped", "running")
+STATUSES = ("completed", "failed", "diverged", "stopped", "running")
 PHASES = ("configure", "train", "aggregate", "evaluate", "server_evaluate")
 SYSTEM_FIGURES = (
     "cpu_limit",
@@ -53,6 +53,8 @@ def outcome(run: Run, status: str | None, error: str | None) -> tuple[str, str |
     failure that the journal records stays a failure.
     """
     recorded = run.finished.get("status")
+    if recorded == "diverged":
+        return recorded, run.finished.get("error") or error
     if recorded == "failed":
         return "failed", error or run.finished.get("error") or None
     ended = status or recorded
@@ -149,17 +151,36 @@ def client_rows(run: Run) -> list[dict[str, Any]]:
         )
     order = {"train": 0, "evaluate": 1}
     return sorted(
-        rows, key=lambda row: (row["round"], order.get(row["phase"], 2), row["partition_id"], row["client"])
+        rows,
+        key=lambda row: (
+            row["round"],
+            order.get(row["phase"], 2),
+            row["partition_id"] is None,
+            row["partition_id"] or 0,
+            row["client"],
+        ),
     )
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows with the same keys as CSV; no rows make an empty file."""
+    """Write rows with the same keys as CSV; no rows make an empty file.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe in front: then it is none.
+    """
     with path.open("w", newline="", encoding="utf-8") as file:
         if rows:
             writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows({key: no_formula(value) for key, value in row.items()} for row in rows)
+
+
+def no_formula(value: Any) -> Any:
+    """Return a cell that no spreadsheet computes.
+
+    >>> no_formula('=HYPERLINK("http://example.org")'), no_formula(-1.5)
+    ('\'=HYPERLINK("http://example.org")', -1.5)
+    """
+    return f"'{value}" if isinstance(value, str) and value.startswith(tuple("=+-@\t\r\n")) else value
 
 
 def write_json(path: Path, content: Any) -> None:
