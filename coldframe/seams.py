@@ -45,6 +45,7 @@ SEAMS = {
     "heartbeats": "flwr.supercore.heartbeat:",
     "subprocess_launch": "flwr.supercore.superexec.executor.subprocess_executor:SubprocessExecutor.launch",
     "send_and_receive": "flwr.superlink.grid.http_grid:HttpGrid.send_and_receive",
+    "grid_pull_messages": "flwr.superlink.grid.http_grid:HttpGrid.pull_messages",
     "cleanup_tokens": f"{_SQL_STATE}._cleanup_expired_task_tokens",
     "task_by_token": f"{_SQL_STATE}.get_task_by_token",
     "sql_session": "flwr.supercore.sql_mixin:SqlMixin.session",
