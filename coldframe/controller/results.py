@@ -189,8 +189,13 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def copy(source: Path | None, target: Path) -> None:
-    """Copy a file into the folder, unless there is none or it lies there already."""
-    if source is not None and source.exists() and source.resolve() != target.resolve():
+    """Copy a file into the folder, unless there is none, it lies there already, or it is a link.
+
+    What was fetched keeps its links, and whoever made them knew nothing good of the controller's files.
+    """
+    if source is None or source.is_symlink():
+        return
+    if source.exists() and source.resolve() != target.resolve():
         shutil.copyfile(source, target)
 
 
@@ -335,6 +340,8 @@ def read_json(path: Path | None) -> dict[str, Any]:
 def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, Path]:
     """Write the whole results folder, and move `latest` last."""
     source: Path = arguments.source
+    if (source / "journal.jsonl").is_symlink():
+        raise ValueError(f"{source / 'journal.jsonl'} is a symbolic link: the run's folder was tampered with")
     run = gather(read_journal(source / "journal.jsonl"))
     versions, record = read_json(arguments.versions), read_json(arguments.record)
     if run.first is None and record.get("started"):
@@ -360,7 +367,7 @@ def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, P
     copy(arguments.inventory, out / "inventory.json")
     copy(arguments.record, out / "superlink.json")
     if (source / "logs").exists():
-        shutil.copytree(source / "logs", out / "logs", dirs_exist_ok=True)
+        shutil.copytree(source / "logs", out / "logs", dirs_exist_ok=True, symlinks=True)
     events: list[Event] = []
     if arguments.events and arguments.events.exists():
         events = write_events(arguments.events, run, out / "events.jsonl")
