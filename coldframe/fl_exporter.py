@@ -3,7 +3,8 @@
 It reads what the ServerApps append, and the SuperLink's own records for what no journal says: who is
 connected, and the runs of apps that keep none. It lives in the server's container, on its loopback; the
 gateway publishes it. The newest RUNS runs are shown, closed ones too, after any restart: 38 series per run
-and 9 per run and client. `python3 -m coldframe.fl_exporter PORT`
+and 9 per run and client. `python3 -m coldframe.fl_exporter PORT [USERS]`: with the
+file of users it asks for a password.
 """
 
 from __future__ import annotations
@@ -383,7 +384,9 @@ def main(arguments: list[str]) -> int:
     """Serve on the loopback, until the end."""
     state = Path(os.environ.get("COLDFRAME_STATE", "/state"))
     certificates = {name: PKI / f"{name}.crt" for name in ("server", "ca")}
-    exposition.Server(("127.0.0.1", int(arguments[0])), Exporter(state, certificates).page).serve_forever()
+    page = Exporter(state, certificates).page
+    guard = exposition.Guard(Path(arguments[1])) if len(arguments) > 1 else None
+    exposition.Server(("127.0.0.1", int(arguments[0])), page, guard).serve_forever()
     return 0
 
 
