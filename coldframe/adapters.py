@@ -1,13 +1,11 @@
 """All of Coldframe's changes to flwr 1.41, each a few lines with its reason, and how they are applied.
 
-`python -m coldframe.adapters superlink|supernode|serverapp-superexec ARGS` is flwr's own `flower-superlink`,
-`flower-supernode` or, beside a SuperLink, `flower-superexec` with the adapters of that process applied; the
-executor beside a SuperNode is `coldframe.executor`. `COLDFRAME_ADAPTERS=0` leaves all adapters out:
-everything still works, as slowly as stock.
+`python -m coldframe.adapters superlink|supernode|serverapp-superexec ARGS` is flwr's own command with the
+adapters of that process; the executor beside a SuperNode is `coldframe.executor`. With `COLDFRAME_ADAPTERS=0`
+everything works without them, as slowly as stock.
 
-An adapter names what it relies on, with a digest of that source. A flwr in which any of it reads differently
-stops the process with a message instead of changing something that is no longer there. No adapter touches
-authentication, authorization, version checks or TLS.
+An adapter names what it relies on, with a digest of that source; a flwr that reads differently stops the
+process. Keys, tokens and versions are checked by flwr's own functions, a node's key before a body is read.
 """
 
 from __future__ import annotations
@@ -569,10 +567,12 @@ def start_serverapps_with_adapters() -> None:
     subprocess_executor.subprocess = starting.Subprocess(SIGN_SECONDS)
 
 
-@adapter("serverapp", send_and_receive="699c9f048f3c")
+@adapter("serverapp", send_and_receive="699c9f048f3c", grid_pull="67a5266a5a2e")
 def look_for_replies_as_they_come() -> None:
     """flwr's grid sleeps 3 s between two looks for replies, which our SuperLink holds until there are any."""
     from flwr.superlink.grid.http_grid import HttpGrid
+
+    from coldframe.recording import reading
 
     def send_and_receive(
         grid: HttpGrid, messages: Iterable[Message], *, timeout: float | None = None
@@ -593,6 +593,7 @@ def look_for_replies_as_they_come() -> None:
         return replies
 
     HttpGrid.send_and_receive = send_and_receive
+    reading.install()
 
 
 def _is_traced() -> bool:

@@ -29,7 +29,7 @@ from google.protobuf.message import DecodeError, Message
 # What one request or answer carries, and at most one object more: both sides hold it in memory.
 BATCH_BYTES = 8 << 20
 SIZE_BYTES = 4
-MOST = 1 << 16  # messages in a batch: an empty one is four bytes, and a hundred when it has been read
+MOST = 1 << 12  # messages in a batch: an empty one is four bytes, and a hundred when it has been read
 LONG_BYTES = 1 << 16
 CONTENT = "object_content"
 VARINT, LENGTH = 0, 2  # how protobuf writes a field: a number; a length, then so many bytes
@@ -242,7 +242,7 @@ def _batches(contents: Iterable[tuple[str, bytes]]) -> Iterator[list[tuple[str, 
     batch: list[tuple[str, bytes]] = []
     size = 0
     for name, content in contents:
-        if batch and size + len(content) > BATCH_BYTES:
+        if batch and (size + len(content) > BATCH_BYTES or len(batch) == MOST):
             yield batch
             batch, size = [], 0
         batch.append((name, content))
@@ -261,7 +261,7 @@ def pull(
     if len(_local.wanted) > 1 and _local.wanted[0] == name:
         items = PullRequests(
             PullObjectRequest(node=request.node, run_id=request.run_id, object_id=wanted)
-            for wanted in _local.wanted
+            for wanted in _local.wanted[:MOST]
         )
         if answers := _ask(client, "pull-objects", "PullObjects", items, PullAnswers):
             _local.pulled = dict(zip(_local.wanted, answers, strict=False))

@@ -16,6 +16,7 @@ import socket
 import ssl
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+WRONG_SECONDS = 0.5  # between two passwords that are tried
 IDLE = 120.0  # seconds that a connection may be silent; Prometheus keeps its own open between scrapes
 ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
@@ -87,7 +89,7 @@ class Guard:
     Parameters
     ----------
     users : Path
-        A file of lines `name:bcrypt hash`, as nginx wants them too; read anew when it has changed, so that a
+        A file of lines `name:bcrypt hash`; read anew when it has changed, so that a
         new password needs no restart.
     """
 
@@ -127,8 +129,9 @@ class Guard:
             return False
         with self._lock:
             found = self._crypt(password.encode(), expected.encode())
-        if not found or not hmac.compare_digest(found, expected.encode()):
-            return False
+            if not found or not hmac.compare_digest(found, expected.encode()):
+                time.sleep(WRONG_SECONDS)  # the next guess waits for it: guessing must not use up the CPU
+                return False
         self.known.add(header)
         return True
 

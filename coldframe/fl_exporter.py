@@ -2,8 +2,9 @@
 
 It reads what the ServerApps append, and the SuperLink's own records for what no journal says: who is
 connected, and the runs of apps that keep none. It lives in the server's container, on its loopback; the
-gateway publishes it. The newest RUNS runs are shown, closed ones too, after any restart: 36 series per run
-and 9 per run and client. `python3 -m coldframe.fl_exporter PORT`
+gateway publishes it. The newest RUNS runs are shown, closed ones too, after any restart: 38 series per run
+and 9 per run and client. `python3 -m coldframe.fl_exporter PORT [USERS]`: with the
+file of users it asks for a password.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ from coldframe.gateway import PKI
 from coldframe.journal import Tail
 
 RUNS = 20
-STATES = ("running", "completed", "failed", "stopped")
+STATES = ("running", "completed", "failed", "diverged", "stopped")
 PHASES = ("configure", "train", "aggregate", "evaluate", "server_evaluate")
-REASONS = ("oom", "timeout", "lost", "exception", "other")
-# A failure's class by its code: Flower's ErrorCode, and -1, our own for a time that was up.
+REASONS = ("oom", "timeout", "lost", "exception", "bad_reply", "other")
+# A failure's class by its code: Flower's ErrorCode; our own -1 for a time that was up, -2 for a bad reply.
 REASON_OF_CODE = {
+    -2: "bad_reply",
     -1: "timeout",
     1: "exception",
     2: "exception",
@@ -382,7 +384,9 @@ def main(arguments: list[str]) -> int:
     """Serve on the loopback, until the end."""
     state = Path(os.environ.get("COLDFRAME_STATE", "/state"))
     certificates = {name: PKI / f"{name}.crt" for name in ("server", "ca")}
-    exposition.Server(("127.0.0.1", int(arguments[0])), Exporter(state, certificates).page).serve_forever()
+    page = Exporter(state, certificates).page
+    guard = exposition.Guard(Path(arguments[1])) if len(arguments) > 1 else None
+    exposition.Server(("127.0.0.1", int(arguments[0])), page, guard).serve_forever()
     return 0
 
 

@@ -1,13 +1,14 @@
 """A Flower Grid that knows the clients by name, keeps order, polls fast and writes down what happens."""
 
+from __future__ import annotations
+
 import json
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
@@ -15,6 +16,8 @@ from flwr.supercore.run import Run
 
 from coldframe.app_errors import readable
 from coldframe.journal import Journal
+from coldframe.recording import replies as contents
+from coldframe.recording.replies import BAD_REPLY, BadReply, Checked, Form, Rules, clean
 
 FIRST_POLL, LAST_POLL = 0.1, 0.5  # seconds between two looks for replies; Flower's own grid waits 3
 RESTART_CHECK = 5.0  # seconds between two looks for clients that restarted in the middle of a phase
@@ -22,8 +25,10 @@ EXPIRY_MARGIN = (
     5.0  # seconds after the time-out in which a message is still good: its reply may be on its way
 )
 GRACE = 30.0  # seconds that a run waits at its start for registered clients beyond the least number
-SYSTEM_RECORD = "coldframe"  # the ConfigRecord of a reply with the client's system figures
 NO_REPLY = -1  # our own failure code beside Flower's: the time was up
+
+
+DEMANDING = Rules()
 
 
 class ClientsMissing(RuntimeError):
@@ -37,6 +42,17 @@ class Client:
     node_id: int
     name: str
     partition_id: int | None = None
+
+
+@dataclass
+class _Exchange:
+    """What one phase sent to whom, and what came back."""
+
+    phase: str
+    sent: dict[int, Message]
+    replies: dict[int, Message] = field(default_factory=dict)
+    forms: dict[int, Form] = field(default_factory=dict)
+    not_finite: int = 0
 
 
 def read_roster(path: Path) -> dict[int, Client]:
@@ -58,6 +74,7 @@ class JournalingGrid(Grid):
       floating-point sums come out the same in every run. Nodes without a partition id come last, by node id.
     - Every phase, reply and failure goes into the journal as it happens.
     - Waiting for clients has an end, after which an error names the missing ones.
+    - What a reply contains is checked before anybody uses it; a bad reply becomes an error of that client.
 
     Parameters
     ----------
@@ -67,6 +84,8 @@ class JournalingGrid(Grid):
         How many clients must be connected before nodes are listed.
     wait_timeout : float
         Seconds to wait for them.
+    rules : Rules
+        What is demanded of replies.
     """
 
     def __init__(
@@ -77,9 +96,13 @@ class JournalingGrid(Grid):
         *,
         required: int = 1,
         wait_timeout: float = 300.0,
+        rules: Rules = DEMANDING,
     ) -> None:
         self.round = 0
         self.failures = 0  # since the counter was last set to 0
+        self.diverged = False  # in the last phase, all that came back was NaN or infinite
+        self._rules = rules
+        self._forms: dict[str, Form] = {}  # by phase, of the last round's replies
         self._grid = grid
         self._journal = journal
         self._clients = dict(roster)
@@ -171,9 +194,7 @@ class JournalingGrid(Grid):
         if not messages:
             return []
         phase = messages[0].metadata.message_type.split(".")[0]
-        # The map from message to node is ours: an error for a lost node names the SuperLink as its source.
-        pending: dict[str, int] = {}
-        sizes = {message.metadata.dst_node_id: _payload(message) for message in messages}
+        exchange = _Exchange(phase, {message.metadata.dst_node_id: message for message in messages})
         if timeout is not None:
             for message in messages:
                 # A task that hangs is ended when its message expires; then the client is free again.
@@ -185,21 +206,23 @@ class JournalingGrid(Grid):
         message_ids = list(self._grid.push_messages(messages))
         if not message_ids:
             raise RuntimeError("the SuperLink did not take the messages: their payload is too large for it")
+        # The map from message to node is ours: an error for a lost node names the SuperLink as its source.
+        pending: dict[str, int] = {}
         for message, message_id in zip(messages, message_ids, strict=True):
-            if message_id is None:
+            if not message_id:
                 self._failed(phase, message.metadata.dst_node_id, NO_REPLY, "the message could not be sent")
             else:
                 pending[message_id] = message.metadata.dst_node_id
 
-        replies: dict[int, Message] = {}
         pause, next_check = FIRST_POLL, RESTART_CHECK
         while pending:
             arrived = list(self._grid.pull_messages(list(pending)))
             elapsed = time.monotonic() - start
             for reply in arrived:
-                node_id = pending.pop(reply.metadata.reply_to_message_id)
-                replies[node_id] = reply
-                self._arrived(phase, node_id, reply, elapsed, sizes[node_id])
+                answered = pending.pop(reply.metadata.reply_to_message_id, None)
+                if answered is None:
+                    continue  # nobody asked for it
+                self._take(exchange, answered, reply, elapsed)
             if timeout is not None and elapsed >= timeout:
                 for node_id in pending.values():
                     self._failed(phase, node_id, NO_REPLY, f"no reply within {timeout:.0f} s")
@@ -210,7 +233,9 @@ class JournalingGrid(Grid):
             pause = FIRST_POLL if arrived else min(LAST_POLL, pause * 1.3)
             if pending:
                 time.sleep(pause)
-        return [replies[node_id] for node_id in sorted(replies, key=self._order)]
+        self.diverged = exchange.not_finite == len(messages) >= min(2, max(1, self._registered))
+        self._refuse_odd_ones(exchange)
+        return [exchange.replies[node_id] for node_id in sorted(exchange.replies, key=self._order)]
 
     def _activations(self) -> dict[int, str]:
         return {node.node_id: node.last_activated_at for node in self._grid.get_nodes()}
@@ -225,14 +250,48 @@ class JournalingGrid(Grid):
                 reason = f"the client restarted while it was to {phase}"
                 self._failed(phase, node_id, ErrorCode.NODE_UNAVAILABLE, reason)
 
-    def _arrived(self, phase: str, node_id: int, reply: Message, seconds: float, sent: int) -> None:
+    def _take(self, exchange: _Exchange, node_id: int, reply: Message, seconds: float) -> None:
+        """Keep a reply and write it down; one that cannot be used is kept as an error."""
+        exchange.replies[node_id] = reply
         if reply.has_error():
-            self._failed(phase, node_id, reply.error.code, readable(reply.error.reason or "no reason given"))
+            reason = readable(reply.error.reason or "no reason given")
+            self._refuse(exchange, node_id, reason, reply.error.code)
             return
-        metrics: dict[str, Any] = {}
-        for record in reply.content.metric_records.values():
-            metrics.update(record)
-        system = dict(reply.content.config_records.get(SYSTEM_RECORD, ConfigRecord()))
+        try:
+            good = contents.check(reply, exchange.sent[node_id], self._rules)
+        except BadReply as bad:
+            exchange.not_finite += bad.not_finite
+            self._refuse(exchange, node_id, str(bad))
+            return
+        exchange.forms[node_id] = good.form
+        self._arrived(exchange, node_id, reply, seconds, good)
+
+    def _refuse(self, exchange: _Exchange, node_id: int, reason: str, code: int = BAD_REPLY) -> None:
+        """Write a failure down, and keep it in place of the reply: strategies log its reason."""
+        self._failed(exchange.phase, node_id, code, reason)
+        error = Error(code=code, reason=clean(reason))
+        exchange.replies[node_id] = Message(error, reply_to=exchange.sent[node_id])
+
+    def _refuse_odd_ones(self, exchange: _Exchange) -> None:
+        """Refuse the replies that would end the run if a strategy got them with the others."""
+        nodes = sorted(exchange.forms, key=self._order)
+        if not (self._rules.like_sent and nodes):
+            return
+        forms = {node_id: exchange.forms[node_id] for node_id in nodes}
+        odd = contents.odd_ones(forms, self._forms.get(exchange.phase))
+        good = [node_id for node_id in nodes if node_id not in odd]
+        self._forms[exchange.phase] = forms[good[0]]
+        counted = any(contents.weight(exchange.replies[node_id]) for node_id in good)
+        for node_id in nodes:
+            if node_id in odd:
+                self._refuse(exchange, node_id, "its metrics are not those of the other replies")
+            elif not counted:
+                self._refuse(exchange, node_id, "no reply of this phase counts any examples")
+
+    def _arrived(
+        self, exchange: _Exchange, node_id: int, reply: Message, seconds: float, good: Checked
+    ) -> None:
+        system = dict(good.system)
         partition_id = system.pop("partition_id", None)
         if node_id not in self._clients and isinstance(partition_id, int):
             self._clients[node_id] = Client(node_id, f"client-{partition_id}", partition_id)
@@ -240,15 +299,15 @@ class JournalingGrid(Grid):
         self._journal.append(
             "reply",
             round=self.round,
-            phase=phase,
+            phase=exchange.phase,
             client=client.name,
             partition_id=client.partition_id,
             node_id=str(node_id),
             seconds=round(seconds, 3),
-            examples=metrics.pop("num-examples", None),
-            metrics=metrics,
+            examples=good.examples,
+            metrics=good.metrics,
             system=system,
-            bytes_down=sent,
+            bytes_down=_payload(exchange.sent[node_id]),
             bytes_up=_payload(reply),
         )
 
@@ -263,7 +322,7 @@ class JournalingGrid(Grid):
             partition_id=client.partition_id,
             node_id=str(node_id),
             code=code,
-            reason=reason,
+            reason=clean(reason),
         )
 
 

@@ -15,7 +15,7 @@ Events (each line has `time`, unix seconds, and `event`):
   train_loss, seconds, phases {configure, train, aggregate, evaluate, server_evaluate} (seconds),
   clients (that trained), failures
 - `model_saved`: path, sha256, bytes
-- `run_finished`: status (completed or failed), error
+- `run_finished`: status (completed, failed or diverged), error
 """
 
 import json

@@ -6,6 +6,9 @@ front of all that: for the calls it knows it runs flwr's own checks (version, no
 SuperExec signature), in flwr's order, then flwr's own handler, in one thread hop, and turns errors into
 responses with flwr's own translator. Whatever it does not know goes the way it always went.
 
+Whoever calls the Fleet API has to be a registered node before a byte of the body is read, whatever the call;
+bodies, batches and what a node stores for a run have an end.
+
 Requests for something that is not there yet are held until it is, instead of being asked again and again; and
 a message counts as there when all its objects have arrived, so that nobody pulls objects in vain.
 """
@@ -14,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
@@ -23,6 +26,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from fastapi import HTTPException, Request
 from fastapi.responses import Response
+from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.proto import fleet_pb2, log_pb2, message_pb2, runtime_pb2
 from flwr.supercore.constant import TASK_TOKEN_HEADER
 from flwr.supercore.dependencies.runtime import get_runtime_handlers, get_runtime_state
@@ -45,6 +49,11 @@ HOLD_SECONDS = 5.0
 SERVERAPP_HOLD_SECONDS = 2.0
 # A message whose sender has stopped pushing its objects is handed out as it is, as flwr does.
 STALLED_SECONDS = 60.0
+
+FLEET = "/v1/fleet/"
+BODY_BYTES = 4 << 20  # of a Fleet call; a message's tree has some 70 bytes per object
+OBJECTS_BODY_BYTES = 128 << 20  # of one that brings objects: flwr cuts arrays into pieces of 20 MB
+NODE_BYTES = 2 << 30  # of objects that a node stores for a run, from one message that it gets to the next
 
 T = TypeVar("T")
 Answer: TypeAlias = "Message | Batch"
@@ -78,6 +87,8 @@ class Mail:
 
     parcels: dict[str, Parcel] = field(default_factory=dict)
     waiting: dict[Hashable, set[asyncio.Future[None]]] = field(default_factory=lambda: defaultdict(set))
+    # Bytes of objects by run and node, since the node was last given a message of that run.
+    stored: Counter[tuple[int, int]] = field(default_factory=Counter)
     # What a node was sent and has not begun to fetch: sent once more if it asks again, for the answer to a
     # held request can get lost with the connection.
     unclaimed: dict[int, Message] = field(default_factory=dict)
@@ -153,15 +164,21 @@ class LeanPath:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a known call, hand on any other."""
         self.loop = asyncio.get_running_loop()
-        call = self.calls.get(scope["path"]) if scope["type"] == "http" else None
-        if call is None or scope["method"] != "POST":
-            await self.app(scope, receive, send)
+        post = scope["type"] == "http" and scope["method"] == "POST"
+        call = self.calls.get(scope["path"]) if post else None
+        fleet = post and scope["path"].startswith(FLEET)
+        if call is None:
+            if fleet:
+                await self._hand_on(scope, receive, send)
+            else:
+                await self.app(scope, receive, send)
             return
 
         async def answer(request: Request) -> Response:
             ProtobufTranslationMiddleware._check_request_media_type(request)
+            body = await (self._fleet_body(request) if fleet else request.body())
             request.state.protobuf_request = ProtobufTranslationMiddleware._parse_request(
-                await request.body(), call.request_type
+                body, call.request_type
             )
             if call.run is None:
                 result = await self.work(lambda: call.authorize(request)())
@@ -172,6 +189,38 @@ class LeanPath:
 
         response = await http_error_translator(Request(scope, receive), answer)
         await response(scope, receive, send)
+
+    async def _fleet_body(self, request: Request) -> bytes:
+        """Read the body of a registered node; `request.state.sender` is then the node's id."""
+        await self.work(lambda: identify(request))
+        objects = request.url.path in (f"{FLEET}push-object", f"{FLEET}push-objects")
+        limit, parts, size = OBJECTS_BODY_BYTES if objects else BODY_BYTES, [], 0
+        async for part in request.stream():
+            size += len(part)
+            if size > limit:
+                raise HTTPException(413, f"A body has at most {limit} bytes.")
+            parts.append(part)
+        return b"".join(parts)
+
+    async def _hand_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Give flwr a Fleet call that this knows nothing of, once it is known who calls."""
+        body: list[bytes] = []
+
+        async def read(request: Request) -> Response:
+            body.append(await self._fleet_body(request))
+            return Response()
+
+        refusal = await http_error_translator(Request(dict(scope), receive), read)
+        if not body:
+            await refusal(scope, receive, send)
+            return
+
+        async def replay() -> Any:
+            if body:
+                return {"type": "http.request", "body": body.pop(), "more_body": False}
+            return await receive()
+
+        await self.app(scope, replay, send)
 
     async def work(self, function: Callable[[], T]) -> T:
         """Run a function in the worker thread, away from the event loop."""
@@ -253,8 +302,37 @@ def together(single: Call, request_type: type[Batch], answer_type: type[Batch], 
     )
 
 
+class Sender:
+    """Stands for the node id of a request whose body is not read yet.
+
+    flwr's check compares it with the id of the node that the key belongs to, and so tells it.
+    """
+
+    def __init__(self) -> None:
+        self.node_id = self
+        self.found: int | None = None
+
+    def __ne__(self, found: object) -> bool:
+        """Keep the id; only a key that belongs to no node is another than expected."""
+        self.found = found if isinstance(found, int) else None
+        return found is None
+
+
+def identify(request: Request) -> None:
+    """Run flwr's check of a node's key and signature, which stand in the headers."""
+    from flwr.superlink.routers.fleet.node_auth import authenticate_node
+
+    sender = Sender()
+    if request.url.path == f"{FLEET}register-node" and not request.app.state.enable_supernode_auth:
+        return  # it brings the key that is to be registered
+    request.state.protobuf_request = sender
+    authenticate_node(request)
+    request.state.sender = sender.found
+
+
 async def push_objects(path: LeanPath, request: Request, handle: Handle) -> Answer:
     """Store objects."""
+    charge(path, request, request.state.batch)
     answers: Any = await path.work(handle)
     for item, answer in zip(request.state.batch, answers, strict=True):
         if answer.stored:
@@ -303,8 +381,37 @@ async def push_messages(path: LeanPath, request: Request, handle: Handle) -> Ans
     return response
 
 
+def charge(path: LeanPath, request: Request, items: Iterable[Any]) -> None:
+    """Count what a node brings, and refuse what is more than its share."""
+    sender = getattr(request.state, "sender", None)
+    if sender is None:
+        return  # a ServerApp
+    for item in items:
+        stored = path.mail.stored
+        stored[item.run_id, sender] += len(item.object_content)
+        if stored[item.run_id, sender] > NODE_BYTES:
+            raise HTTPException(413, f"A reply has at most {NODE_BYTES} bytes.")
+
+
+async def push_reply(path: LeanPath, request: Request, handle: Handle) -> Answer:
+    """Store a node's reply: one, its own, to the ServerApp. flwr looks at the first message alone."""
+    push = request.state.protobuf_request
+    if len(push.messages_list) != 1 or len(push.message_object_trees) != 1:
+        raise HTTPException(400, "A node pushes one message at a time.")
+    metadata = push.messages_list[0].metadata
+    if (
+        metadata.src_node_id != request.state.sender
+        or metadata.dst_node_id != SUPERLINK_NODE_ID
+        or not metadata.reply_to_message_id
+        or metadata.message_id != push.message_object_trees[0].object_id
+    ):
+        raise HTTPException(400, "A node pushes replies of its own to the ServerApp.")
+    return await push_messages(path, request, handle)
+
+
 async def push_object(path: LeanPath, request: Request, handle: Handle) -> Answer:
     """Store an object."""
+    charge(path, request, [request.state.protobuf_request])
     response: Any = await path.work(handle)
     if response.stored:
         path.mail.arrived(request.state.protobuf_request.object_id)
@@ -334,6 +441,7 @@ async def pull_as_node(path: LeanPath, request: Request, handle: Handle) -> Answ
     )
     if response.messages_list:
         path.mail.unclaimed[node_id] = response
+        path.mail.stored.pop((response.messages_list[0].metadata.run_id, node_id), None)
     return response
 
 
@@ -419,7 +527,6 @@ def runtime_calls(component: str) -> dict[str, Call]:
 def superlink_calls() -> dict[str, Call]:
     """Return the calls of a SuperLink that a round consists of."""
     from flwr.superlink.dependencies.linkstate import get_linkstate
-    from flwr.superlink.routers.fleet.node_auth import authenticate_node
     from flwr.superlink.routers.fleet.router import router
     from flwr.superlink.servicer.fleet import fleet_handlers
 
@@ -429,7 +536,8 @@ def superlink_calls() -> dict[str, Call]:
         handler = getattr(fleet_handlers, name)
 
         def authorize(request: Request) -> Handle:
-            authenticate_node(request)
+            if request.state.protobuf_request.node.node_id != request.state.sender:
+                raise HTTPException(401, "Invalid SuperNode authentication")
             check_version(request)
             state = get_linkstate(request)
             extra = {"store": state.object_store} if store else {}
@@ -452,9 +560,7 @@ def superlink_calls() -> dict[str, Call]:
         f"{fleet}/pull-messages": Call(
             fleet_pb2.PullMessagesRequest, as_node("pull_messages", store=True), pull_as_node
         ),
-        f"{fleet}/push-messages": Call(
-            fleet_pb2.PushMessagesRequest, as_node("push_messages"), push_messages
-        ),
+        f"{fleet}/push-messages": Call(fleet_pb2.PushMessagesRequest, as_node("push_messages"), push_reply),
         f"{fleet}/pull-object": pull_object,
         f"{fleet}/push-object": push,
         f"{fleet}/pull-objects": together(pull_object, PullRequests, PullAnswers, get_linkstate),

@@ -28,6 +28,7 @@ METRICS_PORT = 9095  # of the loopback too: the gateway publishes it
 # container too. So a new one of the gateway's, which is what clients see, needs no restart of the SuperLink.
 SUPERLINK_CERTIFICATE = Path("/tmp/superlink.crt")
 SUPERLINK_KEY = Path("/tmp/superlink.key")
+USERS = Path("/run/coldframe/gateway/users")  # who may read metrics
 
 RESTARTED = "the server restarted in the middle of the run"
 
@@ -67,7 +68,11 @@ def children(state: Path, secret: Path, warm: bool) -> list[Child]:
             # The poll finds the ServerApp of a new run; a short one costs nothing where no limit holds.
             {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"},
         ),
-        Child("exporter", [sys.executable, "-m", "coldframe.fl_exporter", str(METRICS_PORT)], vital=False),
+        Child(
+            "exporter",
+            [sys.executable, "-m", "coldframe.fl_exporter", str(METRICS_PORT), str(USERS)],
+            vital=False,
+        ),
     ]
 
 

@@ -30,7 +30,7 @@ from dashboards.panels import (
     to_client,
 )
 
-STATES = {"running": BLUE, "completed": GREEN, "failed": RED, "stopped": AMBER}
+STATES = {"running": BLUE, "completed": GREEN, "failed": RED, "diverged": RED, "stopped": AMBER}
 
 
 def board() -> Board:

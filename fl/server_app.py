@@ -20,9 +20,14 @@ import coldframe
 from coldframe import cgroups
 from coldframe.grid import GRACE, JournalingGrid, read_roster
 from coldframe.journal import Journal
+from coldframe.recording.replies import Rules
 from fl import data, model, partition, strategy, training
 
 app = ServerApp()
+
+
+class Diverged(RuntimeError):
+    """The model has become NaN or infinite."""
 
 
 @app.main()
@@ -33,6 +38,9 @@ def main(grid: Grid, context: Context) -> None:
     journal = Journal(folder / "journal.jsonl")
     try:
         Training(grid, context, journal, folder, Path(state or ".") / "nodes.json").run()
+    except Diverged as error:
+        journal.append("run_finished", status="diverged", error=str(error))
+        raise
     except BaseException as error:
         journal.append("run_finished", status="failed", error=f"{type(error).__name__}: {error}")
         raise
@@ -75,8 +83,14 @@ class Training:
             least[2] = 0
         self.required = max(1, *least)
         self.wait_timeout = float(self.config["wait-timeout"])
+        self.finite = not self.config["allow-nonfinite"]
         self.grid = JournalingGrid(
-            grid, journal, self.clients, required=self.required, wait_timeout=self.wait_timeout
+            grid,
+            journal,
+            self.clients,
+            required=self.required,
+            wait_timeout=self.wait_timeout,
+            rules=Rules(finite=self.finite),
         )
         self.model = model.build(self.dataset, self.seed)
         self.strategy_args, self.dp_args, self.partitioner_args = (
@@ -172,6 +186,8 @@ class Training:
             if aggregated is not None:
                 trained += 1
                 packed = {key: array.numpy().astype(packed[key].dtype) for key, array in aggregated.items()}
+                if self.finite and not all(np.isfinite(array).all() for array in packed.values()):
+                    self._diverged(this, "the aggregated model")
                 model.unpack(packed, self.model)
                 arrays = ArrayRecord({key: Array(array) for key, array in packed.items()})
             self._evaluate_phase(chosen, this, arrays, ConfigRecord(shared))
@@ -181,6 +197,12 @@ class Training:
             raise RuntimeError(
                 f"no round of {self.rounds} trained the model; the journal says why, by client"
             )
+
+    def _diverged(self, this: Round, what: str) -> None:
+        raise Diverged(
+            f"in round {this.number} {what} is NaN or infinite. Lower learning_rate or clip (fl_dp); "
+            "allow_nonfinite=true goes on all the same"
+        )
 
     def _train_phase(
         self, chosen: Strategy, this: Round, arrays: ArrayRecord, config: ConfigRecord
@@ -195,6 +217,8 @@ class Training:
         replies = self.grid.send_and_receive(messages, timeout=self.timeout)
         this.timed("train", start)
         start = time.monotonic()
+        if self.grid.diverged:
+            self._diverged(this, "what all clients trained")
         this.clients = sum(not reply.has_error() for reply in replies)
         aggregated, metrics = chosen.aggregate_train(this.number, replies)
         this.timed("aggregate", start)
@@ -219,6 +243,8 @@ class Training:
         start = time.monotonic()
         replies = self.grid.send_and_receive(messages, timeout=self.timeout)
         this.timed("evaluate", start)
+        if self.grid.diverged:
+            self._diverged(this, "the loss of all clients")
         start = time.monotonic()
         metrics = chosen.aggregate_evaluate(this.number, replies) or MetricRecord()
         this.timed("aggregate", start)

@@ -32,7 +32,7 @@ from coldframe.controller.records import Event, Run, duration, folders_of, gathe
 from coldframe.controller.terminal import ansible_playbook, plain
 from coldframe.journal import read_journal
 
-STATUSES = ("completed", "failed", "stopped", "running")
+STATUSES = ("completed", "failed", "diverged", "stopped", "running")
 PHASES = ("configure", "train", "aggregate", "evaluate", "server_evaluate")
 SYSTEM_FIGURES = (
     "cpu_limit",
@@ -55,6 +55,8 @@ def outcome(run: Run, status: str | None, error: str | None) -> tuple[str, str |
     failure that the journal records stays a failure.
     """
     recorded = run.finished.get("status")
+    if recorded == "diverged":
+        return recorded, run.finished.get("error") or error
     if recorded == "failed":
         return "failed", error or run.finished.get("error") or None
     ended = status or recorded
@@ -151,17 +153,36 @@ def client_rows(run: Run) -> list[dict[str, Any]]:
         )
     order = {"train": 0, "evaluate": 1}
     return sorted(
-        rows, key=lambda row: (row["round"], order.get(row["phase"], 2), row["partition_id"], row["client"])
+        rows,
+        key=lambda row: (
+            row["round"],
+            order.get(row["phase"], 2),
+            row["partition_id"] is None,
+            row["partition_id"] or 0,
+            row["client"],
+        ),
     )
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows with the same keys as CSV; no rows make an empty file."""
+    """Write rows with the same keys as CSV; no rows make an empty file.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe in front: then it is none.
+    """
     with path.open("w", newline="", encoding="utf-8") as file:
         if rows:
             writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows({key: no_formula(value) for key, value in row.items()} for row in rows)
+
+
+def no_formula(value: Any) -> Any:
+    """Return a cell that no spreadsheet computes.
+
+    >>> no_formula('=HYPERLINK("http://example.org")'), no_formula(-1.5)
+    ('\'=HYPERLINK("http://example.org")', -1.5)
+    """
+    return f"'{value}" if isinstance(value, str) and value.startswith(tuple("=+-@\t\r\n")) else value
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -170,8 +191,13 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def copy(source: Path | None, target: Path) -> None:
-    """Copy a file into the folder, unless there is none or it lies there already."""
-    if source is not None and source.exists() and source.resolve() != target.resolve():
+    """Copy a file into the folder, unless there is none, it lies there already, or it is a link.
+
+    What was fetched keeps its links, and whoever made them knew nothing good of the controller's files.
+    """
+    if source is None or source.is_symlink():
+        return
+    if source.exists() and source.resolve() != target.resolve():
         shutil.copyfile(source, target)
 
 
@@ -308,15 +334,15 @@ def write_logs(source: Path, target: Path, run_id: str, federation: str) -> None
     target : Path
         Gets `<client>.log` too, for each client that had a task of the run.
     """
-    shutil.copytree(source, target, dirs_exist_ok=True)
-    for path in sorted(source.glob("*/*.log")):
+    shutil.copytree(source, target, dirs_exist_ok=True, symlinks=True)  # a client may have planted links
+    for path in (path for path in sorted(source.glob("*/*.log")) if not path.is_symlink()):
         with path.open(encoding="utf-8", errors="replace") as file:
             lines = [plain(line) for line in task_log.of_run((line.rstrip("\n") for line in file), run_id)]
         if lines:
             name = path.name.removeprefix(f"{federation}-")
             (target / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     own = source / "serverapp.log"
-    if own.exists():
+    if own.exists() and not own.is_symlink():
         text = plain(own.read_text(encoding="utf-8", errors="replace"))
         (target / own.name).write_text(text, encoding="utf-8")
 
@@ -329,6 +355,8 @@ def read_json(path: Path | None) -> dict[str, Any]:
 def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, Path]:
     """Write the whole results folder, and move `latest` last."""
     source: Path = arguments.source
+    if (source / "journal.jsonl").is_symlink():
+        raise ValueError(f"{source / 'journal.jsonl'} is a symbolic link: the run's folder was tampered with")
     run = gather(read_journal(source / "journal.jsonl"))
     versions, record = read_json(arguments.versions), read_json(arguments.record)
     if run.first is None and record.get("started"):

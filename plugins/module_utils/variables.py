@@ -74,6 +74,7 @@ RUN_CONFIG_KEYS = {
     "seed": "seed",
     "round_timeout": "round-timeout",
     "wait_timeout": "wait-timeout",
+    "allow_nonfinite": "allow-nonfinite",
     "run_name": "run-name",
 }
 
@@ -149,6 +150,7 @@ RUN = _table(
     Variable("seed", "whole", "0", 0, low=0, high=2**32 - 1),
     Variable("round_timeout", "duration", "600", 600.0, above=0),
     Variable("wait_timeout", "duration", "300", 300.0, above=0),
+    Variable("allow_nonfinite", "truth", "true", False),
     Variable("wait", "truth", "true", True),
     Variable("concurrent", "truth", "true", False),
     Variable("interrupt", "truth", "true", False),

@@ -19,6 +19,7 @@ description:
   - What C(file), C(copy) and C(template) do for one path each, for many paths in one call. Over SSH a call
     costs half a second, whatever it does, and a role configures a dozen files.
   - A file is written beside its path and then renamed, so that who reads it sees the old or the new.
+  - Below I(root) no symbolic link is followed; one that is in the way is an error.
 options:
   root:
     description: An absolute path, before the path of each entry.
@@ -104,6 +105,7 @@ class Tree:
     def bring(self, entry: dict[str, Any]) -> None:
         """Bring one entry to what it should be."""
         path = self.root / entry["path"]
+        self.refuse_links(path)
         if entry["content"] is not None:
             self.file(path, entry["content"].encode(), entry, entry["mode"])
             return
@@ -135,6 +137,7 @@ class Tree:
 
     def file(self, path: Path, content: bytes, entry: dict[str, Any], mode: str) -> None:
         """Bring a file to what it should be."""
+        self.refuse_links(path)
         standing = path.read_bytes() if path.is_file() else None
         if standing is None or (standing != content and not entry["keep"]):
             before, after = (standing or b"").decode(errors="replace"), content.decode(errors="replace")
@@ -143,6 +146,17 @@ class Tree:
             if not self.module.check_mode:
                 self.write(path, content, entry, mode)
         self.own(path, entry, mode)
+
+    def refuse_links(self, path: Path) -> None:
+        """Follow no link below the root: a container may own a directory there, and this runs as root."""
+        for part in (path, *path.parents):
+            if part == self.root:
+                return
+            if part.is_symlink():
+                self.module.fail_json(
+                    msg=f"{part} is a symbolic link to {part.readlink()}, and links are not followed here: "
+                    f"remove it, and find out which container made it"
+                )
 
     def write(self, path: Path, content: bytes, entry: dict[str, Any], mode: str) -> None:
         """Write a file, if the command finds it valid; one that is to be kept only if it is still missing."""

@@ -213,7 +213,11 @@ def test_variables_of_a_run_are_all_there_with_their_defaults() -> None:
     manifest = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     config = manifest["tool"]["flwr"]["app"]["config"]
     documented = {name: cells[0].strip("`") for name, cells in table("variable").items()}
-    assert documented == {name: str(config[key]) or "none" for name, key in RUN_CONFIG_KEYS.items()}
+    defaults = {name: config[key] for name, key in RUN_CONFIG_KEYS.items()}
+    assert documented == {
+        name: str(value).lower() if isinstance(value, bool) else str(value) or "none"
+        for name, value in defaults.items()
+    }
 
 
 def test_variables_of_the_inventory_are_read_by_the_code() -> None:

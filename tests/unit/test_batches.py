@@ -161,12 +161,12 @@ def test_a_batch_of_two_nodes_or_runs_is_refused_before_anybody_is_asked(
     single = leanpath.Call(message_pb2.PullObjectRequest, authorize)
     call = leanpath.together(single, batches.PullRequests, batches.PullAnswers, lambda _: None)
     app = superlink.create_app()
-    app.add_middleware(leanpath.LeanPath, calls={"/v1/fleet/pull-objects": call})
+    app.add_middleware(leanpath.LeanPath, calls={"/v1/runtime/pull-objects": call})
     items = batches.PullRequests(
         message_pb2.PullObjectRequest(object_id="a", **which)
         for which in ([{"node": Node(node_id=1), "run_id": 1}, other] if other else [])
     )
-    status, _ = ask(app, "/v1/fleet/pull-objects", items.SerializeToString(), {})
+    status, _ = ask(app, "/v1/runtime/pull-objects", items.SerializeToString(), {})
     assert (status, asked) == (400, [])
 
 
@@ -241,6 +241,16 @@ def test_objects_are_pushed_in_one_request_where_the_server_takes_it(
     client.asked.clear()
     batches.push_contents(iter(OBJECTS.items()), client.push_function())
     assert len(client.asked) == (1 if knows else 5), "it is not asked a second time"
+
+
+def test_no_batch_has_more_objects_than_a_server_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "MOST", 2)
+    client = FleetHttpClient()
+    batches.push_contents(iter(OBJECTS.items()), client.push_function())
+    assert client.asked == [("push-objects", 2), ("push-objects", 2), ("push-object", 1)]
+    client.asked.clear()
+    assert batches.pull_objects(pytest.fail, OBJECTS, client.pull_function()) == OBJECTS  # type: ignore[arg-type]
+    assert client.asked == [("pull-objects", 2), ("pull-objects", 2), ("pull-object", 1)]
 
 
 @pytest.mark.parametrize("knows", [True, False])

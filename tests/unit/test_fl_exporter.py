@@ -205,7 +205,7 @@ def test_a_run_has_as_few_series_as_the_readme_says(tmp_path: Path, exporter: Ex
     journal.append("run_finished", status="completed", error=None)
     exporter.page()
     series = [line for line in exporter.runs["7"].page().text().splitlines() if not line.startswith("#")]
-    assert len(series) == 36 + 9 * clients
+    assert len(series) == 38 + 9 * clients
 
 
 def test_clients_and_foreign_runs_come_from_flowers_own_database(tmp_path: Path, exporter: Exporter) -> None:

@@ -1,5 +1,6 @@
 """Whole runs of our ServerApp and ClientApp, joined by a grid in the process, with a net that is quick."""
 
+import csv
 import io
 import json
 import random
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.cli.build import build_fab_from_disk
 from flwr.common.config import get_fab_config
 from flwr.proto.node_pb2 import NodeInfo
@@ -24,6 +25,9 @@ from torch import Tensor, nn
 
 from coldframe import cgroups
 from coldframe import grid as coldframe_grid
+from coldframe.controller.records import gather
+from coldframe.controller.results import client_rows, summarise, write_table
+from coldframe.fl_exporter import Exporter
 from coldframe.grid import JournalingGrid, read_roster
 from coldframe.journal import Journal, read_journal
 from fl import client_app, data, model, server_app, strategy, training
@@ -371,6 +375,125 @@ def test_a_client_that_raises_is_a_failure_with_its_reason(
     assert {(f["client"], f["reason"]) for f in of(journal, "failure")} == {
         ("lab-2", "ValueError: no samples")
     }
+
+
+def changed(reply: Message, message: Message, **records: Any) -> Message:
+    """Return a reply with other records in place of its own; None leaves one out."""
+    found = {key: value for key, value in {**reply.content, **records}.items() if value is not None}
+    return Message(RecordDict(found), reply_to=message)
+
+
+def with_metrics(reply: Message, **metrics: Any) -> MetricRecord:
+    return MetricRecord({**reply.content.metric_records["metrics"], **metrics})
+
+
+# What a hostile client sends in place of its reply to `train`, and words of the reason that names it.
+HOSTILE: dict[str, tuple[Callable[[Message, Message], Message], str]] = {
+    "bytes in the system record": (
+        lambda r, m: changed(r, m, coldframe=ConfigRecord({"cpu_limit": b"\0", "memory_peak": "x"})),
+        "system figure",
+    ),
+    "examples below zero": (
+        lambda r, m: changed(r, m, metrics=with_metrics(r, **{"num-examples": -5})),
+        "-5",
+    ),
+    "NaN": (
+        lambda r, m: changed(r, m, arrays=ArrayRecord({"float32": Array(np.full(7850, np.nan, np.float32))})),
+        "not finite",
+    ),
+    "another shape": (
+        lambda r, m: changed(r, m, arrays=ArrayRecord({"float32": Array(np.ones(3, np.float32))})),
+        "was sent",
+    ),
+    "other keys": (lambda r, m: changed(r, m, arrays=ArrayRecord({"x": Array(np.ones(3))})), "other keys"),
+    "no arrays": (lambda r, m: changed(r, m, arrays=None), "ArrayRecords"),
+    "no metrics": (lambda r, m: changed(r, m, metrics=None), "MetricRecords"),
+    "a metric that nobody else has": (
+        lambda r, m: changed(r, m, metrics=with_metrics(r, **{"=cmd()": 1.0})),
+        "not those of the other replies",
+    ),
+    "nothing": (lambda _r, m: Message(RecordDict(), reply_to=m), "MetricRecords"),
+    "an error in colours": (
+        lambda _r, m: Message(Error(code=2, reason="=1+1\x1b[2J\n" * 999), reply_to=m),
+        "=1+1 [2J =1+1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_bad_reply_is_the_failure_of_its_client_and_nothing_else(
+    start: Start, tmp_path: Path, name: str
+) -> None:
+    forge, reason = HOSTILE[name]
+
+    def answer(node: int, message: Message, reply: Message) -> Message | None:
+        return forge(reply, message) if node == 905 and message.metadata.message_type == "train" else reply
+
+    journal, _ = start(answer=answer, num_server_rounds=1)
+    assert journal[-1]["status"] == "completed"
+    (failure,) = of(journal, "failure")
+    assert (failure["client"], failure["phase"], failure["round"]) == ("lab-0", "train", 1)
+    assert reason in failure["reason"] and "\x1b" not in failure["reason"] and len(failure["reason"]) <= 500
+    last = of(journal, "round")[-1]
+    assert (last["clients"], last["failures"]) == (2, 1)
+    assert last["accuracy"] > of(journal, "round")[0]["accuracy"]
+
+    def without(node: int, message: Message, reply: Message) -> Message | None:
+        lost = node == 905 and message.metadata.message_type == "train"
+        return Message(Error(code=5, reason="lost"), reply_to=message) if lost else reply
+
+    assert sha(journal) == sha(start(answer=without, num_server_rounds=1)[0]), "the others' model"
+    # What reads the journal lives on: the table, the page.
+    run = gather(journal)
+    write_table(tmp_path / "clients.csv", client_rows(run))
+    with (tmp_path / "clients.csv").open(newline="") as file:
+        assert not [cell for row in csv.reader(file) for cell in row if cell.startswith("=")]
+    assert 'fl_run_failures_total{run="0"' in Exporter(tmp_path).page()
+
+
+def test_a_reply_to_nobodys_message_is_left_alone(start: Start) -> None:
+    def answer(node: int, message: Message, reply: Message) -> Message | None:
+        if node == 905:
+            reply.metadata.__dict__["_reply_to_message_id"] = "m99"
+        return reply
+
+    journal, _ = start(answer=answer, num_server_rounds=1, round_timeout=0.3)
+    assert journal[-1]["status"] == "completed"
+    assert {(f["client"], f["reason"]) for f in of(journal, "failure")} == {("lab-0", "no reply within 0 s")}
+
+
+def test_replies_that_count_no_examples_do_not_end_the_run(start: Start) -> None:
+    def answer(_node: int, message: Message, reply: Message) -> Message | None:
+        return changed(reply, message, metrics=with_metrics(reply, **{"num-examples": 0}))
+
+    journal, _ = start(answer=answer, raises="no round of 2 trained the model")
+    assert {f["reason"] for f in of(journal, "failure")} == {"no reply of this phase counts any examples"}
+
+
+def test_a_model_that_is_no_longer_finite_ends_the_run_as_diverged(start: Start) -> None:
+    reason = "in round 1 what all clients trained is NaN or infinite"
+    journal, _ = start(learning_rate=3e38, local_epochs=5, raises=reason)
+    assert journal[-1]["status"] == "diverged"
+    assert "learning_rate" in journal[-1]["error"]
+    state = torch.load(of(journal, "model_saved")[0]["path"], weights_only=True)
+    assert all(torch.isfinite(tensor).all() for tensor in state.values())
+    summary = summarise(gather(journal), run_id="0", status="failed", error="ServerApp failed")
+    assert (summary["status"], summary["error"]) == ("diverged", journal[-1]["error"])
+
+
+def test_an_aggregate_that_overflows_ends_the_run_as_diverged(start: Start) -> None:
+    journal, _ = start(
+        strategy="fedavgm",
+        strategy_args='{"server_learning_rate": 1e39}',
+        raises="the aggregated model is NaN",
+    )
+    assert journal[-1]["status"] == "diverged"
+
+
+def test_whoever_wants_models_that_are_not_finite_gets_them(start: Start) -> None:
+    journal, _ = start(learning_rate=3e38, local_epochs=5, allow_nonfinite=True)
+    assert journal[-1]["status"] == "completed"
+    assert of(journal, "failure") == []
 
 
 def test_a_reply_that_never_comes_is_a_failure_when_the_time_is_up(start: Start) -> None:

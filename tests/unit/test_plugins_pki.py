@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from coldframe.keys import signing_request
-from plugins.filter.pki import coldframe_certificate_fits
+from plugins.filter.pki import coldframe_certificate_fits, coldframe_request_asks_for
 
 AUTHORITY = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority")])
 NAMES = ["IP:192.0.2.1", "DNS:localhost"]
@@ -75,3 +75,49 @@ def test_one_that_is_missing_does_not_fit(pki: tuple[str, str, str]) -> None:
 def test_one_that_is_damaged_does_not_fit(pki: tuple[str, str, str]) -> None:
     Path(pki[0]).write_text("-----BEGIN CERTIFICATE-----\n")
     assert not coldframe_certificate_fits(*pki, 1)
+
+
+def request(*extensions: x509.ExtensionType, name: str = "server") -> str:
+    """Return a signing request as a machine could make it by itself."""
+    builder = x509.CertificateSigningRequestBuilder().subject_name(
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    )
+    for extension in extensions:
+        builder = builder.add_extension(extension, critical=False)
+    made = builder.sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
+    return made.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def test_our_own_request_asks_for_what_is_wanted(tmp_path: Path) -> None:
+    made = str(signing_request(tmp_path / "a.key", "server", NAMES)["csr"])
+    assert coldframe_request_asks_for(made, "server", NAMES)
+    assert coldframe_request_asks_for(made, "server", NAMES[::-1])
+
+
+SAN = x509.SubjectAlternativeName([x509.DNSName("localhost")])
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        request(x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.DNSName("prometheus")])),
+        request(x509.SubjectAlternativeName([x509.DNSName("prometheus")])),
+        request(SAN, x509.BasicConstraints(ca=True, path_length=None)),
+        request(SAN, x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.CLIENT_AUTH])),
+        request(SAN, name="authority"),
+        request(),
+        "no request",
+    ],
+    ids=[
+        "a name more",
+        "another name",
+        "to sign others",
+        "another use",
+        "another subject",
+        "no names",
+        "torn",
+    ],
+)
+def test_a_request_for_anything_else_is_not_signed(asked: str) -> None:
+    assert coldframe_request_asks_for(request(SAN), "server", ["DNS:localhost"])
+    assert not coldframe_request_asks_for(asked, "server", ["DNS:localhost"])

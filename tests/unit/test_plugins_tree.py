@@ -125,3 +125,37 @@ def test_a_file_in_a_directorys_place_is_an_error(tree: Any, tmp_path: Path) -> 
     answer = tree({"path": "", "mode": "0755"})
     assert answer["failed"]
     assert "move it out of the way" in answer["msg"]
+
+
+@pytest.mark.parametrize(
+    ("planted", "entry"),
+    [
+        ("runs", {"path": "runs", "mode": "0777"}),
+        ("runs", {"path": "runs/7", "mode": "0777"}),
+        ("runs", {"path": "runs", "mode": "0777", "files": {"a": "x"}}),
+        ("list", {"path": "list", "mode": "0666", "content": "x"}),
+        ("list", {"path": "list", "mode": "0666", "content": "secret"}),
+    ],
+    ids=["a directory", "a parent", "a directory with files", "a file", "a file that is as it should be"],
+)
+def test_a_link_that_a_container_planted_is_not_followed(
+    tree: Any, tmp_path: Path, planted: str, entry: dict[str, Any]
+) -> None:
+    outside, root = tmp_path / "outside", tmp_path / "root"
+    outside.mkdir(mode=0o700)
+    root.mkdir()
+    (outside / "secret").write_text("secret")
+    (outside / "secret").chmod(0o600)
+    (root / planted).symlink_to(outside if planted == "runs" else outside / "secret")
+    answer = tree(entry)
+    assert "is a symbolic link" in answer["msg"]
+    assert [path.name for path in outside.iterdir()] == ["secret"]
+    assert (outside / "secret").read_text() == "secret"
+    assert (outside.stat().st_mode & 0o777, (outside / "secret").stat().st_mode & 0o777) == (0o700, 0o600)
+
+
+def test_the_root_itself_may_be_a_link(tree: Any, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "root").symlink_to(tmp_path / "disk")
+    assert tree(*WANTED)["changed"] is True
+    assert (tmp_path / "disk" / "config" / "secret").read_text() == "x\n"

@@ -501,3 +501,19 @@ def test_next_commands_repeat_the_users_inventory_and_settings(
 )
 def test_durations_read_as_people_say_them(seconds: float, words: str) -> None:
     assert results.duration(seconds) == words
+
+
+def test_links_in_what_was_fetched_are_not_followed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = tmp_path / "id_ed25519"
+    secret.write_text("secret")
+    source = write_journal(tmp_path / "run", make_events())
+    (source / "model.pt").unlink(missing_ok=True)
+    (source / "model.pt").symlink_to(secret)
+    collect(source, tmp_path / "results")
+    assert not list((tmp_path / "results").glob("*/model.pt"))
+    (source / "journal.jsonl").unlink()
+    (source / "journal.jsonl").symlink_to(secret)
+    assert results.main([str(source), "--results", str(tmp_path / "results")]) == 1
+    assert "is a symbolic link" in capsys.readouterr().err

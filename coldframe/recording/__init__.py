@@ -1,0 +1,1 @@
+"""What stands beneath every app: what a run was is learned and written down here."""
