@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,6 +13,20 @@ DURATION_UNITS = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "min": 60.0, "h": 3
 RATE_UNITS = {"bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
 TRUE = ("true", "yes", "on", "1")
 FALSE = ("false", "no", "off", "0")
+
+
+class Wrong(ValueError):
+    """A value that is wrong in a way that says what is meant.
+
+    Attributes
+    ----------
+    right : tuple of (str, str)
+        Values to write instead, each with what may have to be said of it.
+    """
+
+    def __init__(self, problem: str, *right: tuple[str, str]) -> None:
+        super().__init__(problem)
+        self.right = right
 
 
 def parse_size(value: object) -> int:
@@ -45,6 +60,15 @@ def parse_duration(value: object) -> float:
     return seconds
 
 
+def parse_latency(value: object) -> float:
+    """Seconds of a duration whose unit is not left out: ``50ms``. Zero needs none."""
+    seconds = parse_duration(value)
+    number = str(value).strip()
+    if seconds and number[-1].isdecimal():
+        raise Wrong("has no unit", (f"{number}ms", " (milliseconds)"), (f"{number}s", " (seconds)"))
+    return seconds
+
+
 def parse_rate(value: object) -> int:
     """Bits per second of a rate such as ``10mbit``."""
     rate = _measured(value, RATE_UNITS, r"([kmg]?bit)")
@@ -53,11 +77,18 @@ def parse_rate(value: object) -> int:
     return int(rate)
 
 
+def format_rate(rate: float) -> str:
+    """Bits per second as they are written: ``10mbit``."""
+    unit = next(unit for unit, size in reversed(RATE_UNITS.items()) if rate >= size or size == 1)
+    return f"{rate / RATE_UNITS[unit]:.10g}{unit}"
+
+
 def _measured(value: object, units: Mapping[str, float], unit: str) -> float | None:
     if isinstance(value, bool):
         return None
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*" + unit + r"\s*", str(value).lower())
-    return float(found[1]) * units[found[2] or ""] if found else None
+    measured = float(found[1]) * units[found[2] or ""] if found else math.inf
+    return measured if math.isfinite(measured) else None
 
 
 def _whole(value: object) -> int:
@@ -94,11 +125,25 @@ def _text(value: object) -> str:
 def _dictionary(value: object) -> dict[str, Any]:
     try:
         given = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
+    except (ValueError, RecursionError):
         given = None
     if not isinstance(given, Mapping):
         raise ValueError("is not a dictionary in JSON")
     return {str(key): item for key, item in given.items()}
+
+
+def _registry(value: object) -> str:
+    """A registry, and the folder in it, as they stand before an image's name."""
+    text = _text(value).strip()
+    meant = re.sub(r"^[a-z]+://", "", text.lower()).rstrip("/")
+    part = r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*"
+    if not re.fullmatch(rf"{part}(?::\d{{1,5}})?(?:/{part})*", meant):
+        raise ValueError("is not a registry")
+    if meant != text:
+        raise Wrong(
+            "is not how an image's name begins (no https://, no upper case, no / at the end)", (meant, "")
+        )
+    return text
 
 
 def _percent(value: object) -> float:
@@ -113,6 +158,8 @@ KINDS: dict[str, Callable[[object], Any]] = {
     "text": _text,
     "size": parse_size,
     "duration": parse_duration,
+    "latency": parse_latency,
+    "registry": _registry,
     "rate": parse_rate,
     "percent": _percent,
     "dictionary": _dictionary,
@@ -124,6 +171,8 @@ NOUNS = {
     "text": "a text",
     "size": "a size",
     "duration": "a duration in seconds",
+    "latency": "a duration in seconds",
+    "registry": "a registry",
     "rate": "a rate",
     "percent": "a percentage",
     "dictionary": "a dictionary in JSON",
