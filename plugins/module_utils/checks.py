@@ -173,7 +173,16 @@ def _try(machine: Machine) -> str:
         return "type it again; where machines have different ones, give each its ansible_become_password"
     if "sudo" in machine.failure and "password" in machine.failure:
         return "type -K too, and Ansible asks for the password"
+    if remedy := vault_remedy(machine.failure):
+        return remedy
     return f"check that this works: {machine.login}" if machine.login else "type -vvv too, to see why"
+
+
+def vault_remedy(failure: str) -> str:
+    """What to type where a value is encrypted and its password missing; nothing for other failures."""
+    if re.search(r"no vault secrets (were )?found|vault password", failure, re.IGNORECASE):
+        return "type --ask-vault-pass too, and Ansible asks for the password (or --vault-password-file FILE)"
+    return ""
 
 
 def check_identity(machines: Iterable[Machine]) -> list[Finding]:
