@@ -381,6 +381,10 @@ def _typed(extra: Mapping[str, Any]) -> str:
     answer = context.CLIARGS.get("become_password_file")
     if answer and answer != C.BECOME_PASSWORD_FILE:
         words += ["--become-password-file", shlex.quote(_short(Path(answer)))]
+    words += ["--ask-vault-pass"] if context.CLIARGS.get("ask_vault_pass") else []
+    for vault in context.CLIARGS.get("vault_password_files") or ():
+        if vault != C.DEFAULT_VAULT_PASSWORD_FILE:
+            words += ["--vault-password-file", shlex.quote(_short(Path(vault)))]
     for name in sorted(extra):
         if name.startswith(DESCRIBING) and name in INVENTORY:
             value = extra[name]

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 SIZE_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -122,6 +123,15 @@ def _text(value: object) -> str:
     return str(value)
 
 
+def _path(value: object) -> str:
+    """A path on the controller; a shell leaves the `~` of ``-e app=~/mine`` as it is."""
+    text = _text(value)
+    try:
+        return str(Path(text).expanduser()) if text.startswith("~") else text
+    except RuntimeError:
+        raise ValueError("names the home of a user that there is not") from None
+
+
 def _dictionary(value: object) -> dict[str, Any]:
     try:
         given = json.loads(value) if isinstance(value, str) else value
@@ -156,6 +166,7 @@ KINDS: dict[str, Callable[[object], Any]] = {
     "number": _number,
     "truth": _truth,
     "text": _text,
+    "path": _path,
     "size": parse_size,
     "duration": parse_duration,
     "latency": parse_latency,
@@ -169,6 +180,7 @@ NOUNS = {
     "number": "a number",
     "truth": "true or false",
     "text": "a text",
+    "path": "a path",
     "size": "a size",
     "duration": "a duration in seconds",
     "latency": "a duration in seconds",

@@ -131,7 +131,7 @@ RUN = _table(
     Variable("concurrent", "truth", "true", False),
     Variable("interrupt", "truth", "true", False),
     Variable("run_name", "text", "baseline", "", pattern=RUN_NAME, empty=True),
-    Variable("app", "text", "path/to/app", ""),
+    Variable("app", "path", "path/to/app", ""),
     Variable("run_config", "dictionary", '{"num-server-rounds": 3}', {}),
     Variable("collect", "text", "RUN_ID", "", pattern=r"\d+"),
     Variable("stop", "text", "RUN_ID", "", pattern=r"\d+"),
@@ -165,7 +165,7 @@ VERBS: dict[str, dict[str, Variable]] = {
         Variable("prove", "duration", "10s", above=0, most=3600),
         Variable("undo", "truth", "true", False),
         Variable("force", "truth", "true", False),
-        Variable("trace", "text", "FILE", ""),
+        Variable("trace", "path", "FILE", ""),
         Variable("trace_speed", "number", "1.0", 1.0, above=0, most=1_000_000),
         Variable("trace_loop", "truth", "true", False),
     ),
@@ -230,14 +230,14 @@ INVENTORY = _table(
     Variable("fl_image_base_mode", "choice", "auto", choices=("auto", "registry", "debian")),
     Variable("fl_image_registry", "registry", "registry.example.org/lab", empty=True),
     Variable("fl_image_torch_index", "text", "URL", empty=True),
-    Variable("fl_data_dir", "text", "path/to/data", empty=True),
+    Variable("fl_data_dir", "path", "path/to/data", empty=True),
     Variable("fl_data_source", "choice", "auto", choices=("auto", "download", "npm", "folder")),
-    Variable("fl_results_dir", "text", "results", empty=True),
-    Variable("fl_keep_runs", "whole", "50", low=1),
+    Variable("fl_results_dir", "path", "results", empty=True),
+    Variable("fl_keep_runs", "whole", "50", low=1, most=100_000),
     Variable("fl_min_disk", "size", "4g"),
     Variable("grafana_port", "whole", "3000", low=1, high=65535),
     Variable("grafana_image", "text", "NAME:TAG"),
-    Variable("grafana_archive", "text", "FILE"),
+    Variable("grafana_archive", "path", "FILE"),
     Variable("grafana_directory", "text", "/srv/grafana", pattern=r"/.+"),
     Variable("grafana_anonymous", "truth", "true"),
     Variable("docker_engine_manage", "truth", "true"),
@@ -321,7 +321,7 @@ def cast_value(variable: Variable, value: object) -> Any:
             show = SHOWN.get(variable.kind, "{:.10g}".format)
             unit = " s" if variable.kind in ("duration", "latency") else ""
             raise ValueError(f"is more than {show(variable.most)}{unit}: {remedy}")
-    if variable.kind == "text" and not result.strip():
+    if variable.kind in ("text", "path") and not result.strip():
         raise ValueError(f"is empty: {remedy}, or leave it out")
     if variable.pattern and not re.fullmatch(variable.pattern, result):
         raise ValueError(f"does not have the form {variable.pattern}: {remedy}")

@@ -411,6 +411,20 @@ def test_the_names_that_are_taken_are_those_of_the_roles_containers():
     assert found == set(variables.PARTS)
 
 
+def test_a_path_may_begin_with_the_home_directory(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    paths = {"app": "~/app", "trace": "~/t.csv", "fl_data_dir": "~/data", "grafana_archive": "~/g.tar"}
+    values = {**cast("run", paths)[0], **cast("throttle", paths)[0], **cast_inventory(paths)[0]}
+    assert {name: values[name] for name in paths} == {
+        name: path.replace("~", "/home/ada") for name, path in paths.items()
+    }
+    for table in [*VERBS.values(), INVENTORY]:  # those on the machines are named from their root
+        for variable in table.values():
+            about_files = re.search(r"path|FILE|/|_dir", f"{variable.example} {variable.name}")
+            if variable.kind == "text" and about_files and not variable.pattern:
+                assert variable.example.startswith("/"), variable.name
+
+
 def empty_values():
     """Every variable that no value is refused for, each with the function that judges it."""
     for verb, table in VERBS.items():
