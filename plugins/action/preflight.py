@@ -38,6 +38,7 @@ from plugins.module_utils.variables import (
     cast_inventory,
     check_clients,
     check_names,
+    vault_remedy,
 )
 
 display = Display()
@@ -80,7 +81,7 @@ def given_values(
             if name in variables:
                 values[name] = variables[name]
         except AnsibleError as error:
-            remedy = checks.vault_remedy(str(error)) or "mend it in the inventory"
+            remedy = vault_remedy(str(error)) or "mend it in the inventory"
             findings.append(Finding(f"{name} cannot be evaluated ({error})", remedy, machine))
     return values, findings
 

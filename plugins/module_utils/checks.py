@@ -16,7 +16,7 @@ from cryptography import x509
 
 from plugins.module_utils.kinds import format_size
 from plugins.module_utils.profiles import speed_of
-from plugins.module_utils.variables import EARLIER, Finding, nearest, typed
+from plugins.module_utils.variables import EARLIER, Finding, nearest, typed, vault_remedy
 
 GB = 1 << 30
 DISK_WITHOUT_IMAGE = 4 * GB
@@ -176,13 +176,6 @@ def _try(machine: Machine) -> str:
     if remedy := vault_remedy(machine.failure):
         return remedy
     return f"check that this works: {machine.login}" if machine.login else "type -vvv too, to see why"
-
-
-def vault_remedy(failure: str) -> str:
-    """What to type where a value is encrypted and its password missing; nothing for other failures."""
-    if re.search(r"no vault secrets (were )?found|vault password", failure, re.IGNORECASE):
-        return "type --ask-vault-pass too, and Ansible asks for the password (or --vault-password-file FILE)"
-    return ""
 
 
 def check_identity(machines: Iterable[Machine]) -> list[Finding]:

@@ -511,6 +511,13 @@ def _check_names(name: str, what: str, values: Mapping[str, Any], known: tuple[s
     return findings
 
 
+def vault_remedy(failure: str) -> str:
+    """What to type where a value is encrypted and its password missing; nothing for other failures."""
+    if re.search(r"no vault secrets (were )?found|vault password", failure, re.IGNORECASE):
+        return "type --ask-vault-pass too, and Ansible asks for the password (or --vault-password-file FILE)"
+    return ""
+
+
 def check_names(verb: str, names: Iterable[str], also: Collection[str] = ()) -> list[Finding]:
     """A finding for each ``-e`` variable that neither the verb, the inventory nor a role (`also`) knows."""
     known = {**VERBS[verb], **INVENTORY}
