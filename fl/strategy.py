@@ -1,7 +1,6 @@
 """Flower's strategies by name, each with its own arguments, and its differential-privacy wrappers."""
 
 import difflib
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +8,8 @@ from flwr.app import MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+
+from fl import arguments
 
 STRATEGIES: dict[str, type[Strategy]] = {
     kind.__name__.lower(): kind
@@ -34,19 +35,10 @@ PRIVACY: dict[str, type[Strategy]] = {
     "client-adaptive": flower.DifferentialPrivacyClientSideAdaptiveClipping,
 }
 LOCAL = "local"  # noise and clipping are the client's; the server's strategy stays as it is
-LOCAL_ARGUMENTS = ("clipping_norm", "sensitivity", "epsilon", "delta")
 
 
 class StrategyError(ValueError):
     """A strategy, or an argument of one, that cannot work; the message says what can."""
-
-
-def arguments(kind: type) -> dict[str, inspect.Parameter]:
-    """Return the arguments that are a strategy's own: not FedAvg's, and none that takes an object."""
-    common = set(inspect.signature(flower.FedAvg.__init__).parameters)
-    other = {"strategy", "selection_rule", "accountant", "train_loss_key"}
-    parameters = inspect.signature(kind.__init__).parameters  # type: ignore[misc]
-    return {name: value for name, value in parameters.items() if name not in common | other}
 
 
 def build(
@@ -88,14 +80,11 @@ def build(
         raise StrategyError(f"unknown strategy {name!r}{_nearest(name, list(STRATEGIES))}")
     kind: Callable[..., Strategy] = STRATEGIES[name]
     own = dict(args)
-    _check(f"strategy {name}", own, list(arguments(STRATEGIES[name])))
+    _refuse(arguments.judge(f"strategy {name}", arguments.STRATEGIES[name], own))
+    sampled = max(int(clients * fraction_train), min_train)
+    _check_replies(name, own, sampled, min_train)
     if name == "qfedavg":
         own.setdefault("client_learning_rate", learning_rate)
-    if name == "bulyan" and min_train < (need := 4 * own.get("num_malicious_nodes", 0) + 3):
-        raise StrategyError(
-            f"bulyan with num_malicious_nodes {own.get('num_malicious_nodes', 0)} needs {need} replies: "
-            f"set min_train_clients to {need} at least (it is {min_train})"
-        )
     try:
         strategy = kind(
             fraction_train=fraction_train,
@@ -109,7 +98,7 @@ def build(
         )
     except (TypeError, ValueError) as error:
         raise StrategyError(f"strategy {name}: {error}") from None
-    return _with_privacy(strategy, dp, dp_args or {}, max(int(clients * fraction_train), min_train))
+    return _with_privacy(strategy, dp, dp_args or {}, sampled)
 
 
 def _with_privacy(strategy: Strategy, dp: str, dp_args: Mapping[str, Any], sampled: int) -> Strategy:
@@ -117,35 +106,30 @@ def _with_privacy(strategy: Strategy, dp: str, dp_args: Mapping[str, Any], sampl
         if dp_args:
             raise StrategyError("dp_args are given, but dp is empty: say which wrapper they are for")
         return strategy
+    if dp not in arguments.PRIVACY:
+        raise StrategyError(f"unknown dp {dp!r}{_nearest(dp, list(arguments.PRIVACY))}")
+    _refuse(arguments.judge_privacy(dp, dp_args, sampled))
     if dp == LOCAL:
-        _check("dp local", dp_args, LOCAL_ARGUMENTS)
-        if missing := [key for key in LOCAL_ARGUMENTS if key not in dp_args]:
-            raise StrategyError(f"dp local needs {', '.join(missing)} in dp_args")
-        if dp_args["epsilon"] <= 0 or dp_args["delta"] <= 0:
-            raise StrategyError("dp local: epsilon and delta must be above 0")
         return strategy
-    if dp not in PRIVACY:
-        raise StrategyError(f"unknown dp {dp!r}{_nearest(dp, [*PRIVACY, LOCAL])}")
-    allowed = arguments(PRIVACY[dp])
-    _check(f"dp {dp}", dp_args, list(allowed))
-    own: dict[str, Any] = {"num_sampled_clients": sampled, **dp_args}
-    required = [key for key, value in allowed.items() if value.default is inspect.Parameter.empty]
-    if missing := [key for key in required if key not in own]:
-        raise StrategyError(f"dp {dp} needs {', '.join(missing)} in dp_args")
+    wrapper: Callable[..., Strategy] = PRIVACY[dp]
     try:
-        wrapper: Callable[..., Strategy] = PRIVACY[dp]
-        return wrapper(strategy=strategy, **own)
+        return wrapper(strategy=strategy, **{"num_sampled_clients": sampled, **dp_args})
     except (TypeError, ValueError) as error:
         raise StrategyError(f"dp {dp}: {error}") from None
 
 
-def _check(what: str, given: Mapping[str, Any], allowed: Sequence[str]) -> None:
-    for key, value in given.items():
-        if key not in allowed:
-            hint = _nearest(key, allowed) if allowed else ": it takes none"
-            raise StrategyError(f"{what} has no argument {key!r}{hint}")
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise StrategyError(f"{what}: {key} must be a number, and is {value!r}")
+def _check_replies(name: str, args: Mapping[str, Any], sampled: int, min_train: int) -> None:
+    need, least = arguments.replies_needed(name, args), arguments.least_replies(name, sampled, min_train)
+    if least < need:
+        raise StrategyError(
+            f"{name} with {dict(args)} needs {need} replies, and a round may have {least}: "
+            f"set min_train_clients to {need} at least"
+        )
+
+
+def _refuse(problems: Sequence[arguments.Problem]) -> None:
+    if problems:
+        raise StrategyError(arguments.together(problems))
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +28,7 @@ from plugins.module_utils import checks, commands, purge, standing, throttle, tr
 from plugins.module_utils.checks import Machine
 from plugins.module_utils.misplaced import misplaced
 from plugins.module_utils.variables import (
+    CONNECTION,
     EARLIER,
     INVENTORY,
     RUN_CONFIG_KEYS,
@@ -36,6 +38,7 @@ from plugins.module_utils.variables import (
     cast_inventory,
     check_clients,
     check_names,
+    vault_remedy,
 )
 
 display = Display()
@@ -78,9 +81,8 @@ def given_values(
             if name in variables:
                 values[name] = variables[name]
         except AnsibleError as error:
-            findings.append(
-                Finding(f"{name} cannot be evaluated ({error})", "mend it in the inventory", machine)
-            )
+            remedy = vault_remedy(str(error)) or "mend it in the inventory"
+            findings.append(Finding(f"{name} cannot be evaluated ({error})", remedy, machine))
     return values, findings
 
 
@@ -116,7 +118,7 @@ class ActionModule(ActionBase):
             if not hostvars[server.name].get("coldframe_group_vars_loaded"):
                 findings.append(LINK)
         values, found = cast(verb, {name: value for name, value in given.items() if name not in told})
-        findings += found
+        findings += _placed(found, extra, server.name if server else "", VERBS[verb])
         findings += checks.check_controller(values, server.settings if server else {}, Path.cwd())
         warnings += checks.warn_foreign_app(values, extra, RUN_CONFIG_KEYS)
 
@@ -129,16 +131,19 @@ class ActionModule(ActionBase):
                 Finding(f"{verb}.yml is about the whole federation, and --limit hides a part", "leave it out")
             )
         roster: list[dict[str, Any]] = []
+        clients_here: int | None = None
         oversubscribed = False
         # Numbers that are none were found above; a roster made from them would only repeat that.
         if not any(finding.machine or finding.problem.startswith("fl_client") for finding in findings):
             try:
-                roster = build_roster([m.name for m in machines if "fl_clients" in m.groups], raw)
+                holders = [m.name for m in machines if "fl_clients" in m.groups]
+                roster = build_roster(holders, raw)
+                clients_here = len(roster) if holders else None
             except ValueError as error:
                 problem, _, remedy = str(error).rpartition(": ")
                 findings.append(Finding(problem, remedy))
         if verb in ("site", "run"):
-            findings += check_clients(values, len(roster))
+            findings += check_clients(values, clients_here)
             findings += checks.check_addresses(machines)
             # A partitioner or an argument that is unknown was found above.
             if server and not any(finding.problem.startswith("partitioner") for finding in findings):
@@ -298,22 +303,15 @@ def _machines(
             name,
             [
                 *INVENTORY,
+                *CONNECTION,
                 "machine_facts",
-                "ansible_host",
-                "ansible_port",
-                "ansible_user",
                 "ansible_connection",
             ],
         )
         findings += found
         settings, found = cast_inventory(values)
         # One -e reaches every machine: say it once.
-        findings += [f for f in found if f not in findings and f.problem.partition("=")[0] in extra]
-        findings += [
-            Finding(f.problem, f.remedy.replace("type -e ", "write in the inventory "), name)
-            for f in found
-            if f.problem.partition("=")[0] not in extra
-        ]
+        findings += [finding for finding in _placed(found, extra, name) if finding not in findings]
         facts = values.get("machine_facts")
         if facts is None and limited:
             continue  # left out by --limit
@@ -327,14 +325,36 @@ def _machines(
                 failure=""
                 if answered or not facts
                 else str(facts.get("msg", "")).removeprefix("Task failed: "),
-                host=str(values.get("ansible_host", "")),
-                port=int(values.get("ansible_port") or 22),
+                host=settings.get("ansible_host", ""),
+                port=settings.get("ansible_port", 22),
                 local=values.get("ansible_connection") == "local",
                 login=_login(name, values),
             )
         )
         raw[name] = {**values, "machine_facts": facts if answered else None}
     return machines, raw, findings
+
+
+def _placed(
+    findings: Iterable[Finding], extra: Mapping[str, Any], machine: str, about: Iterable[str] = ()
+) -> list[Finding]:
+    """Findings about a machine's variables: what was not typed stands in the inventory, and is mended there.
+
+    Parameters
+    ----------
+    about : iterable of str
+        The variables that findings may be about, where they may be about several together, too.
+    """
+    placed = []
+    for finding in findings:
+        found = re.match(r"(\w+)(?=\[|=| is empty)", finding.problem)
+        name = found[1] if found else ""
+        if not machine or name in extra or (about and name not in about):
+            placed.append(finding)
+        else:
+            remedy = finding.remedy.replace("type -e ", "write in the inventory ").replace(" or -e ", " or ")
+            placed.append(Finding(finding.problem, remedy, machine))
+    return placed
 
 
 def _deployment(

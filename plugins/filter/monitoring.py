@@ -31,6 +31,11 @@ def coldframe_certificate_names(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys([*found, "DNS:localhost", "IP:127.0.0.1"]))
 
 
+def coldframe_host(address: str) -> str:
+    """An address as a URL has it: one of IPv6 stands in brackets."""
+    return f"[{address}]" if ":" in str(address) else str(address)
+
+
 def coldframe_ports(machine: str, hostvars: Mapping[str, Any], servers: Sequence[str]) -> dict[str, int]:
     """What a machine listens on for the monitoring, by the variable that moves it.
 
@@ -68,8 +73,7 @@ def coldframe_targets(
     """
 
     def target(machine: str, port: str) -> dict[str, Any]:
-        address = str(hostvars[machine]["coldframe_address"])
-        host = f"[{address}]" if ":" in address else address
+        host = coldframe_host(hostvars[machine]["coldframe_address"])
         return {
             "targets": [f"{host}:{coldframe_ports(machine, hostvars, [server])[port]}"],
             "labels": {"federation": federation, "machine": machine},
@@ -97,6 +101,7 @@ class FilterModule:
         """Return them."""
         return {
             "coldframe_certificate_names": coldframe_certificate_names,
+            "coldframe_host": coldframe_host,
             "coldframe_ports": coldframe_ports,
             "coldframe_target_files": coldframe_target_files,
             "coldframe_targets": coldframe_targets,

@@ -49,7 +49,7 @@ def machine_cores(variables: Mapping[str, Any]) -> int | None:
 def client_entries(variables: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What a machine's variables say of each of its clients, one dictionary per client."""
     listed = variables.get("fl_client_list")
-    if listed:
+    if listed is not None:
         return [dict(entry) for entry in listed]
     return [{} for _ in range(int(variables.get("fl_client_count", CLIENT_COUNT)))]
 
@@ -86,7 +86,7 @@ def build_roster(
         cores = machine_cores(variables)
         fallback = default_cpu(cores, len(entries)) if cores and entries else None
         for k, entry in enumerate(entries):
-            name = str(entry.get("name") or f"{machine}-{k}")
+            name = str(_first(entry.get("name"), f"{machine}-{k}"))
             if unknown := [key for key in entry if key not in CLIENT_KEYS]:
                 raise ValueError(
                     f"client {name} of machine {machine} has the unknown key {unknown[0]}: "
@@ -103,7 +103,7 @@ def build_roster(
                     "give one of them another name in fl_client_list"
                 )
             owners[name] = machine
-            profile = _first(entry.get("profile"), variables.get("fl_client_profile"), "") or None
+            profile = str(_first(entry.get("profile"), variables.get("fl_client_profile"), "")) or None
             given = client_limits(name, profile, entry, variables)
             default = {"cpu": fallback, "memory": CLIENT_MEMORY, "pids": CLIENT_PIDS}
             values = {key: _first(given.get(key), default.get(key)) for key in LIMITS}

@@ -16,7 +16,7 @@ from cryptography import x509
 
 from plugins.module_utils.kinds import format_size
 from plugins.module_utils.profiles import speed_of
-from plugins.module_utils.variables import EARLIER, Finding, nearest, typed
+from plugins.module_utils.variables import EARLIER, Finding, nearest, typed, vault_remedy
 
 GB = 1 << 30
 DISK_WITHOUT_IMAGE = 4 * GB
@@ -173,6 +173,8 @@ def _try(machine: Machine) -> str:
         return "type it again; where machines have different ones, give each its ansible_become_password"
     if "sudo" in machine.failure and "password" in machine.failure:
         return "type -K too, and Ansible asks for the password"
+    if remedy := vault_remedy(machine.failure):
+        return remedy
     return f"check that this works: {machine.login}" if machine.login else "type -vvv too, to see why"
 
 

@@ -46,7 +46,7 @@ def complete(text: str, extra: Mapping[str, Any]) -> str:
 
 
 def addressing(extra: Mapping[str, Any]) -> list[str]:
-    """What was typed besides the verb that any other verb needs too: inventory, password, federation."""
+    """What was typed besides the verb that any other verb needs too: inventory, passwords, federation."""
     given = context.CLIARGS.get("inventory") or ()
     here = [short(Path(source)) if "," not in source else source for source in given]
     words = [] if list(given) in ([], list(C.DEFAULT_HOST_LIST)) else [f"-i {shlex.quote(it)}" for it in here]
@@ -54,6 +54,10 @@ def addressing(extra: Mapping[str, Any]) -> list[str]:
     answer = context.CLIARGS.get("become_password_file")
     if answer and answer != C.BECOME_PASSWORD_FILE:
         words.append(f"--become-password-file {shlex.quote(short(Path(answer)))}")
+    words += ["--ask-vault-pass"] if context.CLIARGS.get("ask_vault_pass") else []
+    for vault in context.CLIARGS.get("vault_password_files") or ():
+        if vault != C.DEFAULT_VAULT_PASSWORD_FILE:
+            words.append(f"--vault-password-file {shlex.quote(short(Path(vault)))}")
     return words + settings(extra, [name for name in INVENTORY if name.startswith(DESCRIBING)])
 
 

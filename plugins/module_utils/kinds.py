@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 SIZE_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -12,6 +14,20 @@ DURATION_UNITS = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "min": 60.0, "h": 3
 RATE_UNITS = {"bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
 TRUE = ("true", "yes", "on", "1")
 FALSE = ("false", "no", "off", "0")
+
+
+class Wrong(ValueError):
+    """A value that is wrong in a way that says what is meant.
+
+    Attributes
+    ----------
+    right : tuple of (str, str)
+        Values to write instead, each with what may have to be said of it.
+    """
+
+    def __init__(self, problem: str, *right: tuple[str, str]) -> None:
+        super().__init__(problem)
+        self.right = right
 
 
 def parse_size(value: object) -> int:
@@ -45,6 +61,15 @@ def parse_duration(value: object) -> float:
     return seconds
 
 
+def parse_latency(value: object) -> float:
+    """Seconds of a duration whose unit is not left out: ``50ms``. Zero needs none."""
+    seconds = parse_duration(value)
+    number = str(value).strip()
+    if seconds and number[-1].isdecimal():
+        raise Wrong("has no unit", (f"{number}ms", " (milliseconds)"), (f"{number}s", " (seconds)"))
+    return seconds
+
+
 def parse_rate(value: object) -> int:
     """Bits per second of a rate such as ``10mbit``."""
     rate = _measured(value, RATE_UNITS, r"([kmg]?bit)")
@@ -53,11 +78,18 @@ def parse_rate(value: object) -> int:
     return int(rate)
 
 
+def format_rate(rate: float) -> str:
+    """Bits per second as they are written: ``10mbit``."""
+    unit = next(unit for unit, size in reversed(RATE_UNITS.items()) if rate >= size or size == 1)
+    return f"{rate / RATE_UNITS[unit]:.10g}{unit}"
+
+
 def _measured(value: object, units: Mapping[str, float], unit: str) -> float | None:
     if isinstance(value, bool):
         return None
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*" + unit + r"\s*", str(value).lower())
-    return float(found[1]) * units[found[2] or ""] if found else None
+    measured = float(found[1]) * units[found[2] or ""] if found else math.inf
+    return measured if math.isfinite(measured) else None
 
 
 def _whole(value: object) -> int:
@@ -91,14 +123,37 @@ def _text(value: object) -> str:
     return str(value)
 
 
+def _path(value: object) -> str:
+    """A path on the controller; a shell leaves the `~` of ``-e app=~/mine`` as it is."""
+    text = _text(value)
+    try:
+        return str(Path(text).expanduser()) if text.startswith("~") else text
+    except RuntimeError:
+        raise ValueError("names the home of a user that there is not") from None
+
+
 def _dictionary(value: object) -> dict[str, Any]:
     try:
         given = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
+    except (ValueError, RecursionError):
         given = None
     if not isinstance(given, Mapping):
         raise ValueError("is not a dictionary in JSON")
     return {str(key): item for key, item in given.items()}
+
+
+def _registry(value: object) -> str:
+    """A registry, and the folder in it, as they stand before an image's name."""
+    text = _text(value).strip()
+    meant = re.sub(r"^[a-z]+://", "", text.lower()).rstrip("/")
+    part = r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*"
+    if not re.fullmatch(rf"{part}(?::\d{{1,5}})?(?:/{part})*", meant):
+        raise ValueError("is not a registry")
+    if meant != text:
+        raise Wrong(
+            "is not how an image's name begins (no https://, no upper case, no / at the end)", (meant, "")
+        )
+    return text
 
 
 def _percent(value: object) -> float:
@@ -111,8 +166,11 @@ KINDS: dict[str, Callable[[object], Any]] = {
     "number": _number,
     "truth": _truth,
     "text": _text,
+    "path": _path,
     "size": parse_size,
     "duration": parse_duration,
+    "latency": parse_latency,
+    "registry": _registry,
     "rate": parse_rate,
     "percent": _percent,
     "dictionary": _dictionary,
@@ -122,8 +180,11 @@ NOUNS = {
     "number": "a number",
     "truth": "true or false",
     "text": "a text",
+    "path": "a path",
     "size": "a size",
     "duration": "a duration in seconds",
+    "latency": "a duration in seconds",
+    "registry": "a registry",
     "rate": "a rate",
     "percent": "a percentage",
     "dictionary": "a dictionary in JSON",

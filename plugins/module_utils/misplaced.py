@@ -6,22 +6,16 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from plugins.module_utils.variables import (
-    DP_ARGUMENTS,
-    PARTITIONER_ARGUMENTS,
-    STRATEGY_ARGUMENTS,
-    VERBS,
-    Finding,
-    typed,
-)
+from fl import arguments
+from plugins.module_utils.variables import PARTITIONER_ARGUMENTS, VERBS, Finding, typed
 
 # Ansible's name for the words of an -e that belong to no variable.
 WORDS = "_raw_params"
 # Which variable takes the arguments of what.
 _ARGUMENTS = (
     ("partitioner_args", "partitioner", PARTITIONER_ARGUMENTS),
-    ("strategy_args", "fl_strategy", STRATEGY_ARGUMENTS),
-    ("dp_args", "fl_dp", DP_ARGUMENTS),
+    ("strategy_args", "fl_strategy", arguments.STRATEGIES),
+    ("dp_args", "fl_dp", arguments.PRIVACY),
 )
 
 

@@ -9,40 +9,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from plugins.module_utils.kinds import KINDS, NOUNS, format_size
+from fl import arguments
+from plugins.module_utils.kinds import KINDS, NOUNS, Wrong, format_rate, format_size
 
-# Every strategy of flwr that works on arrays, with the arguments of its own that are numbers.
-STRATEGY_ARGUMENTS: dict[str, tuple[str, ...]] = {
-    "fedavg": (),
-    "fedavgm": ("server_learning_rate", "server_momentum"),
-    "fedprox": ("proximal_mu",),
-    "fedadagrad": ("eta", "eta_l", "tau"),
-    "fedadam": ("eta", "eta_l", "beta_1", "beta_2", "tau"),
-    "fedyogi": ("eta", "eta_l", "beta_1", "beta_2", "tau"),
-    "fedmedian": (),
-    "fedtrimmedavg": ("beta",),
-    "krum": ("num_malicious_nodes",),
-    "multikrum": ("num_malicious_nodes", "num_nodes_to_select"),
-    "bulyan": ("num_malicious_nodes",),
-    "qfedavg": ("client_learning_rate", "q"),
-}
-# Differential privacy: the arguments of each wrapper; True for those that have no default.
-_ADAPTIVE = {
-    "noise_multiplier": True,
-    "num_sampled_clients": False,  # flwr demands it; fl/ knows it from the run
-    "initial_clipping_norm": False,
-    "target_clipped_quantile": False,
-    "clip_norm_lr": False,
-    "clipped_count_stddev": False,
-}
-_FIXED = {"noise_multiplier": True, "clipping_norm": True, "num_sampled_clients": False}
-DP_ARGUMENTS: dict[str, dict[str, bool]] = {
-    "server-fixed": _FIXED,
-    "server-adaptive": _ADAPTIVE,
-    "client-fixed": _FIXED,
-    "client-adaptive": _ADAPTIVE,
-    "local": {"clipping_norm": True, "sensitivity": True, "epsilon": True, "delta": True},
-}
 PARTITIONER_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "iid": (),
     "dirichlet": ("alpha", "min_samples"),
@@ -105,6 +74,8 @@ class Variable:
         A value that works, as it is typed.
     low, high : float, optional
         The range, both ends included; `above` is a lower end that is not.
+    most : float, optional
+        What nobody means to exceed: a unit was mistaken, or a key pressed for too long.
     empty : bool
         Whether an empty value means the default; else it is refused, as an unset variable of a shell is.
     """
@@ -116,11 +87,18 @@ class Variable:
     low: float | None = None
     high: float | None = None
     above: float | None = None
+    most: float | None = None
     choices: tuple[str, ...] = ()
     pattern: str = ""
     empty: bool = False
 
 
+# Beyond these nobody means a value.
+MONTH = 30 * 86400  # seconds
+CORES = 4096
+MEMORY = 16 << 40  # bytes
+PIDS = 1 << 22  # the kernel's own limit
+RATE = 10**12  # bit/s
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
 
 
@@ -129,33 +107,33 @@ def _table(*variables: Variable) -> dict[str, Variable]:
 
 
 RUN = _table(
-    Variable("rounds", "whole", "5", 5, low=1),
-    Variable("fl_strategy", "choice", "fedavg", "fedavg", choices=tuple(STRATEGY_ARGUMENTS)),
+    Variable("rounds", "whole", "5", 5, low=1, most=1_000_000),
+    Variable("fl_strategy", "choice", "fedavg", "fedavg", choices=tuple(arguments.STRATEGIES)),
     Variable("strategy_args", "dictionary", '{"proximal_mu": 0.1}', {}),
-    Variable("fl_dp", "choice", "server-fixed", "", choices=("", *DP_ARGUMENTS), empty=True),
+    Variable("fl_dp", "choice", "server-fixed", "", choices=("", *arguments.PRIVACY), empty=True),
     Variable("dp_args", "dictionary", '{"noise_multiplier": 0.1, "clipping_norm": 10}', {}),
     Variable("fraction_train", "number", "1.0", 1.0, above=0, high=1),
     Variable("fraction_evaluate", "number", "1.0", 1.0, low=0, high=1),
-    Variable("min_train_clients", "whole", "2", 2, low=1),
-    Variable("min_evaluate_clients", "whole", "2", 2, low=1),
-    Variable("min_available_clients", "whole", "2", 2, low=1),
-    Variable("local_epochs", "whole", "1", 1, low=1),
-    Variable("batch_size", "whole", "32", 32, low=1),
-    Variable("learning_rate", "number", "0.01", 0.01, above=0),
+    Variable("min_train_clients", "whole", "2", 2, low=1, most=100_000),
+    Variable("min_evaluate_clients", "whole", "2", 2, low=1, most=100_000),
+    Variable("min_available_clients", "whole", "2", 2, low=1, most=100_000),
+    Variable("local_epochs", "whole", "1", 1, low=1, most=10_000),
+    Variable("batch_size", "whole", "32", 32, low=1, most=1_000_000),
+    Variable("learning_rate", "number", "0.01", 0.01, above=0, most=1000),
     Variable("momentum", "number", "0.9", 0.9, low=0, high=1),
     Variable("dataset", "choice", "mnist", "mnist", choices=DATASETS),
-    Variable("max_samples", "whole", "6000", 0, low=0),
+    Variable("max_samples", "whole", "6000", 0, low=0, most=1_000_000_000),
     Variable("partitioner", "choice", "iid", "iid", choices=tuple(PARTITIONER_ARGUMENTS)),
     Variable("partitioner_args", "dictionary", '{"alpha": 0.5}', {}),
     Variable("seed", "whole", "0", 0, low=0, high=2**32 - 1),
-    Variable("round_timeout", "duration", "600", 600.0, above=0),
-    Variable("wait_timeout", "duration", "300", 300.0, above=0),
+    Variable("round_timeout", "duration", "600", 600.0, above=0, most=MONTH),
+    Variable("wait_timeout", "duration", "300", 300.0, above=0, most=MONTH),
     Variable("allow_nonfinite", "truth", "true", False),
     Variable("wait", "truth", "true", True),
     Variable("concurrent", "truth", "true", False),
     Variable("interrupt", "truth", "true", False),
     Variable("run_name", "text", "baseline", "", pattern=RUN_NAME, empty=True),
-    Variable("app", "text", "path/to/app", ""),
+    Variable("app", "path", "path/to/app", ""),
     Variable("run_config", "dictionary", '{"num-server-rounds": 3}', {}),
     Variable("collect", "text", "RUN_ID", "", pattern=r"\d+"),
     Variable("stop", "text", "RUN_ID", "", pattern=r"\d+"),
@@ -173,25 +151,25 @@ VERBS: dict[str, dict[str, Variable]] = {
     },
     "run": RUN,
     "throttle": _table(
-        Variable("cpu", "number", "0.5", low=0.05),
-        Variable("memory", "size", "512m"),
-        Variable("pids", "whole", "256", low=1),
-        Variable("down", "rate", "10mbit", above=0),
-        Variable("up", "rate", "10mbit", above=0),
-        Variable("delay", "duration", "50ms", low=0),
-        Variable("jitter", "duration", "10ms", low=0),
+        Variable("cpu", "number", "0.5", low=0.05, most=CORES),
+        Variable("memory", "size", "512m", most=MEMORY),
+        Variable("pids", "whole", "256", low=1, most=PIDS),
+        Variable("down", "rate", "10mbit", low=1000, most=RATE),
+        Variable("up", "rate", "10mbit", low=1000, most=RATE),
+        Variable("delay", "latency", "50ms", low=0, most=60),
+        Variable("jitter", "latency", "10ms", low=0, most=60),
         Variable("loss", "percent", "1%", low=0, high=100),
         Variable("profile", "text", "NAME"),
         Variable("clients", "text", "'node1-*'", "*"),
         Variable("fraction", "number", "0.5", 1.0, above=0, high=1),
         Variable("seed", "whole", "0", 0, low=0, high=2**32 - 1),
-        Variable("duration", "duration", "60s", above=0),
-        Variable("prove", "duration", "10s", above=0),
+        Variable("duration", "duration", "60s", above=0, most=MONTH),
+        Variable("prove", "duration", "10s", above=0, most=3600),
         Variable("load", "truth", "true", False),
         Variable("undo", "truth", "true", False),
         Variable("force", "truth", "true", False),
-        Variable("trace", "text", "FILE", ""),
-        Variable("trace_speed", "number", "1.0", 1.0, above=0),
+        Variable("trace", "path", "FILE", ""),
+        Variable("trace_speed", "number", "1.0", 1.0, above=0, most=1_000_000),
         Variable("trace_loop", "truth", "true", False),
     ),
     "status": _table(Variable("output", "choice", "json", "table", choices=("table", "json"))),
@@ -207,17 +185,32 @@ VERBS: dict[str, dict[str, Variable]] = {
 }
 CLIENT = _table(
     Variable("name", "text", "node1-0", pattern=r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"),
-    Variable("cpu", "number", "0.5", low=0.05),
+    Variable("cpu", "number", "0.5", low=0.05, most=CORES),
     # Below, a training client is killed for lack of memory while it imports torch.
-    Variable("memory", "size", "512m", low=384 << 20),
-    Variable("pids", "whole", "256", low=64),
+    Variable("memory", "size", "512m", low=384 << 20, most=MEMORY),
+    Variable("pids", "whole", "256", low=64, most=PIDS),
     Variable("profile", "text", "NAME", empty=True),
     *(VERBS["throttle"][name] for name in ("down", "up", "delay", "jitter", "loss")),
+)
+# A client's container is FEDERATION-NAME, and so is that of each other part of the federation.
+PARTS = {
+    "server": "server",
+    "agent": "agent",
+    "prometheus": "Prometheus",
+    "grafana": "Grafana",
+    "node-exporter": "node exporter",
+    "container-exporter": "container exporter",
+}
+# What Ansible itself reads, as far as we do, too.
+CONNECTION = _table(
+    Variable("ansible_host", "text", "192.0.2.10"),
+    Variable("ansible_port", "whole", "22", low=1, high=65535),
+    Variable("ansible_user", "text", "ada"),
 )
 # Settings of the inventory: host variables, group variables, or -e.
 INVENTORY = _table(
     Variable("fl_federation", "text", "coldframe", pattern=r"[a-z][a-z0-9_]{0,30}"),
-    Variable("fl_client_count", "whole", "3", low=0),
+    Variable("fl_client_count", "whole", "3", low=0, most=1000),
     Variable("fl_client_list", "entries", '[{"name": "slow", "cpu": 0.25}]'),
     *(
         replace(variable, name=f"fl_client_{variable.name}")
@@ -233,31 +226,29 @@ INVENTORY = _table(
     Variable("container_exporter_port", "whole", "9101", low=1, high=65535),
     Variable("prometheus_image", "text", "debian", pattern=r"[a-z0-9][A-Za-z0-9._:/@-]*"),
     Variable("prometheus_scrape_interval", "text", "5s", pattern=r"([1-9]|1[0-5])s"),
-    Variable("prometheus_retention_time", "text", "15d", pattern=r"[1-9]\d*[hdwy]"),
-    Variable("prometheus_retention_size", "text", "2GB", pattern=r"[1-9]\d*[MGT]B"),
-    Variable("prometheus_memory", "size", "512m", low=128 << 20),
+    Variable("prometheus_retention_time", "text", "15d", pattern=r"[1-9]\d{0,3}[hdw]|[1-9]\d?y"),
+    Variable("prometheus_retention_size", "text", "2GB", pattern=r"[1-9]\d{0,5}[MGT]B"),
+    Variable("prometheus_memory", "size", "512m", low=128 << 20, most=MEMORY),
     Variable("fl_runtime", "choice", "warm", choices=("warm", "stock")),
     Variable("fl_image_builder", "text", "MACHINE"),
     Variable("fl_image_base_mode", "choice", "auto", choices=("auto", "registry", "debian")),
-    Variable(
-        "fl_image_registry", "text", "registry.example.org/lab", pattern=r"[A-Za-z0-9][\w.:/-]*", empty=True
-    ),
+    Variable("fl_image_registry", "registry", "registry.example.org/lab", empty=True),
     Variable("fl_image_torch_index", "text", "URL", empty=True),
-    Variable("fl_data_dir", "text", "path/to/data", empty=True),
+    Variable("fl_data_dir", "path", "path/to/data", empty=True),
     Variable("fl_data_source", "choice", "auto", choices=("auto", "download", "npm", "folder")),
-    Variable("fl_results_dir", "text", "results", empty=True),
-    Variable("fl_keep_runs", "whole", "50", low=1),
+    Variable("fl_results_dir", "path", "results", empty=True),
+    Variable("fl_keep_runs", "whole", "50", low=1, most=100_000),
     Variable("fl_min_disk", "size", "4g"),
     Variable("grafana_port", "whole", "3000", low=1, high=65535),
     Variable("grafana_image", "text", "NAME:TAG"),
-    Variable("grafana_archive", "text", "FILE"),
+    Variable("grafana_archive", "path", "FILE"),
     Variable("grafana_directory", "text", "/srv/grafana", pattern=r"/.+"),
     Variable("grafana_anonymous", "truth", "true"),
     Variable("docker_engine_manage", "truth", "true"),
     Variable("docker_engine_source", "choice", "docker", choices=("distribution", "docker")),
     Variable("docker_engine_repository", "text", "URL"),
     Variable("docker_engine_log", "text", "/var/log/coldframe-dockerd.log"),
-    Variable("docker_engine_start_timeout", "whole", "60", low=1),
+    Variable("docker_engine_start_timeout", "whole", "60", low=1, most=3600),
 )
 # What other tools call a limit.
 ALSO_CALLED = {
@@ -272,11 +263,15 @@ ALSO_CALLED = {
 }
 
 
+# How the numbers of a kind are shown; the others as they are.
+SHOWN: dict[str, Callable[[float], str]] = {"size": format_size, "rate": format_rate}
+
+
 def expected(variable: Variable) -> str:
     """What a value of a variable has to be, in words: ``a whole number ≥ 1``."""
     if variable.kind == "choice":
         return f"one of {', '.join(choice for choice in variable.choices if choice)}"
-    show: Callable[[float], str] = format_size if variable.kind == "size" else "{:.10g}".format
+    show = SHOWN.get(variable.kind, "{:.10g}".format)
     words = NOUNS[variable.kind]
     low, high, above = variable.low, variable.high, variable.above
     if low is not None and high is not None:
@@ -307,10 +302,15 @@ def cast_value(variable: Variable, value: object) -> Any:
         If it is none, with what follows ``name=value``: "is not a whole number ≥ 1: type -e rounds=5".
     """
     remedy = f"type {typed(variable.name, variable.example)}"
+    if value is None:
+        raise ValueError(f"is empty: {remedy}, or leave it out")
     if variable.kind == "choice":
         return _cast_choice(variable, str(value))
     try:
         result = KINDS[variable.kind](value)
+    except Wrong as error:  # it knows what is meant
+        right = " or ".join(f"{typed(variable.name, text)}{why}" for text, why in error.right)
+        raise ValueError(f"{error}: type {right}") from None
     except ValueError:
         raise ValueError(f"is not {expected(variable)}: {remedy}") from None
     if isinstance(result, int | float) and not isinstance(result, bool):
@@ -321,7 +321,11 @@ def cast_value(variable: Variable, value: object) -> Any:
             or (above is not None and result <= above)
         ):
             raise ValueError(f"is not {expected(variable)}: {remedy}")
-    if variable.kind == "text" and not result.strip():
+        if variable.most is not None and result > variable.most:
+            show = SHOWN.get(variable.kind, "{:.10g}".format)
+            unit = " s" if variable.kind in ("duration", "latency") else ""
+            raise ValueError(f"is more than {show(variable.most)}{unit}: {remedy}")
+    if variable.kind in ("text", "path") and not result.strip():
         raise ValueError(f"is empty: {remedy}, or leave it out")
     if variable.pattern and not re.fullmatch(variable.pattern, result):
         raise ValueError(f"does not have the form {variable.pattern}: {remedy}")
@@ -365,8 +369,8 @@ def cast(verb: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[Find
     findings: list[Finding] = []
     for name, variable in VERBS[verb].items():
         values[name] = variable.default
-        value = given.get(name)
-        if value is None or (value == "" and variable.empty):
+        value = given.get(name, "")
+        if name not in given or (value == "" and variable.empty):
             continue
         try:
             values[name] = cast_value(variable, value)
@@ -381,11 +385,11 @@ def cast_inventory(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[Findi
     """Typed values of those inventory variables that are given, and a finding for each that is none."""
     values: dict[str, Any] = {}
     findings: list[Finding] = []
-    for name, variable in INVENTORY.items():
+    for name, variable in {**INVENTORY, **CONNECTION}.items():
         value = given.get(name)
-        if value is None or (value == "" and variable.empty):
+        if name not in given or (value == "" and variable.empty):
             continue
-        if variable.kind == "entries":
+        if variable.kind == "entries" and value is not None:
             findings += _check_entries(value)
             continue
         try:
@@ -397,7 +401,9 @@ def cast_inventory(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[Findi
 
 def _finding(name: str, value: object, error: ValueError) -> Finding:
     problem, _, remedy = str(error).partition(": ")
-    shown = value if isinstance(value, str | int | float) else json.dumps(value, default=str)
+    if value is None:
+        return Finding(f"{name} {problem}", remedy)
+    shown = value if isinstance(value, str | int | float) else json.dumps(value, default=str, skipkeys=True)
     return Finding(f"{name}={shown} {problem}", remedy)
 
 
@@ -422,40 +428,46 @@ def _check_entries(entries: object) -> list[Finding]:
                 near = nearest(str(key), CLIENT)
                 remedy = f"write {near}" if near else f"it can have {', '.join(CLIENT)}"
                 findings.append(Finding(f"{where} has the unknown key {key}", remedy))
-            elif value is not None and not (value == "" and CLIENT[key].empty):
-                try:
-                    cast_value(CLIENT[key], value)
-                except ValueError as error:
-                    problem = str(error).partition(": ")[0]
-                    findings.append(
-                        Finding(f"{where}: {key}={value} {problem}", f"write {key}: {CLIENT[key].example}")
-                    )
+            elif not (value == "" and CLIENT[key].empty):
+                findings += _check_entry(f"{where}: {key}", CLIENT[key], value)
     return findings
+
+
+def _check_entry(where: str, variable: Variable, value: object) -> list[Finding]:
+    """Findings about one key of a client in `fl_client_list`."""
+    try:
+        result = cast_value(variable, value)
+    except ValueError as error:
+        found = _finding(where, value, error)
+        remedy = found.remedy.replace(f"-e {variable.name}=", f"{variable.name}: ").replace("type ", "write ")
+        return [Finding(found.problem, remedy)]
+    if variable.name == "name" and result in PARTS:
+        problem = (
+            f"{where}={result} is taken: the federation's own container of that name is its {PARTS[result]}"
+        )
+        return [Finding(problem, f"write name: {result}-0")]
+    return []
 
 
 def _check_arguments(values: Mapping[str, Any]) -> list[Finding]:
     """Findings about arguments that do not fit the strategy, wrapper or partitioner that they are for."""
     findings: list[Finding] = []
     strategy, dp, partitioner = values["fl_strategy"], values["fl_dp"], values["partitioner"]
-    findings += _check_names("strategy_args", f"strategy {strategy}", values, STRATEGY_ARGUMENTS[strategy])
+    rules = arguments.STRATEGIES[strategy]
+    findings += _shown(
+        "strategy_args", arguments.judge(f"strategy {strategy}", rules, values["strategy_args"])
+    )
     findings += _check_names(
         "partitioner_args", f"partitioner {partitioner}", values, PARTITIONER_ARGUMENTS[partitioner]
     )
     if dp:
-        findings += _check_names("dp_args", f"fl_dp {dp}", values, tuple(DP_ARGUMENTS[dp]))
-        missing = [
-            name for name, needed in DP_ARGUMENTS[dp].items() if needed and name not in values["dp_args"]
-        ]
-        if missing:
-            example = json.dumps({**values["dp_args"], **dict.fromkeys(missing, 1.0)})
-            findings.append(
-                Finding(
-                    f"fl_dp={dp} needs {', '.join(missing)} in dp_args", f"type {typed('dp_args', example)}"
-                )
-            )
+        rules = arguments.PRIVACY[dp]
+        findings += _shown("dp_args", arguments.judge(f"fl_dp={dp}", rules, values["dp_args"]))
     elif values["dp_args"]:
         findings.append(
-            Finding("dp_args are given, but fl_dp is not", f"type -e fl_dp={next(iter(DP_ARGUMENTS))} too")
+            Finding(
+                "dp_args are given, but fl_dp is not", f"type -e fl_dp={next(iter(arguments.PRIVACY))} too"
+            )
         )
     if not values["app"]:
         for key in values["run_config"]:
@@ -468,6 +480,18 @@ def _check_arguments(values: Mapping[str, Any]) -> list[Finding]:
     if len(given := [name for name in EARLIER if values[name]]) > 1:
         first = f"type -e {given[-1]}={values[given[-1]]} first, then -e {given[0]}=…"
         findings.append(Finding(f"{' and '.join(given)} are given together", first))
+    return findings
+
+
+def _shown(name: str, problems: Iterable[arguments.Problem]) -> list[Finding]:
+    """Problems of the arguments that a variable holds, with what to type for them."""
+    findings = []
+    for problem in problems:
+        remedy = problem.hint
+        if problem.args is not None:
+            command = typed(name, json.dumps(dict(problem.args), default=str))
+            remedy = f"{remedy} Type {command}" if remedy else f"type {command}"
+        findings.append(Finding(problem.text, remedy))
     return findings
 
 
@@ -490,6 +514,13 @@ def _check_names(name: str, what: str, values: Mapping[str, Any], known: tuple[s
                 )
             )
     return findings
+
+
+def vault_remedy(failure: str) -> str:
+    """What to type where a value is encrypted and its password missing; nothing for other failures."""
+    if re.search(r"no vault secrets (were )?found|vault password", failure, re.IGNORECASE):
+        return "type --ask-vault-pass too, and Ansible asks for the password (or --vault-password-file FILE)"
+    return ""
 
 
 def check_names(verb: str, names: Iterable[str], also: Collection[str] = ()) -> list[Finding]:
@@ -516,10 +547,16 @@ def check_names(verb: str, names: Iterable[str], also: Collection[str] = ()) -> 
     return findings
 
 
-def check_clients(values: Mapping[str, Any], clients: int) -> list[Finding]:
-    """A finding if the run waits for more clients than the roster has."""
+def check_clients(values: Mapping[str, Any], clients: int | None) -> list[Finding]:
+    """A finding if the run waits for more clients than the roster has (None: it is not known)."""
     names = ("min_train_clients", "min_evaluate_clients", "min_available_clients")
-    if values["app"] or any(values[name] for name in EARLIER) or not clients:
+    if clients is None or any(values[name] for name in EARLIER) or not values.get("train", True):
+        return []
+    if clients == 0:
+        remedy = "give a machine of fl_clients an fl_client_count of 1 or more, or clients in fl_client_list"
+        without = ", or type -e train=false" if "train" in values else ""
+        return [Finding("there is no client to train on", remedy + without)]
+    if values["app"]:
         return []
     findings = []
     if large := [name for name in names if values[name] > clients]:
@@ -530,16 +567,32 @@ def check_clients(values: Mapping[str, Any], clients: int) -> list[Finding]:
         )
         plural = "client" if clients == 1 else "clients"
         findings.append(Finding(f"{shown} {more} {clients} {plural} of the inventory", remedy))
-    malicious = values["strategy_args"].get("num_malicious_nodes", 0)
-    if values["fl_strategy"] == "bulyan" and isinstance(malicious, int | float):
-        need = int(4 * malicious + 3)
-        if values["min_train_clients"] < need:
-            findings.append(
-                Finding(
-                    f"bulyan with {malicious} malicious clients aggregates no less than {need} replies, and "
-                    f"min_train_clients is {values['min_train_clients']}",
-                    f"type -e min_train_clients={need}"
-                    + (f" and add clients ({clients} now)" if clients < need else ""),
-                )
-            )
-    return findings
+    return findings + _check_replies(values, clients)
+
+
+def _check_replies(values: Mapping[str, Any], clients: int) -> list[Finding]:
+    """Findings where strategy or privacy wrapper need more replies in a round than there can be."""
+    strategy, args, least = values["fl_strategy"], values["strategy_args"], values["min_train_clients"]
+    sampled = max(int(clients * values["fraction_train"]), least)
+    findings: list[Finding] = []
+    if values["fl_dp"] and not arguments.judge("", arguments.PRIVACY[values["fl_dp"]], values["dp_args"]):
+        noise = arguments.judge_privacy(values["fl_dp"], values["dp_args"], sampled)
+        findings += _shown("dp_args", noise)
+    if arguments.judge("", arguments.STRATEGIES[strategy], args):
+        return findings  # said already
+    need = arguments.replies_needed(strategy, args)
+    replies = min(arguments.least_replies(strategy, sampled, least), clients)
+    if replies >= need:
+        return findings
+    shown = ", ".join(f"{key}={value}" for key, value in args.items()) or "no arguments"
+    has = f"the inventory has {clients}" if clients < need else f"a round may have {replies}"
+    problem = f"{strategy} with {shown} needs the replies of {need} clients, and {has}"
+    remedy = f"type -e min_train_clients={need}"
+    if clients < need:
+        fitting = arguments.fitting(strategy, args, clients)
+        other = f"-e fl_strategy=fedmedian without strategy_args -e min_train_clients={min(least, clients)}"
+        if fitting is not None:
+            fewest = min(max(least, arguments.replies_needed(strategy, fitting)), clients)
+            other = f"{typed('strategy_args', json.dumps(fitting))} -e min_train_clients={fewest}"
+        remedy = f"type {other}, or add clients (fl_client_count) and type -e min_train_clients={need}"
+    return [*findings, Finding(problem, remedy)]

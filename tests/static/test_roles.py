@@ -181,3 +181,20 @@ def without_comments(path: Path) -> str:
     """Read a file without its lines of comment."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return "\n".join(line for line in lines if not line.lstrip().startswith("#"))
+
+
+def test_what_travels_through_a_command_arrives_as_it_was_typed() -> None:
+    """Unless told not to, Ansible expands `$X` and `~` in arguments: a path or a reason may hold them."""
+    commands = [
+        (str(task), task.keys["ansible.builtin.command"])
+        for path in task_files()
+        for task in tasks_in(path)
+        if "{{" in str(task.keys.get("ansible.builtin.command", ""))
+    ]
+    assert commands
+    expanding = [
+        name
+        for name, words in commands
+        if not isinstance(words, dict) or words.get("expand_argument_vars") is not False
+    ]
+    assert expanding == []

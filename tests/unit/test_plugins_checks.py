@@ -159,6 +159,18 @@ def test_a_missing_sudo_password_can_be_asked_for():
     assert "give each its ansible_become_password" in only(checks.check_answers([silent]))
 
 
+@pytest.mark.parametrize(
+    "failure",
+    [
+        "Attempting to decrypt but no vault secrets found.",
+        "Decryption failed (no vault secrets were found that could decrypt).",
+    ],
+)
+def test_a_missing_vault_password_can_be_asked_for(failure):
+    silent = machine("far", facts=None, failure=failure, login="ssh far")
+    assert "type --ask-vault-pass too" in only(checks.check_answers([silent]))
+
+
 def test_one_machine_under_two_names():
     pair = [machine("a"), machine("b")]
     assert "a and b are one machine (the same machine-id" in only(checks.check_identity(pair))

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from plugins.filter.monitoring import coldframe_certificate_names, coldframe_ports, coldframe_targets
+from plugins.filter.monitoring import (
+    coldframe_certificate_names,
+    coldframe_host,
+    coldframe_ports,
+    coldframe_targets,
+)
 
 
 def test_every_machine_is_a_target_and_the_server_alone_has_the_runs() -> None:
@@ -38,3 +43,8 @@ def test_certificates_bear_address_or_name_and_the_loopback() -> None:
     assert coldframe_certificate_names(["2001:db8::1"]) == ["IP:2001:db8::1", *loopback]
     assert coldframe_certificate_names(["desk.example.org"]) == ["DNS:desk.example.org", *loopback]
     assert coldframe_certificate_names(["127.0.0.1"]) == ["IP:127.0.0.1", "DNS:localhost"]
+
+
+def test_an_address_of_ipv6_stands_in_brackets_in_a_url():
+    hosts = [coldframe_host(address) for address in ("fd00::1", "192.0.2.1", "watch.lab")]
+    assert hosts == ["[fd00::1]", "192.0.2.1", "watch.lab"]

@@ -185,8 +185,50 @@ def test_group_variables_of_the_inventory_count_as_much_as_extra_variables(prefl
     }
     code, output, _plan = preflight(inventory=inventory)
     assert code != 0
-    assert "rounds=many is not a whole number" in output
-    assert "one:\n  2. fl_client_cpu=x is not a number" in output
+    assert "fl_client_cpu=x is not a number" in output
+    assert "rounds=many is not a whole number ≥ 1\n     -> write in the inventory rounds=5" in output
+
+
+def test_wrong_types_and_nothing_at_all_are_found_with_machine_and_variable(preflight):
+    machines = INVENTORY["fl_machines"]
+    wrong = {
+        "fl_client_count": None,
+        "fl_client_list": [{"name": None, "cpu": [1]}, 7],
+        "fl_port": {"a": 1},
+        "fl_metrics_port": None,
+        "fl_federation": None,
+        "fl_monitoring": None,
+        "fl_image_registry": None,
+        "fl_results_dir": None,
+        "ansible_port": "ssh",
+        "rounds": None,
+        "dataset": ["mnist"],
+        "grafana_image": None,
+        "fl_client_delay": 50,
+    }
+    inventory = {"fl_machines": {**machines, "vars": {**machines["vars"], **wrong}}}
+    inventory["fl_machines"]["children"] = {
+        group: {"hosts": {"one": {}}} for group in ("fl_server", "fl_clients")
+    }
+    code, output, _plan = preflight(inventory=inventory)
+    assert code != 0
+    assert "Task failed" not in output
+    assert "Traceback" not in output
+    assert "Nothing was changed." in output
+    words = " ".join(output.split())
+    for message in (
+        "one: 1. ",
+        "fl_client_count is empty -> write in the inventory fl_client_count=3, or leave it out",
+        "fl_client_list[0]: name is empty -> write name: node1-0",
+        "fl_client_list[0]: cpu=[1] is not a number ≥ 0.05 -> write cpu: 0.5",
+        "fl_client_list[1] is not a dictionary",
+        "ansible_port=ssh is not a whole number from 1 to 65535 -> write in the inventory ansible_port=22",
+        "rounds is empty -> write in the inventory rounds=5",
+        "dataset=",
+        "fl_client_delay=50 has no unit -> write in the inventory fl_client_delay=50ms (milliseconds) or fl_",
+        *(f"{name} is empty" for name, value in wrong.items() if value is None),
+    ):
+        assert message in words, f"{message!r} in\n{output}"
 
 
 def test_a_machine_that_does_not_answer_is_a_finding_but_no_hindrance_to_teardown(preflight):

@@ -153,6 +153,16 @@ def test_a_machine_may_have_no_clients():
     assert coldframe_roster(["a"], {"a": machine(fl_client_count=0)}) == []
 
 
+@pytest.mark.parametrize("settings", [{}, {"fl_client_count": 3}])
+def test_an_empty_list_means_no_clients(settings):
+    assert coldframe_roster(["a"], {"a": machine(fl_client_list=[], **settings)}) == []
+
+
+def test_a_name_written_as_a_number_keeps_its_name():
+    clients = coldframe_roster(["a"], {"a": machine(fl_client_list=[{"name": 0}, {"name": 17}, {}])})
+    assert [client["name"] for client in clients] == ["0", "17", "a-2"]
+
+
 def test_run_config_is_flat_and_named_as_the_app_names_it():
     run = {
         "rounds": 3,

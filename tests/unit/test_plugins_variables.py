@@ -1,11 +1,16 @@
 """Tests of plugins/module_utils/variables.py: what every variable may be, and what a wrong one is told."""
 
 import inspect
+import itertools
 import json
+import re
+import shlex
 from functools import partial
+from pathlib import Path
 
 import pytest
 
+from fl import arguments
 from plugins.module_utils import variables
 from plugins.module_utils.variables import (
     INVENTORY,
@@ -120,7 +125,7 @@ def test_the_strategies_arguments_are_those_of_flwr():
         for name, kind in vars(flower).items()
         if inspect.isclass(kind) and issubclass(kind, flower.FedAvg) and not name.startswith("FedXgb")
     }
-    assert set(variables.STRATEGY_ARGUMENTS) == set(classes)
+    assert set(arguments.STRATEGIES) == set(classes)
     common = set(inspect.signature(flower.FedAvg.__init__).parameters)
     for name, kind in classes.items():
         own = [
@@ -128,7 +133,7 @@ def test_the_strategies_arguments_are_those_of_flwr():
             for parameter, spec in inspect.signature(kind.__init__).parameters.items()
             if parameter not in common and spec.annotation in (int, float, "int", "float")
         ]
-        assert sorted(variables.STRATEGY_ARGUMENTS[name]) == sorted(own), name
+        assert sorted(arguments.STRATEGIES[name]) == sorted(own), name
 
 
 def test_the_wrappers_arguments_are_those_of_flwr():
@@ -143,18 +148,17 @@ def test_the_wrappers_arguments_are_those_of_flwr():
         parameters = dict(inspect.signature(kind.__init__).parameters)
         for other in ("self", "strategy", "accountant"):
             parameters.pop(other, None)
-        assert set(variables.DP_ARGUMENTS[name]) == set(parameters), name
+        assert set(arguments.PRIVACY[name]) == set(parameters), name
         needed = {key for key, spec in parameters.items() if spec.default is inspect.Parameter.empty}
-        assert {key for key, must in variables.DP_ARGUMENTS[name].items() if must} == needed - {
-            "num_sampled_clients"
-        }
+        rules = arguments.PRIVACY[name].items()
+        assert {key for key, rule in rules if rule.needed} == needed - {"num_sampled_clients"}
 
 
 def test_names_agree_with_the_training():
     from fl import data, partition, strategy
 
-    assert set(variables.STRATEGY_ARGUMENTS) == set(strategy.STRATEGIES)
-    assert set(variables.DP_ARGUMENTS) == {*strategy.PRIVACY, strategy.LOCAL}
+    assert set(arguments.STRATEGIES) == set(strategy.STRATEGIES)
+    assert set(arguments.PRIVACY) == {*strategy.PRIVACY, strategy.LOCAL}
     assert tuple(data.SPECS) == variables.DATASETS
     assert {name: tuple(args) for name, args in partition.DEFAULTS.items()} == variables.PARTITIONER_ARGUMENTS
 
@@ -184,14 +188,14 @@ def test_run_config_keys_are_those_of_the_manifest():
         ({"strategy_args": {"beta": 1}}, "strategy fedavg has no argument beta: it takes none, so leave"),
         (
             {"fl_strategy": "fedadam", "strategy_args": {"zzz": 1}},
-            "has no argument zzz: it has eta, eta_l, beta_1, beta_2, tau",
+            "has no argument zzz: it has eta, eta_l, tau, beta_1, beta_2",
         ),
         ({"fl_strategy": "fedprox", "strategy_args": {"proximal_mu": "x"}}, "proximal_mu=x is not a number"),
         (
             {"partitioner": "shards", "partitioner_args": {"alpha": 1}},
             "partitioner shards has no argument alpha",
         ),
-        ({"fl_dp": "server-fixed"}, "fl_dp=server-fixed needs noise_multiplier, clipping_norm in dp_args"),
+        ({"fl_dp": "server-fixed"}, "fl_dp=server-fixed needs noise_multiplier, clipping_norm: type"),
         ({"dp_args": {"noise_multiplier": 1}}, "dp_args are given, but fl_dp is not: type -e fl_dp="),
         ({"collect": "1", "stop": "2"}, "collect and stop are given together: type -e stop=2 first"),
         ({"follow": "1", "stop": "2"}, "stop and follow are given together: type -e follow=1 first"),
@@ -219,11 +223,101 @@ def test_more_clients_than_there_are_is_refused_with_number_and_remedy():
     )
 
 
-def test_bulyan_needs_more_replies_than_it_may_lose():
-    values, _findings = cast(
-        "run", {"fl_strategy": "bulyan", "strategy_args": {"num_malicious_nodes": 1}, "min_train_clients": 3}
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"fl_strategy": "fedtrimmedavg", "strategy_args": {"beta": 0.6}},
+            "strategy fedtrimmedavg: beta=0.6 is not a number ≥ 0 and < 0.5: "
+            """type -e '{"strategy_args": {"beta": 0.2}}'""",
+        ),
+        (
+            {"fl_strategy": "multikrum", "strategy_args": {"num_nodes_to_select": 1.5}},
+            "num_nodes_to_select=1.5 is not a whole number ≥ 1",
+        ),
+        (
+            {"fl_dp": "server-fixed", "dp_args": {"noise_multiplier": -1, "clipping_norm": 1}},
+            """-1 is not a number ≥ 0 and ≤ 1e+06: type -e '{"dp_args": {"noise_multiplier": 0.1, "cl""",
+        ),
+        (
+            {
+                "fl_dp": "local",
+                "dp_args": {"epsilon": 0, "delta": 1e-5, "sensitivity": 1, "clipping_norm": 1},
+            },
+            "fl_dp=local: epsilon=0 is not a number > 0",
+        ),
+        (
+            {"fl_strategy": "krum", "strategy_args": {"num_malicious_nodes": 10**30}},
+            "is not a whole number ≥ 0 and ≤ 10000",
+        ),
+        ({"fl_strategy": "fedadam", "strategy_args": {"eta": [1]}}, "eta=[1] is not a number > 0"),
+    ],
+)
+def test_arguments_are_judged_by_the_rules_of_the_run(given, message):
+    assert message in only(cast("run", given)[1])
+
+
+def test_noise_that_the_count_of_clipped_updates_cannot_bear_is_refused():
+    given = {"fl_dp": "server-adaptive", "dp_args": {"noise_multiplier": 1.0}}
+    values, findings = cast("run", given)
+    assert findings == []
+    message = only(check_clients(values, 4))
+    assert "needs a clipped_count_stddev above 0.5, and that is 0.2 (4 clients / 20): type -e" in message
+
+
+ROBUST = [
+    (name, {"num_malicious_nodes": malicious, **more})
+    for name, more in (("krum", {}), ("bulyan", {}), ("multikrum", {"num_nodes_to_select": 4}))
+    for malicious in (0, 1, 2, 5)
+]
+
+
+@pytest.mark.parametrize("clients", [1, 2, 3, 4, 5, 7, 12])
+@pytest.mark.parametrize(("name", "args"), ROBUST)
+@pytest.mark.parametrize("least", [1, 2, 7, 20])
+def test_what_a_remedy_says_is_accepted(name, args, clients, least):
+    """Not that min_train_clients is too small for bulyan, and what bulyan needs too large for the clients."""
+    least = min(least, clients)
+    given = {
+        "fl_strategy": name,
+        "strategy_args": args,
+        **{f"min_{kind}_clients": least for kind in ("train", "evaluate", "available")},
+    }
+    values, findings = cast("run", given)
+    assert findings == []
+    if found := check_clients(values, clients):
+        command = only(found).partition(": type ")[2].partition(", or add")[0]
+        if "without strategy_args" in command:
+            given.pop("strategy_args")
+        given |= dict(typed_in(command))
+        values, findings = cast("run", given)
+        assert findings == []
+        assert check_clients(values, clients) == []
+
+
+def typed_in(command):
+    """The variables that a command sets."""
+    words = shlex.split(command)
+    for option, word in itertools.pairwise(words):
+        if option == "-e" and word.startswith("{"):
+            yield from json.loads(word).items()
+        elif option == "-e":
+            yield word.split("=")[0], word.split("=")[1]
+
+
+def test_more_malicious_clients_than_there_can_be_are_refused():
+    values, _findings = cast("run", {"fl_strategy": "krum", "strategy_args": {"num_malicious_nodes": 5}})
+    assert only(check_clients(values, 4)).startswith(
+        "krum with num_malicious_nodes=5 needs the replies of 13 clients, and the inventory has 4: "
+        """type -e '{"strategy_args": {"num_malicious_nodes": 0}}' -e min_train_clients=2, or add clients"""
     )
-    assert "type -e min_train_clients=7 and add clients (3 now)" in only(check_clients(values, 3))
+
+
+def test_a_run_without_clients_is_refused():
+    assert "type -e train=false" in only(check_clients(cast("site", {})[0], 0))
+    assert check_clients(cast("site", {"train": False})[0], 0) == []
+    assert "train=false" not in only(check_clients(cast("run", {})[0], 0))
+    assert check_clients(cast("run", {"collect": "1"})[0], 0) == []
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():
@@ -262,12 +356,73 @@ def test_names_of_ansible_roles_and_inventory_are_known():
             "fl_client_list[0]: cpu=x is not a number ≥ 0.05: write cpu: 0.5",
         ),
         ({"docker_engine_manage": "maybe"}, "docker_engine_manage=maybe is not true or false"),
+        ({"fl_client_count": None}, "fl_client_count is empty: type -e fl_client_count=3, or leave it out"),
+        ({"fl_client_list": None}, "fl_client_list is empty: type -e"),
+        ({"fl_data_dir": None}, "fl_data_dir is empty: type -e fl_data_dir=path/to/data, or leave it out"),
+        ({"ansible_host": None}, "ansible_host is empty: type -e ansible_host=192.0.2.10"),
+        ({"ansible_port": "ssh"}, "ansible_port=ssh is not a whole number from 1 to 65535"),
+        ({"fl_client_list": [{"cpu": None}]}, "fl_client_list[0]: cpu is empty: write cpu: 0.5, or leave it"),
+        (
+            {"fl_client_list": [{"name": True}]},
+            "fl_client_list[0]: name=True is not a text: write name: node",
+        ),
+        ({"fl_client_list": [{"name": "agent"}]}, "name=agent is taken: the federation's own container of"),
+        (
+            {"fl_client_list": [{"delay": 50}]},
+            "delay=50 has no unit: write delay: 50ms (milliseconds) or del",
+        ),
+        ({"fl_client_count": 10**6}, "fl_client_count=1000000 is more than 1000: type -e fl_client_count=3"),
+        ({"fl_client_memory": "9" * 400}, "is not a size ≥ 384 MB: type -e fl_client_memory=512m"),
+        ({"fl_client_memory": "300t"}, "fl_client_memory=300t is more than 16 TB: type -e"),
+        ({"fl_client_down": "1bit"}, "fl_client_down=1bit is not a rate ≥ 1kbit: type -e"),
+        ({"fl_client_up": "9000gbit"}, "fl_client_up=9000gbit is more than 1000gbit: type -e"),
+        ({"fl_client_delay": "2m"}, "fl_client_delay=2m is more than 60 s: type -e fl_client_delay=50ms"),
+        ({"fl_image_registry": "https://r.example/lab"}, "type -e fl_image_registry=r.example/lab"),
+        ({"fl_image_registry": "r.example:5000/Lab/"}, "type -e fl_image_registry=r.example:5000/lab"),
+        ({"fl_image_registry": "r.example/"}, "how an image's name begins (no https://, no upper case, no /"),
+        ({"fl_image_registry": "a b"}, "fl_image_registry=a b is not a registry: type -e fl_image_registry="),
         ({"fl_federation": ""}, "fl_federation= is empty: type -e fl_federation=coldframe, or leave it out"),
         ({"fl_federation": " "}, "fl_federation=  is empty: type -e fl_federation=coldframe"),
     ],
 )
 def test_a_bad_inventory_variable_is_told_what_to_type(given, message):
     assert message in only(cast_inventory(given)[1])
+
+
+@pytest.mark.parametrize("name", ["delay", "jitter"])
+def test_a_delay_says_its_unit(name):
+    """Of ping's milliseconds and of seconds neither goes without saying."""
+    assert only(cast("throttle", {name: 50})[1]) == (
+        f"{name}=50 has no unit: type -e {name}=50ms (milliseconds) or -e {name}=50s (seconds)"
+    )
+    for value, seconds in (("50ms", 0.05), ("0.5s", 0.5), (0, 0.0), ("0", 0.0)):
+        values, findings = cast("throttle", {name: value})
+        assert (values[name], findings) == (seconds, [])
+
+
+def test_the_names_that_are_taken_are_those_of_the_roles_containers():
+    roles = Path(__file__).parents[2] / "roles"
+    found = set()
+    for folder in ("tasks", "vars"):
+        for path in roles.glob(f"*/{folder}/*.yml"):
+            found |= set(
+                re.findall(r'^ +name: "\{\{ \w+_federation \}\}-([a-z-]+)"', path.read_text(), re.MULTILINE)
+            )
+    assert found == set(variables.PARTS)
+
+
+def test_a_path_may_begin_with_the_home_directory(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    paths = {"app": "~/app", "trace": "~/t.csv", "fl_data_dir": "~/data", "grafana_archive": "~/g.tar"}
+    values = {**cast("run", paths)[0], **cast("throttle", paths)[0], **cast_inventory(paths)[0]}
+    assert {name: values[name] for name in paths} == {
+        name: path.replace("~", "/home/ada") for name, path in paths.items()
+    }
+    for table in [*VERBS.values(), INVENTORY]:  # those on the machines are named from their root
+        for variable in table.values():
+            about_files = re.search(r"path|FILE|/|_dir", f"{variable.example} {variable.name}")
+            if variable.kind == "text" and about_files and not variable.pattern:
+                assert variable.example.startswith("/"), variable.name
 
 
 def empty_values():
