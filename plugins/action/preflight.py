@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -24,7 +26,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugi
 from fl import data
 from plugins.filter.monitoring import PORT, coldframe_ports
 from plugins.filter.roster import build_roster, coldframe_run_config
-from plugins.module_utils import checks, standing, throttle, training_set
+from plugins.module_utils import checks, described, standing, throttle, training_set
 from plugins.module_utils.checks import Machine
 from plugins.module_utils.variables import (
     EARLIER,
@@ -115,6 +117,11 @@ class ActionModule(ActionBase):
                 findings.append(LINK)
         values, found = cast(verb, given)
         findings += found
+        usual = _usual(machines, server, hostvars)
+        stood, here = _described(verb, machines, server, hostvars)
+        site_arguments = _typed({**stood.typed, **{k: v for k, v in extra.items() if k in INVENTORY}})
+        asked, machines = machines, stood.follow(machines, extra, here)
+        server = next((m for m in machines if server and m.name == server.name), None)
         findings += checks.check_controller(values, server.settings if server else {}, Path.cwd())
         warnings += checks.warn_foreign_app(values, extra, RUN_CONFIG_KEYS)
 
@@ -126,12 +133,22 @@ class ActionModule(ActionBase):
             findings.append(
                 Finding(f"{verb}.yml is about the whole federation, and --limit hides a part", "leave it out")
             )
-        roster: list[dict[str, Any]] = []
+        roster: list[dict[str, Any]] = stood.clients_of(machines)
         oversubscribed = False
         # Numbers that are none were found above; a roster made from them would only repeat that.
         if not any(finding.machine or finding.problem.startswith("fl_client") for finding in findings):
             try:
-                roster = build_roster([m.name for m in machines if "fl_clients" in m.groups], raw)
+                planned = build_roster(
+                    [m.name for m in machines if "fl_clients" in m.groups], stood.repeat(raw, extra)
+                )
+                if stood:
+                    site = " ".join(f"ansible-playbook site.yml {site_arguments} -e train=false".split())
+                    found = stood.differences(asked, groups, extra, planned, site)
+                    follows = verb == "throttle" or (verb == "run" and not any(map(values.get, EARLIER)))
+                    findings += found if follows else []
+                    warnings += [] if follows else map(str, found)
+                else:
+                    roster = planned
             except ValueError as error:
                 problem, _, remedy = str(error).rpartition(": ")
                 findings.append(Finding(problem, remedy))
@@ -202,12 +219,15 @@ class ActionModule(ActionBase):
         if findings:
             message = f"{checks.render(findings)}\n\nNothing was changed."
             return {**result, "failed": True, "changed": False, "msg": message}
+        shown = [{k: v for k, v in client.items() if k not in PROVISIONAL} for client in roster]
         run_config = coldframe_run_config(values, oversubscribed) if verb in ("site", "run") else {}
         deployment: dict[str, Any] = {}
         if verb in ("site", "run") and server:
             state = Path(str(hostvars[server.name]["coldframe_controller_state"])).expanduser()
             deployment = _deployment(machines, roster, values, extra, hostvars)
             deployment |= _standing(machines, deployment, state)
+            name = str(server.settings.get("fl_federation", FEDERATION))
+            deployment["description"] = described.describe(name, machines, shown, usual, extra, time.time())
             anew = values.get("redeploy") or values.get("rotate_keys") or self._task.check_mode
             if anew or verb == "run":
                 deployment["standing"] = False
@@ -223,12 +243,15 @@ class ActionModule(ActionBase):
             "changed": False,
             "run": values,
             "run_config": run_config,
-            "roster": [{k: v for k, v in client.items() if k not in PROVISIONAL} for client in roster],
+            "roster": shown,
             "oversubscribed": oversubscribed,
             **deployment,
             "requests": requests,
             "going": going,
-            "verb_arguments": _typed(extra),
+            "checkout": _checkout() if verb in ("site", "run") else {},
+            "verb_arguments": _typed({name: extra[name] for name in ADDRESSING if name in extra}),
+            "site_arguments": site_arguments,
+            "to_set": described.to_set(asked, machines, usual),
             "stamp": time.time(),
             "warned": warnings,
         }
@@ -349,12 +372,51 @@ def _standing(machines: list[Machine], deployment: Mapping[str, str], state: Pat
     }
 
 
-# Settings of the inventory that may be typed, and then belong to every later verb about that federation.
-DESCRIBING = ("fl_federation", "fl_client_", "fl_address", "fl_port", "fl_metrics_port", "fl_results_dir")
+def _usual(
+    machines: Iterable[Machine], server: Machine | None, hostvars: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """What other verbs see of each machine where nothing sets it."""
+    common = server.settings if server else {}
+    return {
+        machine.name: {
+            "fl_port": common.get("fl_port", PORT),
+            "fl_monitoring": common.get("fl_monitoring", True),
+            **coldframe_ports(machine.name, hostvars, [server.name] if server else []),
+        }
+        for machine in machines
+    }
 
 
-def _typed(extra: Mapping[str, Any]) -> str:
-    """What was typed besides the verb that any other verb needs too, to address the same federation."""
+def _described(
+    verb: str, machines: list[Machine], server: Machine | None, hostvars: Mapping[str, Any]
+) -> tuple[described.Description, bool]:
+    """What a verb follows, and whether this controller has deployed it; site.yml follows nothing."""
+    if verb == "site" or server is None:
+        return described.Description(), False
+    found, plan = described.newest(machines, str(server.settings.get("fl_federation", FEDERATION)))
+    state = Path(str(hostvars[server.name].get("coldframe_controller_state", ""))).expanduser()
+    return found, bool(found) and standing.read_record(state).get("plan") == plan
+
+
+def _checkout() -> dict[str, Any]:
+    """Which commit this checkout is of, and whether nothing in it has been changed since."""
+    if not shutil.which("git"):
+        return {"commit": None, "clean": None}
+    head, changes = (
+        subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
+        for words in (("rev-parse", "HEAD"), ("status", "--porcelain"))
+    )
+    if head.returncode or changes.returncode:
+        return {"commit": None, "clean": None}
+    return {"commit": head.stdout.strip(), "clean": not changes.stdout.strip()}
+
+
+# What was typed and is no part of what stands belongs to the next verb too.
+ADDRESSING = ("fl_federation", "fl_results_dir")
+
+
+def _typed(settings: Mapping[str, Any]) -> str:
+    """What to type besides a verb: the inventory, passwords, and these settings of it."""
     given = context.CLIARGS.get("inventory") or ()
     here = [_short(Path(source)) if "," not in source else source for source in given]
     words = [] if list(given) in ([], list(C.DEFAULT_HOST_LIST)) else [f"-i {source}" for source in here]
@@ -362,11 +424,9 @@ def _typed(extra: Mapping[str, Any]) -> str:
     answer = context.CLIARGS.get("become_password_file")
     if answer and answer != C.BECOME_PASSWORD_FILE:
         words += ["--become-password-file", shlex.quote(_short(Path(answer)))]
-    for name in sorted(extra):
-        if name.startswith(DESCRIBING) and name in INVENTORY:
-            value = extra[name]
-            pair = f"{name}={value}" if isinstance(value, str | int | float) else json.dumps({name: value})
-            words.append(f"-e {shlex.quote(pair)}")
+    for name, value in sorted(settings.items()):
+        pair = f"{name}={value}" if isinstance(value, str | int | float) else json.dumps({name: value})
+        words.append(f"-e {shlex.quote(pair)}")
     return " ".join(words)
 
 
