@@ -119,6 +119,7 @@ class ActionModule(ActionBase):
         findings += found
         usual = _usual(machines, server, hostvars)
         stood, here = _described(verb, machines, server, hostvars)
+        verb_arguments = _typed({name: extra[name] for name in ADDRESSING if name in extra})
         site_arguments = _typed({**stood.typed, **{k: v for k, v in extra.items() if k in INVENTORY}})
         asked, machines = machines, stood.follow(machines, extra, here)
         server = next((m for m in machines if server and m.name == server.name), None)
@@ -170,7 +171,7 @@ class ActionModule(ActionBase):
                 findings.append(finding)
         answered = [m for m in machines if m.facts]
         going = [run for m in answered for run in (m.facts or {}).get("runs", [])]
-        findings += checks.check_runs(verb, values, going, _typed(extra))
+        findings += checks.check_runs(verb, values, going, verb_arguments)
         monitor = next((m.name for m in machines if "fl_monitor" in m.groups), server.name if server else "")
         if verb == "site":
             findings += checks.check_identity(answered)
@@ -249,7 +250,7 @@ class ActionModule(ActionBase):
             "requests": requests,
             "going": going,
             "checkout": _checkout() if verb in ("site", "run") else {},
-            "verb_arguments": _typed({name: extra[name] for name in ADDRESSING if name in extra}),
+            "verb_arguments": verb_arguments,
             "site_arguments": site_arguments,
             "to_set": described.to_set(asked, machines, usual),
             "stamp": time.time(),
