@@ -256,12 +256,11 @@ def client_rows(
 
 def held_cpus(name: str, item: Mapping[str, Any], events: Sequence[Event]) -> list[float]:
     """Give the CPU limits that the agents read: at the start, and after each change; -1 is none."""
-    if "baseline" not in item:
+    if item.get("cpu") is None or "baseline" not in item:
         return []
-    changed = [
-        e["verified"]["cpu"] for e in events if e["client"] == name and "cpu" in (e.get("verified") or {})
-    ]
-    return [-1.0 if value is None else float(value) for value in [item.get("cpu"), *changed]]
+    mine = [event["verified"] for event in events if event["client"] == name and event.get("verified")]
+    changed = [verified["cpu"] for verified in mine if "cpu" in verified]
+    return [-1.0 if value is None else float(value) for value in [item["cpu"], *changed]]
 
 
 def cpu_text(seen: Sequence[float], baseline: float | None) -> str | None:

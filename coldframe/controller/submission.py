@@ -87,17 +87,18 @@ def inventory(
     """
     known = {item["name"]: item for item in found.get("clients", [])}
     aside = ("desired", "read_at", "running")
+    held = {
+        client["name"]: {key: value for key, value in client.items() if key not in aside}
+        for client in clients
+    }
+    for name, item in known.items():  # where no agent answered, only the deployment's limits are known
+        unread = {**dict.fromkeys(SHOWN), "baseline": {key: item.get(key) for key in SHOWN}}
+        held[name] = {**item, **held.get(name, unread)}
     machines = {item["name"]: item for item in found.get("machines", [])}
     return {
         "federation": noted["federation"],
         "server": noted["server"],
-        "clients": [
-            {
-                **{key: value for key, value in known.get(client["name"], {}).items() if key not in SHOWN},
-                **{key: value for key, value in client.items() if key not in aside},
-            }
-            for client in clients
-        ],
+        "clients": list(held.values()),
         "machines": [
             {**item, "docker": item["docker"] or machines.get(item["name"], {}).get("docker")}
             for item in noted["machines"]

@@ -300,8 +300,8 @@ def test_throttles_in_force_at_the_start_are_in_every_record(
     ]
     given = {
         "events": "".join(events),
-        "inventory": '{"clients": [{"name": "lab-0", "public_key": "k", "cpu": 9}], "machines": '
-        '[{"name": "bench", "docker": "26"}]}',
+        "inventory": '{"machines": [{"name": "bench", "docker": "26"}], "clients": '
+        '[{"name": "lab-0", "public_key": "k", "cpu": 9}, {"name": "lab-3", "cpu": 1}]}',
         "record": '{"started": "2023-11-14T22:13:20+00:00", "finished": "2023-11-14T22:14:23+00:00"}',
     }
     options = []
@@ -314,7 +314,9 @@ def test_throttles_in_force_at_the_start_are_in_every_record(
     clients = {client["name"]: client for client in found["clients"]}
     assert [clients[name]["cpu"] for name in NAMES] == [0.25, 0.5, 0.5]
     assert [clients[name]["memory"] >> 20 for name in NAMES] == [1024, 512, 1024]
-    assert {client["baseline"]["cpu"] for client in clients.values()} == {0.5}
+    assert {clients[name]["baseline"]["cpu"] for name in NAMES} == {0.5}
+    # No agent has told of this one.
+    assert (clients["lab-3"]["cpu"], clients["lab-3"]["baseline"]["cpu"]) == (None, 1)
     assert clients["lab-0"]["public_key"] == "k"
     assert found["machines"][0]["docker"] == "26"
     lines = [json.loads(line) for line in (out / "events.jsonl").read_text(encoding="utf-8").splitlines()]
