@@ -135,7 +135,7 @@ def test_every_later_verb_follows_what_was_deployed(preflight, deployed, tmp_pat
     """Nothing is repeated: else run.yml would record three clients, and throttle.yml look for them."""
     root, typed = deployed
     assert f"inventory.json -e fl_client_count=2 -e fl_client_cpu=0.1 -e fl_port={free_port}" in typed
-    for verb, words in (("run", ()), ("throttle", ("cpu=0.2",)), ("status", ()), ("teardown", ())):
+    for verb, words in (("run", ()), ("throttle", ("cpu=0.2",)), ("status", ())):
         code, output, plan = preflight(root, *words, verb=verb)
         assert code == 0, output
         assert "WARNING" not in output
@@ -158,7 +158,7 @@ def test_what_contradicts_what_was_deployed_is_refused(preflight, deployed):
         assert "the clients would be 1 (one-0) instead of 2 (one-0, one-1)" in text
         remedy = typed.replace("fl_client_count=2", "fl_client_count=1")
         assert f"leave it out, or deploy it first: ansible-playbook site.yml {remedy} -e train=false" in text
-    for verb, words in (("run", ("stop=7",)), ("status", ()), ("teardown", ())):
+    for verb, words in (("run", ("stop=7",)), ("teardown", ())):
         code, output, plan = preflight(root, *words, "fl_client_count=1", verb=verb)
         assert code == 0, output
         assert "[WARNING]: fl_client_count is typed, and the federation stands otherwise" in output
