@@ -116,7 +116,12 @@ def register(client: ControlHttpClient, clients: list[dict[str, Any]]) -> dict[s
 
 
 def submit(
-    client: ControlHttpClient, fab_file: Path, run_config: dict[str, Any], keep: int, others: str
+    client: ControlHttpClient,
+    fab_file: Path,
+    run_config: dict[str, Any],
+    keep: int,
+    others: str,
+    note: str = "",
 ) -> dict[str, Any]:
     """Start a run of the app in ``fab_file`` with the keys of ``run_config`` overridden.
 
@@ -127,6 +132,8 @@ def submit(
     others : str
         What becomes of running runs: the new one is started ``beside`` them, they ``end`` before, or
         it is refused (``refuse``).
+    note : str
+        Kept beside the run's journal: what whoever collects it has to know.
     """
     going = [run["run_id"] for run in list_runs(client) if run["status"] != "finished"]
     if going and others == "refuse":
@@ -146,6 +153,10 @@ def submit(
     )
     if not response.HasField("run_id"):
         raise SystemExit("the SuperLink refused the run; its log says why: docker logs <federation>-server")
+    if note:
+        folder = state_directory() / "runs" / str(response.run_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "submitted.json").write_text(note, encoding="utf-8")
     return {"run_id": str(response.run_id), "pruned": prune(state_directory() / "runs", keep)}
 
 
@@ -314,7 +325,7 @@ def main() -> int:
     commands.add_parser("register").add_argument("clients", type=Path, help="JSON file: the list of clients")
     submit_parser = commands.add_parser("submit")
     submit_parser.add_argument("fab", type=Path)
-    submit_parser.add_argument("run_config", help="JSON object")
+    submit_parser.add_argument("run_config", help="JSON object; a note of the run comes on standard input")
     submit_parser.add_argument("--keep", type=int, required=True, help="runs that keep their files")
     submit_parser.add_argument("--others", choices=("beside", "end", "refuse"), required=True)
     for name in ("follow", "stop"):
@@ -330,7 +341,8 @@ def main() -> int:
             result = register(client, json.loads(arguments.clients.read_text()))
         elif arguments.command == "submit":
             config = json.loads(arguments.run_config)
-            result = submit(client, arguments.fab, config, arguments.keep, arguments.others)
+            note = sys.stdin.read()
+            result = submit(client, arguments.fab, config, arguments.keep, arguments.others, note)
         elif arguments.command == "follow":
             result = follow(client, arguments.run_id)
         elif arguments.command == "stop":

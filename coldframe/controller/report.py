@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from coldframe.controller import plots, timeline
+from coldframe.controller import plots, submission, timeline
 from coldframe.controller.records import Event, Run, duration
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -78,6 +78,8 @@ def write(
         rounds=round_rows(run),
         rounds_in_all=len(run.rounds),
         clients=clients,
+        throttled=[in_force_words(event) for event in events if event["cause"] == submission.CAUSE],
+        limits_known=bool(run.replies) or any("baseline" in item for item in inventory.get("clients", [])),
         failures=run.failures,
         changes=changes(events, run.first or 0.0),
         machines=inventory.get("machines", []),
@@ -233,7 +235,7 @@ def client_rows(
                 "partition_id": item.get("partition_id"),
                 "profile": item.get("profile"),
                 "examples": replies[-1].get("examples") if replies else None,
-                "cpu": cpu_text(seen["cpu_limit"], item.get("cpu")),
+                "cpu": cpu_text(seen["cpu_limit"] or held_cpus(name, item, events), item.get("cpu")),
                 "memory": memory,
                 "train_seconds": median(seen["train_seconds"]) if seen["train_seconds"] else None,
                 "samples_per_second": median(seen["samples_per_second"])
@@ -250,6 +252,15 @@ def client_rows(
             }
         )
     return sorted(rows, key=lambda row: (row["partition_id"] is None, row["partition_id"], row["name"]))
+
+
+def held_cpus(name: str, item: Mapping[str, Any], events: Sequence[Event]) -> list[float]:
+    """Give the CPU limits that the agents read: at the start, and after each change; -1 is none."""
+    if item.get("cpu") is None or "baseline" not in item:
+        return []
+    mine = [event["verified"] for event in events if event["client"] == name and event.get("verified")]
+    changed = [verified["cpu"] for verified in mine if "cpu" in verified]
+    return [-1.0 if value is None else float(value) for value in [item["cpu"], *changed]]
 
 
 def cpu_text(seen: Sequence[float], baseline: float | None) -> str | None:
@@ -310,6 +321,15 @@ def limit_text(key: str, value: Any) -> str:
     if key in ("delay", "jitter"):
         return f"{float(value) * 1000:.3g} ms"
     return text(value) + (" cores" if key == "cpu" else " %" if key == "loss" else "")
+
+
+def in_force_words(event: Event) -> str:
+    """Say which limits a client had when the run began, and which it was deployed with."""
+    had, own = (
+        ", ".join(f"{key} {limit_text(key, value)}" for key, value in event[name].items())
+        for name in ("verified", "baseline")
+    )
+    return f"{event['client']} had {had} when the run began, and was deployed with {own}"
 
 
 def configuration(run: Run, settings: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -3,9 +3,9 @@
     python -m coldframe.controller.results DIR --results results       makes results/<time>-<run>/
     python -m coldframe.controller.results --purge NAME --results results
 
-DIR holds what was fetched from the machines: `journal.jsonl` and, where the run got that far,
-`model.pt`, and the containers' `logs/`. A run of a foreign app has no journal; then the folder holds what
-is known without one: what the SuperLink says of the run (`--record`) and what the agents have recorded.
+DIR holds what was fetched from the machines: `submitted.json`, `journal.jsonl` and, where the run got that
+far, `model.pt`, and the containers' `logs/`. A run of a foreign app has no journal; then the folder holds
+what is known without one: what the SuperLink says of the run (`--record`) and what the agents have recorded.
 Whatever cannot be known is null in `summary.json` and empty in the tables, never a guess.
 With `--purge` the results of one federation are removed, and their folders named.
 """
@@ -24,10 +24,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from coldframe import task_log
-from coldframe.controller import plots, report
+from coldframe.controller import plots, report, submission
 from coldframe.controller.records import Event, Run, duration, folders_of, gather, iso
 from coldframe.controller.terminal import ansible_playbook, plain
 from coldframe.journal import read_journal
@@ -85,6 +83,7 @@ def summarise(
     evaluated = [run.rounds[n] for n in sorted(run.rounds) if run.rounds[n].get("accuracy") is not None]
     final = evaluated[-1] if evaluated else {}
     started = run.started
+    privacy = started.get("config", {}).get("dp") or None
     wall = run.last - run.first if run.first is not None and run.last is not None else None
     return {
         "run_id": str(started.get("run_id", run_id)),
@@ -94,8 +93,12 @@ def summarise(
         "rounds": len(trained) if started else None,
         "clients": len(started["clients"]) if started else None,
         "strategy": started.get("strategy"),
+        "strategy_args": started.get("strategy_args"),
+        "dp": privacy,
+        "dp_args": json.loads(started["config"].get("dp-args") or "{}") if privacy else None,
         "dataset": started.get("dataset"),
         "partitioner": started.get("partitioner"),
+        "partitioner_args": started.get("partitioner_args"),
         "seed": started.get("seed"),
         "accuracy": final.get("accuracy"),
         "loss": final.get("loss"),
@@ -250,13 +253,43 @@ def purge(results: Path, federation: str) -> list[Path]:
     return removed
 
 
+def training_words(summary: dict[str, Any]) -> str:
+    """Say what was trained, with the arguments that were given."""
+    privacy = f", privacy {named(summary, 'dp')}" if summary["dp"] else ""
+    return (
+        f"{named(summary, 'strategy')} on {summary['dataset']}, partitioner {named(summary, 'partitioner')}, "
+        f"seed {summary['seed']}{privacy}"
+    )
+
+
+def named(summary: dict[str, Any], key: str) -> str:
+    """Name a strategy, partitioner or kind of privacy with its arguments."""
+    given = ", ".join(f"{name} {value}" for name, value in sorted((summary[f"{key}_args"] or {}).items()))
+    return f"{summary[key]} ({given})" if given else str(summary[key])
+
+
+def throttle_lines(events: Sequence[Event]) -> list[str]:
+    """Say which clients had other limits than their own when the run began, and whose were changed in it."""
+    lines = [report.in_force_words(event) for event in events if event["cause"] == submission.CAUSE]
+    during = sorted({str(event["client"]) for event in events if event["cause"] in ("throttle", "trace")})
+    lines += [f"{', '.join(during)}: throttled during the run, see events.jsonl"] if during else []
+    return [f"  {'throttled' if index == 0 else '':<11} {line}" for index, line in enumerate(lines)]
+
+
 def closing_words(
-    summary: dict[str, Any], run: Run, out: Path, arguments: str = "", training: str = ""
+    summary: dict[str, Any],
+    run: Run,
+    out: Path,
+    arguments: str = "",
+    training: str = "",
+    events: Sequence[Event] = (),
 ) -> str:
     """Say how the run went, where its results are and what to type next.
 
     Parameters
     ----------
+    events
+        The agents' events of the run's time.
     arguments
         What the user gave every verb besides its variables, such as `-i inventory/lab.yml`.
     training
@@ -269,10 +302,7 @@ def closing_words(
     if summary["rounds"] is not None:
         planned = run.started.get("rounds", summary["rounds"])
         lines.append(f"  rounds      {summary['rounds']} of {planned}, {summary['clients']} clients")
-        lines.append(
-            f"  training    {summary['strategy']} on {summary['dataset']}, "
-            f"partitioner {summary['partitioner']}, seed {summary['seed']}"
-        )
+        lines.append(f"  training    {training_words(summary)}")
     if summary["accuracy"] is not None:
         lines.append(f"  accuracy    {summary['accuracy']:.4f}")
     if summary["loss"] is not None:
@@ -287,6 +317,7 @@ def closing_words(
         lines.append(
             f"  note        trained beside run {', '.join(summary['concurrent_with'])}: times are shared"
         )
+    lines += throttle_lines(events)
     lines += failure_lines(summary["failures"])
     lines.append(f"  results     {out}/")
     lines += ["", "What to type next:"]
@@ -315,13 +346,12 @@ def failure_lines(failures: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def write_events(source: Path, run: Run, target: Path) -> list[Event]:
-    """Keep the changes of limits that fall into the run's time, and give them."""
-    lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
+def write_events(events: Sequence[Event], run: Run, begin: Sequence[Event], target: Path) -> list[Event]:
+    """Keep what was in force at the begin, and the changes of limits that fall into the run's time."""
     first, last = run.first or 0.0, run.last or float("inf")
-    kept = [line for line in lines if first <= json.loads(line)["time"] <= last]
-    target.write_text("".join(kept), encoding="utf-8")
-    return [json.loads(line) for line in kept]
+    kept = [*begin, *(event for event in events if first <= event["time"] <= last)]
+    target.write_text("".join(json.dumps(event) + "\n" for event in kept), encoding="utf-8")
+    return kept
 
 
 def write_logs(source: Path, target: Path, run_id: str, federation: str) -> None:
@@ -352,13 +382,47 @@ def read_json(path: Path | None) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path else {}
 
 
-def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, Path]:
+def write_surroundings(
+    arguments: argparse.Namespace, noted: dict[str, Any], run: Run, out: Path
+) -> tuple[dict[str, Any], list[Event]]:
+    """Write the inventory, with the limits that held when the run began, and the agents' events; give both.
+
+    A run that an older version has submitted has no note: its inventory is that of the collection.
+    """
+    inventory = read_json(arguments.inventory)
+    given = arguments.events
+    lines = given.read_text(encoding="utf-8").splitlines() if given and given.exists() else []
+    events: list[Event] = [json.loads(line) for line in lines]
+    begin: list[Event] = []
+    if noted:
+        first = run.first or max((client["read_at"] for client in noted["clients"]), default=0.0)
+        clients = submission.at_start(noted["clients"], events, first)
+        inventory = submission.inventory(noted, clients, inventory)
+        begin = submission.in_force(clients, first)
+    if inventory:
+        write_json(out / "inventory.json", inventory)
+    if given or begin:
+        events = write_events(events, run, begin, out / "events.jsonl")
+    return inventory, events
+
+
+def write_config(noted: dict[str, Any], run: Run, target: Path) -> dict[str, Any]:
+    """Write the run's variables, and give them; without a note of them, what its journal knows."""
+    known = noted.get("variables") or run.started.get("config", {})
+    # A line `key: <JSON value>` is YAML too.
+    text = "".join(f"{key}: {json.dumps(value)}\n" for key, value in sorted(known.items()))
+    target.write_text(text, encoding="utf-8")
+    return dict(known)
+
+
+def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, Path, list[Event]]:
     """Write the whole results folder, and move `latest` last."""
     source: Path = arguments.source
     if (source / "journal.jsonl").is_symlink():
         raise ValueError(f"{source / 'journal.jsonl'} is a symbolic link: the run's folder was tampered with")
     run = gather(read_journal(source / "journal.jsonl"))
     versions, record = read_json(arguments.versions), read_json(arguments.record)
+    noted = submission.read(source)
     if run.first is None and record.get("started"):
         run.first = datetime.fromisoformat(record["started"]).timestamp()
         run.last = datetime.fromisoformat(record["finished"]).timestamp() if record.get("finished") else None
@@ -367,8 +431,8 @@ def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, P
         run_id=arguments.run_id or source.resolve().name,
         status=arguments.status,
         error=arguments.error,
-        versions=versions,
         concurrent_with=record.get("concurrent_with"),
+        versions={**versions, **noted.get("versions", {})},
     )
     check_latest(arguments.results)
     out: Path = arguments.results / folder_name(summary)
@@ -379,21 +443,11 @@ def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, P
     write_table(out / "clients.csv", client_rows(run))
     copy(source / "journal.jsonl", out / "journal.jsonl")
     copy(source / "model.pt", out / "model.pt")
-    copy(arguments.inventory, out / "inventory.json")
     copy(arguments.record, out / "superlink.json")
+    inventory, events = write_surroundings(arguments, noted, run, out)
+    settings = write_config(noted, run, out / "config.yml")
     if (source / "logs").exists():
-        federation = str(read_json(arguments.inventory).get("federation", ""))
-        write_logs(source / "logs", out / "logs", summary["run_id"], federation)
-    events: list[Event] = []
-    if arguments.events and arguments.events.exists():
-        events = write_events(arguments.events, run, out / "events.jsonl")
-    if arguments.config:
-        copy(arguments.config, out / "config.yml")
-    elif run.started:
-        # A line `key: <JSON value>` is YAML too, and needs no library.
-        config = sorted(run.started.get("config", {}).items())
-        text = "".join(f"{key}: {json.dumps(value)}\n" for key, value in config)
-        (out / "config.yml").write_text(text, encoding="utf-8")
+        write_logs(source / "logs", out / "logs", summary["run_id"], str(inventory.get("federation", "")))
     if run.rounds:
         plots.save(plots.rounds(run.rounds), out / "rounds.png")
     if run.replies:
@@ -401,18 +455,17 @@ def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, P
     if run.started.get("histogram"):
         names = {int(client["partition_id"]): client["name"] for client in run.started["clients"]}
         plots.save(plots.partitions(run.started["histogram"], names), out / "partitions.png")
-    settings = (out / "config.yml").read_text(encoding="utf-8") if (out / "config.yml").exists() else ""
     report.write(
         out / "report.html",
         run,
         summary,
         events=events,
-        inventory=read_json(arguments.inventory),
-        settings=yaml.safe_load(settings),
+        inventory=inventory,
+        settings=settings,
         record=record,
     )
     point_latest(arguments.results)
-    return summary, run, out
+    return summary, run, out, events
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -425,7 +478,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--run-id", help="for a run without a journal (default: name of the source folder)")
     parser.add_argument("--record", type=Path, help="JSON file: what SuperLink says of the run")
     parser.add_argument("--inventory", type=Path, help="JSON file: federation, clients, machines of the run")
-    parser.add_argument("--config", type=Path, help="YAML file: the run's variables")
     parser.add_argument("--versions", type=Path, help="JSON file: versions that the journal does not know")
     parser.add_argument("--events", type=Path, help="events.jsonl: changes of limits during the run")
     parser.add_argument("--status", choices=STATUSES, help="how the run ended, as SuperLink says")
@@ -448,11 +500,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             for folder in purge(arguments.results, arguments.purge):
                 print(folder)
             return 0
-        summary, run, out = write_results(arguments)
+        summary, run, out, events = write_results(arguments)
     except (OSError, ValueError) as problem:
         print(f"results: {problem}", file=sys.stderr)
         return 1
-    print(closing_words(summary, run, out, arguments.verb_arguments, arguments.run_arguments))
+    print(closing_words(summary, run, out, arguments.verb_arguments, arguments.run_arguments, events))
     return 0
 
 

@@ -17,6 +17,7 @@ from coldframe.controller.records import Event, Run
 # What is marked: cause of the event -> marker, colour, words of the legend. Each has a shape of its own.
 MARKS = {
     "throttle": ("v", RED, "throttled"),
+    "in force": ("<", RED, "throttled before the start"),
     "undo": ("^", GREEN, "throttle undone"),
     "expiry": (">", GREEN, "throttle expired"),
     "trace": ("d", PURPLE, "limits of a trace"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +26,7 @@ from coldframe.controller.records import folders_of
 from fl import data
 from plugins.filter.monitoring import PORT, coldframe_ports
 from plugins.filter.roster import build_roster, coldframe_run_config
-from plugins.module_utils import checks, commands, purge, standing, throttle, training_set
+from plugins.module_utils import checks, commands, described, purge, standing, throttle, training_set
 from plugins.module_utils.checks import Machine
 from plugins.module_utils.misplaced import misplaced
 from plugins.module_utils.variables import (
@@ -119,6 +121,12 @@ class ActionModule(ActionBase):
                 findings.append(LINK)
         values, found = cast(verb, {name: value for name, value in given.items() if name not in told})
         findings += _placed(found, extra, server.name if server else "", VERBS[verb])
+        usual = _usual(machines, server, hostvars)
+        stood, here = _described(verb, machines, server, hostvars)
+        verb_arguments = " ".join(commands.addressing(extra))
+        site_arguments = " ".join(commands.addressing({**stood.typed, **extra}, "site.yml"))
+        asked, machines = machines, stood.follow(machines, extra, here)
+        server = next((m for m in machines if server and m.name == server.name), None)
         findings += checks.check_controller(values, server.settings if server else {}, Path.cwd())
         warnings += checks.warn_foreign_app(values, extra, RUN_CONFIG_KEYS)
 
@@ -130,14 +138,22 @@ class ActionModule(ActionBase):
             findings.append(
                 Finding(f"{verb}.yml is about the whole federation, and --limit hides a part", "leave it out")
             )
-        roster: list[dict[str, Any]] = []
+        roster: list[dict[str, Any]] = stood.clients_of(machines)
         clients_here: int | None = None
         oversubscribed = False
         # Numbers that are none were found above; a roster made from them would only repeat that.
         if not any(finding.machine or finding.problem.startswith("fl_client") for finding in findings):
             try:
                 holders = [m.name for m in machines if "fl_clients" in m.groups]
-                roster = build_roster(holders, raw)
+                planned = build_roster(holders, stood.repeat(raw, extra))
+                if stood:
+                    site = " ".join(f"ansible-playbook site.yml {site_arguments} -e train=false".split())
+                    found = stood.differences(asked, groups, extra, planned, site)
+                    follows = verb == "throttle" or (verb == "run" and not any(map(values.get, EARLIER)))
+                    findings += found if follows else []
+                    warnings += [] if follows else map(str, found)
+                else:
+                    roster = planned
                 clients_here = len(roster) if holders else None
             except ValueError as error:
                 problem, _, remedy = str(error).rpartition(": ")
@@ -160,7 +176,7 @@ class ActionModule(ActionBase):
                 findings.append(finding)
         answered = [m for m in machines if m.facts]
         going = [run for m in answered for run in (m.facts or {}).get("runs", [])]
-        findings += checks.check_runs(verb, values, going, " ".join(commands.addressing(extra)))
+        findings += checks.check_runs(verb, values, going, verb_arguments)
         monitor = next((m.name for m in machines if "fl_monitor" in m.groups), server.name if server else "")
         if verb == "site":
             findings += checks.check_identity(answered)
@@ -215,12 +231,15 @@ class ActionModule(ActionBase):
             refusal = _consent(values, answered, hostvars[server.name])
             if refusal:
                 return {**result, "failed": True, "changed": False, "msg": refusal}
+        shown = [{k: v for k, v in client.items() if k not in PROVISIONAL} for client in roster]
         run_config = coldframe_run_config(values, oversubscribed) if verb in ("site", "run") else {}
         deployment: dict[str, Any] = {}
         if verb in ("site", "run") and server:
             state = Path(str(hostvars[server.name]["coldframe_controller_state"])).expanduser()
             deployment = _deployment(machines, roster, values, extra, hostvars)
             deployment |= _standing(machines, deployment, state)
+            name = str(server.settings.get("fl_federation", FEDERATION))
+            deployment["description"] = described.describe(name, machines, shown, usual, extra, time.time())
             anew = values.get("redeploy") or values.get("rotate_keys") or self._task.check_mode
             if anew or verb == "run":
                 deployment["standing"] = False
@@ -236,13 +255,16 @@ class ActionModule(ActionBase):
             "changed": False,
             "run": values,
             "run_config": run_config,
-            "roster": [{k: v for k, v in client.items() if k not in PROVISIONAL} for client in roster],
+            "roster": shown,
             "oversubscribed": oversubscribed,
             **deployment,
             "requests": requests,
             "going": going,
-            "verb_arguments": " ".join(commands.addressing(extra)),
+            "checkout": _checkout() if verb in ("site", "run") else {},
+            "verb_arguments": verb_arguments,
+            "site_arguments": site_arguments,
             "run_arguments": " ".join(commands.of_the_run(extra)),
+            "to_set": described.to_set(asked, machines, usual),
             "stamp": time.time(),
             "warned": warnings,
         }
@@ -395,6 +417,45 @@ def _standing(machines: list[Machine], deployment: Mapping[str, str], state: Pat
         "data_standing": not data_plan
         or all(standing.data_stands(item["noted"], item["found"], data_plan) for item in noted),
     }
+
+
+def _usual(
+    machines: Iterable[Machine], server: Machine | None, hostvars: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """What other verbs see of each machine where nothing sets it."""
+    common = server.settings if server else {}
+    return {
+        machine.name: {
+            "fl_port": common.get("fl_port", PORT),
+            "fl_monitoring": common.get("fl_monitoring", True),
+            **coldframe_ports(machine.name, hostvars, [server.name] if server else []),
+        }
+        for machine in machines
+    }
+
+
+def _described(
+    verb: str, machines: list[Machine], server: Machine | None, hostvars: Mapping[str, Any]
+) -> tuple[described.Description, bool]:
+    """What a verb follows, and whether this controller has deployed it; site.yml follows nothing."""
+    if verb == "site" or server is None:
+        return described.Description(), False
+    found, plan = described.newest(machines, str(server.settings.get("fl_federation", FEDERATION)))
+    state = Path(str(hostvars[server.name].get("coldframe_controller_state", ""))).expanduser()
+    return found, bool(found) and standing.read_record(state).get("plan") == plan
+
+
+def _checkout() -> dict[str, Any]:
+    """Which commit this checkout is of, and whether nothing in it has been changed since."""
+    if not shutil.which("git"):
+        return {"commit": None, "clean": None}
+    head, changes = (
+        subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
+        for words in (("rev-parse", "HEAD"), ("status", "--porcelain"))
+    )
+    if head.returncode or changes.returncode:
+        return {"commit": None, "clean": None}
+    return {"commit": head.stdout.strip(), "clean": not changes.stdout.strip()}
 
 
 def _login(name: str, values: Mapping[str, Any]) -> str:

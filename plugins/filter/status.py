@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugi
 from plugins.filter.roster import LIMITS, coldframe_status_table
 from plugins.filter.throttle import text_of
 from plugins.module_utils.checks import CERTIFICATE_DAYS
+from plugins.module_utils.variables import EARLIER, RUN
 
 SHOWN_RUNS = 5
+CALL = (*EARLIER, "wait", "app", "concurrent", "interrupt")  # of run.yml, and no setting of a run of our app
 
 
 def coldframe_with_keys(
@@ -84,6 +86,54 @@ def others(facts: Mapping[str, Any], federation: str) -> int | None:
         return None
     containers = facts["docker"].get("containers", [])
     return sum(bool(item.get("running")) and item["federation"] != federation for item in containers)
+
+
+def coldframe_submission(
+    plan: Mapping[str, Any],
+    groups: Mapping[str, Iterable[str]],
+    hostvars: Mapping[str, Any],
+    who: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What a run stands on, for its records: what was typed, and the limits that the agents read.
+
+    They have read them for preflight, or after the deployment where there was one in the same call.
+
+    Parameters
+    ----------
+    plan : mapping
+        The result of preflight.
+    who : mapping
+        ``federation``, ``server`` and ``versions``.
+    """
+    clients = []
+    for machine in groups["fl_clients"]:
+        facts = hostvars[machine].get("machine_facts") or {}
+        deployed = hostvars[machine].get("__fl_agent_status") or {}
+        answer = deployed if "clients" in deployed else facts.get("agent") or {}
+        for name, found in sorted(answer.get("clients", {}).items()):
+            state, verified = found["state"], found["verified"] or {}
+            clients.append(
+                {
+                    **{key: state.get(key) for key in ("machine", "partition_id", "profile")},
+                    **{limit: verified.get(limit) for limit in LIMITS},
+                    **{"name": name, "desired": found["desired"], "baseline": state["baseline"]},
+                    **{"running": found["verified"] is not None, "read_at": facts["time"]},
+                }
+            )
+    run = plan["run"]
+    # Of our own training's variables nothing reaches another app.
+    names = ("app", "run_config") if run["app"] else [n for n in RUN if n not in CALL]
+    machines = coldframe_inventory([], [], groups, hostvars, who["federation"])["machines"]
+    return {**who, "variables": {name: run[name] for name in names}, "clients": clients, "machines": machines}
+
+
+def coldframe_before(moment: str, seconds: float) -> str:
+    """A moment so many seconds earlier, both as ISO 8601.
+
+    >>> coldframe_before("2026-11-24T10:00:00+00:00", 600)
+    '2026-11-24T09:50:00+00:00'
+    """
+    return (datetime.fromisoformat(moment.replace("Z", "+00:00")) - timedelta(seconds=seconds)).isoformat()
 
 
 def client_row(
@@ -247,5 +297,7 @@ class FilterModule:
             "coldframe_with_keys": coldframe_with_keys,
             "coldframe_status": coldframe_status,
             "coldframe_status_text": coldframe_status_text,
+            "coldframe_before": coldframe_before,
             "coldframe_moment": coldframe_moment,
+            "coldframe_submission": coldframe_submission,
         }

@@ -18,8 +18,8 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugi
 from coldframe.controller.terminal import ansible_playbook
 from plugins.module_utils.variables import EARLIER, INVENTORY, RUN, VERBS
 
-# Settings of the inventory that may be typed, and then belong to every later verb about that federation.
-DESCRIBING = ("fl_federation", "fl_client_", "fl_address", "fl_port", "fl_metrics_port", "fl_results_dir")
+# What was typed and is no part of what stands belongs to the next verb too.
+ADDRESSING = ("fl_federation", "fl_results_dir")
 # A command in a message, with what follows it up to the next one.
 _OFFER = re.compile(
     rf"(?<![\w/.-])ansible-playbook (?P<verb>(?:{'|'.join(VERBS)})\.yml)"
@@ -35,18 +35,19 @@ def complete(text: str, extra: Mapping[str, Any]) -> str:
     extra : mapping
         The variables of this call's ``-e``.
     """
-    program, needed = ansible_playbook(), addressing(extra)
+    program = ansible_playbook()
 
     def fill(offer: re.Match[str]) -> str:
-        rest = offer["rest"]
+        rest, needed = offer["rest"], addressing(extra, offer["verb"])
         more = [words for words in needed if f" {words.partition('=')[0]}" not in rest]
         return " ".join([program, offer["verb"], *more]) + rest
 
     return _OFFER.sub(fill, text)
 
 
-def addressing(extra: Mapping[str, Any]) -> list[str]:
-    """What was typed besides the verb that any other verb needs too: inventory, passwords, federation."""
+def addressing(extra: Mapping[str, Any], verb: str = "") -> list[str]:
+    """What was typed besides the verb that the next one needs too: inventory, passwords, federation; site.yml
+    needs all that describes the federation, the others follow what stands."""
     given = context.CLIARGS.get("inventory") or ()
     here = [short(Path(source)) if "," not in source else source for source in given]
     words = [] if list(given) in ([], list(C.DEFAULT_HOST_LIST)) else [f"-i {shlex.quote(it)}" for it in here]
@@ -58,7 +59,7 @@ def addressing(extra: Mapping[str, Any]) -> list[str]:
     for vault in context.CLIARGS.get("vault_password_files") or ():
         if vault != C.DEFAULT_VAULT_PASSWORD_FILE:
             words.append(f"--vault-password-file {shlex.quote(short(Path(vault)))}")
-    return words + settings(extra, [name for name in INVENTORY if name.startswith(DESCRIBING)])
+    return words + settings(extra, INVENTORY if verb == "site.yml" else ADDRESSING)
 
 
 def of_the_run(extra: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 RECORD = "deployed.json"
+# What a record holds besides what `look` finds.
+ASIDE = ("plan", "data_plan", "data", "description")
 # Below the federation's directory: what lives while the federation works, and no deployment writes again.
 LIVING = ("agent", "events.jsonl", "fabs", "grafana/data", "logs", "prometheus/data", "server", RECORD)
 # But for this, in a directory that lives.
@@ -147,8 +149,7 @@ def stands(noted: Mapping[str, Any], found: Mapping[str, Any], plan: str) -> boo
     >>> stands(note, {"files": "f", "containers": ["a exited"]}, "p")
     False
     """
-    aside = ("plan", "data_plan", "data")
-    was, now = ({k: v for k, v in item.items() if k not in aside} for item in (noted, found))
+    was, now = ({k: v for k, v in item.items() if k not in ASIDE} for item in (noted, found))
     running = all(" running" in container for container in found.get("containers", []))
     return bool(plan) and noted.get("plan") == plan and was == now and running
 

@@ -391,6 +391,7 @@ def cast_inventory(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[Findi
             continue
         if variable.kind == "entries" and value is not None:
             findings += _check_entries(value)
+            values[name] = value
             continue
         try:
             values[name] = cast_value(variable, value)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.standing import RECORD, look, read_record
+from ansible.module_utils.standing import ASIDE, RECORD, look, read_record
 
 DOCUMENTATION = r"""
 module: deployed
@@ -41,6 +41,10 @@ options:
     description: Digest of what the data set was made from.
     type: str
     default: ""
+  description:
+    description: What was deployed - clients, limits, ports - for the verbs that follow it.
+    type: dict
+    default: {}
 author:
   - The Coldframe authors
 """
@@ -68,6 +72,7 @@ def main() -> None:
             "images": {"type": "list", "elements": "str", "default": []},
             "plan": {"type": "str", "required": True},
             "data_plan": {"type": "str", "default": ""},
+            "description": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )
@@ -78,6 +83,7 @@ def main() -> None:
         **look(root, given["federation"], data, given["images"]),
         "plan": given["plan"],
         "data_plan": given["data_plan"],
+        "description": given["description"],
     }
     noted = read_record(root)
     if data is None:  # what an earlier one brought stands all the same
@@ -88,8 +94,7 @@ def main() -> None:
         part.chmod(0o644)
         part.replace(root / RECORD)
     # Another plan that came to the same is no change; whether data came, its own task has said.
-    aside = ("plan", "data_plan", "data")
-    module.exit_json(changed=any(noted.get(key) != value for key, value in note.items() if key not in aside))
+    module.exit_json(changed=any(noted.get(key) != value for key, value in note.items() if key not in ASIDE))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,10 @@ options:
     type: list
     elements: str
     default: []
+  limits:
+    description: Ask the federation's agent for the limits that its clients have now.
+    type: bool
+    default: false
 author:
   - The Coldframe authors
 """
@@ -166,6 +170,10 @@ runs:
   type: list
   elements: str
   returned: always
+agent:
+  description: What the agent answers of the clients' limits, if it was to be asked; empty where none answers.
+  type: dict
+  returned: always
 netem:
   description: Whether the kernel can delay and lose packets.
   type: bool
@@ -176,6 +184,7 @@ SOCKET = "/var/run/docker.sock"
 DAEMON = "/etc/docker/daemon.json"
 ROOT = "/var/lib/docker"
 CONTAINERD = "/var/lib/containerd"
+AGENT_TIMEOUT = 10  # seconds
 DOCKER_TIMEOUT = 10  # seconds; an engine that takes longer to answer is as good as none
 LISTEN = "0A"  # state of a listening socket in /proc/net/tcp
 
@@ -439,6 +448,20 @@ def unended_runs(database: Path) -> list[str] | None:
     return sorted(str(number % 2**64) for (number,) in rows)  # the database holds it with a sign
 
 
+def limits(path: str, federation: str) -> dict[str, Any]:
+    """What the federation's agent says of its clients' limits, desired and in the kernel."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(AGENT_TIMEOUT)
+            connection.connect(f"{path}/{federation}/agent/agent.sock")
+            connection.sendall(b'{"do": "status"}\n')
+            with connection.makefile("rb") as stream:
+                answer = json.loads(stream.readline())
+    except (OSError, ValueError):
+        return {}
+    return answer if "clients" in answer else {}
+
+
 def main() -> None:
     """Read and return everything."""
     module = AnsibleModule(
@@ -448,6 +471,7 @@ def main() -> None:
             "federation": {"type": "str", "default": ""},
             "data": {"type": "str", "default": ""},
             "images": {"type": "list", "elements": "str", "default": []},
+            "limits": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
@@ -472,6 +496,7 @@ def main() -> None:
         machine_id=hashlib.sha256(identity.encode()).hexdigest()[:16] if identity else "",
         address=address(),
         netem=netem(),
+        agent=limits(module.params["path"], module.params["federation"]) if module.params["limits"] else {},
         deployment=deployment(*(module.params[name] for name in ("path", "federation", "data", "images"))),
         calibration=json.loads(read(f"{module.params['path']}/calibration.json") or "{}"),
         engine_disks=[disk(path) for path in (found["root"], *([CONTAINERD] if found["containerd"] else []))],

@@ -11,6 +11,8 @@ description:
   - Fails with all findings together, each with what to type instead. Changes nothing.
   - How much is checked depends on the verb. C(site) checks all; C(run) not what only a deployment needs;
     C(status) and C(teardown) go on with machines that do not answer.
+  - Every verb but C(site) follows the description of the last deployment, which is on the machines; C(run)
+    and C(throttle) refuse what contradicts it.
 options:
   verb:
     description: Whose variables are known.
@@ -41,6 +43,27 @@ roster:
   description: The clients, without partition ids, which are given at the server's machine.
   type: list
   elements: dict
+  returned: success
+description:
+  description: For site.yml, what it deploys; the module C(deployed) notes it on the machines.
+  type: dict
+  returned: success
+to_set:
+  description: Settings of the deployment that the call itself lacks, as C(machine), C(name), C(value).
+  type: list
+  elements: dict
+  returned: success
+checkout:
+  description: The commit of this checkout, and whether it is clean; both None where there is no git.
+  type: dict
+  returned: success
+verb_arguments:
+  description: What to type with every other verb, to address the same federation.
+  type: str
+  returned: success
+site_arguments:
+  description: What to type with site.yml, to deploy the same again.
+  type: str
   returned: success
 oversubscribed:
   description: Whether some machine's clients may use more than its cores.

@@ -165,7 +165,7 @@ def test_controller_killed_in_the_middle(faults: WatchedLab) -> None:
     summary = faults.summary()
     assert (summary["run_id"], summary["run_name"]) == (going["run_id"], "orphan")
     assert (summary["status"], summary["rounds"], summary["failures"]) == ("completed", 16, [])
-    assert "num-server-rounds: 16" in (faults.results / "latest" / "config.yml").read_text()
+    assert "rounds: 16" in (faults.results / "latest" / "config.yml").read_text()
 
 
 def test_new_keys_and_certificate(faults: WatchedLab) -> None:

@@ -508,7 +508,13 @@ def test_foreign_app_trains(federation: Lab, name: str, config: dict[str, float]
     assert not (latest / "model.pt").exists()
     record = json.loads((latest / "superlink.json").read_text())
     assert min(record["bytes_sent"], record["bytes_received"]) > 0, record
-    assert yaml.safe_load((latest / "config.yml").read_text())["run_config"] == config
+    # Nothing of our own training's variables, and the limits that the agents have read.
+    assert yaml.safe_load((latest / "config.yml").read_text()) == {
+        "app": str(APPS / name),
+        "run_config": config,
+    }
+    inventory = json.loads((latest / "inventory.json").read_text())
+    assert {client["name"]: client["cpu"] for client in inventory["clients"]} == dict.fromkeys(CLIENTS, CPU)
     assert (latest / "logs" / "c2" / "coldframe-small.log").stat().st_size > 0
     assert "[ROUND 2/2]" in (latest / "logs" / "serverapp.log").read_text()
     assert summary["run_id"] in (latest / "logs" / "small.log").read_text()

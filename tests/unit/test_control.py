@@ -178,3 +178,18 @@ def test_a_run_is_not_started_beside_another_unless_that_is_asked_for(
     assert submit(control, fab, {}, 50, "end")["run_id"] == "9"
     assert control.stopped == [7, 8]
     assert submit(Runs(), fab, {}, 50, "refuse")["run_id"] == "9"  # type: ignore[arg-type]
+
+
+def test_the_note_of_a_run_is_kept_beside_its_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLDFRAME_STATE", str(tmp_path))
+    (tmp_path / "app.fab").write_bytes(b"fab")
+
+    client: Any = Runs()
+    submitted = submit(client, tmp_path / "app.fab", {"a": 1}, 50, "refuse", '{"clients": []}')
+    assert submitted["run_id"] == "9"
+    assert (tmp_path / "runs" / "9" / "submitted.json").read_text() == '{"clients": []}'
+    (tmp_path / "runs" / "9" / "submitted.json").unlink()
+    submit(client, tmp_path / "app.fab", {"a": 1}, 50, "refuse")  # as by hand, without a note
+    assert not (tmp_path / "runs" / "9" / "submitted.json").exists()

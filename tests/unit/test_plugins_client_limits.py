@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import socketserver
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ansible.module_utils
 import pytest
 import yaml
 
@@ -128,3 +130,22 @@ def test_it_returns_the_last_answer_where_limits_never_hold(agent: Agent) -> Non
     assert len(agent.seen) > 1
     with pytest.raises(OSError):
         ask(f"{agent.server_address}.gone", {"do": "status"}, 5, 0)
+
+
+def test_preflight_asks_the_agent_in_the_call_that_looks_at_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent that answers with an error, or none at all, tells nothing of the limits."""
+    ours = [*ansible.module_utils.__path__, str(ROOT / "plugins" / "module_utils")]  # as Ansible finds them
+    monkeypatch.setattr(ansible.module_utils, "__path__", ours)
+    limits = importlib.import_module("plugins.modules.machine_facts").limits
+    folder = tmp_path / "lab" / "agent"
+    folder.mkdir(parents=True)
+    server = Agent(folder / "agent.sock")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    assert limits(str(tmp_path), "lab") == {}
+    monkeypatch.setitem(ANSWERS, "status", {"clients": {"a": {"desired": {}}}})
+    assert limits(str(tmp_path), "lab") == {"clients": {"a": {"desired": {}}}}
+    server.shutdown()
+    server.server_close()
+    assert limits(str(tmp_path), "lab") == {}

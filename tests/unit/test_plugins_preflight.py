@@ -43,6 +43,13 @@ PLAY = """
         content: "{{{{ coldframe_preflight | to_json }}}}"
         dest: {folder}/plan.json
         mode: "0600"
+- hosts: fl_machines
+  gather_facts: false
+  tasks:
+    - ansible.builtin.copy:
+        content: "{{{{ fl_port | default }}}}"
+        dest: {folder}/fl_port
+        mode: "0600"
 """
 
 
@@ -61,7 +68,7 @@ def preflight(tmp_path, free_port):
         (tmp_path / "play.yml").write_text(
             PLAY.format(root=ROOT, verb=verb, folder=tmp_path), encoding="utf-8"
         )
-        values = [f"fl_port={free_port}", *extra]
+        values = [*([f"fl_port={free_port}"] if verb == "site" else []), *extra]
         done = subprocess.run(
             [
                 str(Path(sys.executable).parent / "ansible-playbook"),
@@ -96,7 +103,7 @@ def preflight(tmp_path, free_port):
 def test_a_good_inventory_passes_and_returns_typed_values(preflight):
     code, output, plan = preflight("rounds=3", "strategy_args={}")
     assert code == 0, output
-    assert re.search(r"inventory.json -e fl_port=\d+$", plan["verb_arguments"])
+    assert plan["verb_arguments"].endswith("inventory.json")
     assert (plan["run"]["rounds"], plan["run"]["train"], plan["run"]["strategy_args"]) == (3, True, {})
     assert plan["run_config"]["num-server-rounds"] == 3
     assert [client["name"] for client in plan["roster"]] == ["one-0", "one-1", "one-2"]
@@ -105,11 +112,64 @@ def test_a_good_inventory_passes_and_returns_typed_values(preflight):
     assert plan["changed"] is False
 
 
-def test_what_describes_the_federation_has_to_be_typed_with_every_later_verb_too(preflight):
-    """Else throttle.yml would look at three of five clients."""
-    code, output, plan = preflight("rounds=3", "fl_client_count=5", '{"fl_client_cpu": 0.1}')
+DOCKER = """#!/bin/sh
+case "$*" in
+  version*) echo '{{"Version": "27.0", "ApiVersion": "1.47"}}' ;;
+  *json*) echo '{{"Names": "unittest-server", "Ports": "", "Labels": "coldframe.federation=unittest"}}' ;;
+esac
+"""
+
+
+@pytest.fixture
+def deployed(preflight, tmp_path, monkeypatch, free_port):
+    """A federation of two clients, by its note and its engine, where the inventory says three."""
+    engine = tmp_path / "bin" / "docker"
+    engine.parent.mkdir()
+    engine.write_text(DOCKER.format(), encoding="utf-8")
+    engine.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{engine.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    root = f"coldframe_root={tmp_path}/root"
+    code, output, plan = preflight(root, "fl_client_count=2", '{"fl_client_cpu": 0.1}')
     assert code == 0, output
-    assert "inventory.json -e fl_client_count=5 -e fl_client_cpu=0.1" in plan["verb_arguments"]
+    note = tmp_path / "root" / "unittest" / "deployed.json"
+    note.parent.mkdir(parents=True)
+    note.write_text(json.dumps({key: plan[key] for key in ("plan", "description")}), encoding="utf-8")
+    return root, plan["site_arguments"]
+
+
+def test_every_later_verb_follows_what_was_deployed(preflight, deployed, tmp_path, free_port):
+    """Nothing is repeated: else run.yml would record three clients, and throttle.yml look for them."""
+    root, typed = deployed
+    assert f"inventory.json -e fl_client_count=2 -e fl_client_cpu=0.1 -e fl_port={free_port}" in typed
+    for verb, words in (("run", ()), ("throttle", ("cpu=0.2",)), ("status", ())):
+        code, output, plan = preflight(root, *words, verb=verb)
+        assert code == 0, output
+        assert "WARNING" not in output
+        assert [(client["name"], client["cpu"]) for client in plan["roster"]] == [
+            ("one-0", 0.1),
+            ("one-1", 0.1),
+        ]
+        assert {"machine": "one", "name": "fl_port", "value": free_port} in plan["to_set"]
+        assert plan["verb_arguments"].endswith("inventory.json")
+        assert (tmp_path / "fl_port").read_text() == str(free_port)
+
+
+def test_what_contradicts_what_was_deployed_is_refused(preflight, deployed):
+    """But teardown.yml, status.yml and an earlier run's end are never in the way."""
+    root, typed = deployed
+    for verb, words in (("run", ()), ("throttle", ("cpu=0.2",))):
+        code, output, _plan = preflight(root, *words, "fl_client_count=1", verb=verb)
+        text = " ".join(output.split())
+        assert code != 0
+        assert "the clients would be 1 (one-0) instead of 2 (one-0, one-1)" in text
+        remedy = typed.replace("fl_client_count=2", "fl_client_count=1")
+        assert f"leave it out, or deploy it first: ansible-playbook site.yml {remedy} -e train=false" in text
+    for verb, words in (("run", ("stop=7",)), ("teardown", ())):
+        code, output, plan = preflight(root, *words, "fl_client_count=1", verb=verb)
+        assert code == 0, output
+        assert "[WARNING]: fl_client_count is typed, and the federation stands otherwise" in output
+        assert len(plan["roster"]) == 2
 
 
 def test_a_builder_that_is_no_machine_is_refused(preflight):
@@ -251,7 +311,7 @@ def test_a_machine_that_does_not_answer_is_a_finding_but_no_hindrance_to_teardow
 
 
 @pytest.fixture
-def deployed(tmp_path, monkeypatch):
+def with_results(tmp_path, monkeypatch):
     """A federation that has results, one of them another's."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     for name, federation in (("20260101-000000-a", "unittest"), ("20260102-000000-b", "other")):
@@ -262,8 +322,8 @@ def deployed(tmp_path, monkeypatch):
     return f"fl_results_dir={tmp_path}/results"
 
 
-def test_purge_names_what_it_deletes_and_wants_a_yes(preflight, deployed, tmp_path):
-    code, output, plan = preflight(deployed, "purge=true", verb="teardown")
+def test_purge_names_what_it_deletes_and_wants_a_yes(preflight, with_results, tmp_path):
+    code, output, plan = preflight(with_results, "purge=true", verb="teardown")
     assert code != 0 and plan is None
     for line in (
         "purge=true deletes for good what federation unittest has:",
@@ -275,16 +335,16 @@ def test_purge_names_what_it_deletes_and_wants_a_yes(preflight, deployed, tmp_pa
         assert line in output, f"{line!r} in\n{output}"
     assert re.search(r"ansible-playbook teardown.yml -i \S+ .*-e purge=true -e yes=true\n", output)
     assert "20260102-000000-b" not in output
-    code, output, plan = preflight(deployed, "purge=true", "yes=true", verb="teardown")
+    code, output, plan = preflight(with_results, "purge=true", "yes=true", verb="teardown")
     assert code == 0, output
     assert plan["run"] == {"purge": True, "yes": True, "interrupt": False}
 
 
 @pytest.mark.parametrize(("answer", "code"), [(b"yes\r", 0), (b"y\r", 2)])
-def test_purge_asks_where_there_is_a_terminal(preflight, deployed, tmp_path, answer, code):
-    preflight(deployed, verb="teardown")  # writes the play
+def test_purge_asks_where_there_is_a_terminal(preflight, with_results, tmp_path, answer, code):
+    preflight(with_results, verb="teardown")  # writes the play
     command = [str(Path(sys.executable).parent / "ansible-playbook"), str(tmp_path / "play.yml")]
-    command += ["-i", str(tmp_path / "inventory.json"), "-e", deployed, "-e", "purge=true"]
+    command += ["-i", str(tmp_path / "inventory.json"), "-e", with_results, "-e", "purge=true"]
     environment = {
         **os.environ,
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),

@@ -6,12 +6,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from plugins.filter.status import (
+    coldframe_before,
     coldframe_inventory,
     coldframe_moment,
     coldframe_status,
     coldframe_status_text,
+    coldframe_submission,
     coldframe_with_keys,
 )
+from plugins.module_utils.variables import VERBS
 
 LIMITS = {"cpu": 0.5, "memory": 1 << 30, "pids": 256}
 USE = {"memory": 300 << 20, "cpu_seconds": 3.0, "throttled_share": 0.25, "oom_kills": 0}
@@ -146,6 +149,41 @@ def test_inventory_of_a_run_says_what_else_its_machines_did_at_its_start() -> No
     hostvars = {"c1": {"machine_facts": facts}, "c2": {}}
     found = coldframe_inventory([], [], {"fl_machines": ["c1", "c2"]}, hostvars, "lab")["machines"]
     assert [(item["load"], item["other_containers"]) for item in found] == [(1.25, 1), (None, None)]
+
+
+def test_submission_notes_what_was_typed_and_what_the_agents_read() -> None:
+    """A deployment in the same call has read later than preflight, which found no agent perhaps."""
+
+    def answer(name: str, verified: dict[str, Any] | None) -> dict[str, Any]:
+        state = {"name": name, "machine": "c1", "partition_id": 0, "profile": None, "baseline": LIMITS}
+        return {"clients": {name: {"state": state, "desired": LIMITS, "verified": verified}}}
+
+    hostvars = {
+        "c1": {
+            "machine_facts": {"time": 7.0, "agent": answer("c1-0", {**LIMITS, "cpu": 0.2, "online": True})}
+        },
+        "c2": {
+            "machine_facts": {"time": 8.0, "agent": {}},
+            "__fl_agent_status": answer("c2-0", None),
+        },
+    }
+    groups = {"fl_machines": ["c1", "c2"], "fl_server": ["c1"], "fl_clients": ["c1", "c2"]}
+    run = {name: variable.default for name, variable in VERBS["site"].items()}
+    who = {"federation": "lab", "server": "c1", "versions": {"commit": "abc"}}
+    found = coldframe_submission({"run": run}, groups, hostvars, who)
+    assert {key: found[key] for key in who} == who
+    one, two = found["clients"]
+    assert (one["name"], one["cpu"], one["memory"], one["down"]) == ("c1-0", 0.2, 1 << 30, None)
+    assert (one["baseline"], one["running"], one["read_at"]) == (LIMITS, True, 7.0)
+    assert (two["name"], two["cpu"], two["running"]) == ("c2-0", None, False)
+    assert found["variables"].items() >= {"rounds": 5, "dataset": "mnist", "strategy_args": {}}.items()
+    assert not {"wait", "collect", "stop", "follow", "train", "redeploy", "app"} & found["variables"].keys()
+    other = coldframe_submission({"run": {**run, "app": "x", "run_config": {"a": 1}}}, groups, hostvars, who)
+    assert other["variables"] == {"app": "x", "run_config": {"a": 1}}
+
+
+def test_a_moment_before_is_one() -> None:
+    assert coldframe_before("2026-11-24T10:00:00Z", 600) == "2026-11-24T09:50:00+00:00"
 
 
 def test_registration_joins_roster_and_public_keys() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from coldframe.controller import report, results, timeline
 from coldframe.controller.records import gather
-from tests.unit.test_results import NAMES, make_events, write_journal
+from tests.unit.test_results import NAMES, NOTE, make_events, write_journal
 
 START = 1_700_000_000.0
 MACHINE = {
@@ -90,7 +90,6 @@ def make_report(
         "events": "".join(json.dumps(change) + "\n" for change in changes),
         "versions": json.dumps({"torch": "2.13.0"}),
         "record": json.dumps(record or {}),
-        "config": "app: /apps/counting\nrun_config: {step: 0.5}\n",
     }
     options = []
     for option, text in given.items():
@@ -253,6 +252,8 @@ def test_foreign_app_is_reported_as_far_as_the_records_reach(tmp_path: Path) -> 
         "bytes_received": 1 << 20,
     }
     (tmp_path / "run").mkdir()
+    note = {**NOTE, "variables": {"app": "counting", "run_config": {"step": 0.5}}, "machines": [MACHINE]}
+    (tmp_path / "run" / "submitted.json").write_text(json.dumps(note), encoding="utf-8")
     text, page = make_report(tmp_path, [], record=record)
     for words in (
         "Federated run of the app somebody/counting.",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from coldframe import task_log
 from coldframe.controller import plots, records, results, terminal
@@ -18,6 +19,7 @@ SUMMARY_KEYS = {
     *("run_id", "run_name", "status", "error", "rounds", "clients", "strategy", "dataset", "partitioner"),
     *("seed", "accuracy", "loss", "wall_seconds", "round_seconds", "model_sha256", "oversubscribed"),
     *("started", "finished", "versions", "failures", "concurrent_with"),
+    *("strategy_args", "dp", "dp_args", "partitioner_args"),
 }
 
 
@@ -137,8 +139,12 @@ def test_completed_run_is_summed_up(tmp_path: Path) -> None:
         "rounds": 3,
         "clients": 3,
         "strategy": "fedprox",
+        "strategy_args": {"proximal_mu": 0.1},
+        "dp": None,
+        "dp_args": None,
         "dataset": "mnist",
         "partitioner": "dirichlet",
+        "partitioner_args": {"alpha": 0.5},
         "seed": 7,
         "accuracy": 0.93,
         "loss": pytest.approx(0.1),
@@ -218,7 +224,6 @@ def test_files_of_the_run_are_copied(tmp_path: Path) -> None:
             f'{{"time": {moment}, "client": "lab-0", "cause": "oom"}}\n'
             for moment in (1.0, start + 5, start + 1e6)
         ),
-        "config": "a: 1\n",
         "record": '{"app": "a/b", "started": "2020-01-01T00:00:00+00:00", "concurrent_with": ["72"]}',
     }
     options = []
@@ -234,10 +239,9 @@ def test_files_of_the_run_are_copied(tmp_path: Path) -> None:
     assert summary["concurrent_with"] == ["72"], "the journal knows of no other run"
     assert "beside run 72" in (out / "report.html").read_text(encoding="utf-8")
     assert (out / "journal.jsonl").read_bytes() == (source / "journal.jsonl").read_bytes()
-    assert (out / "inventory.json").read_text(encoding="utf-8") == given["inventory"]
+    assert json.loads((out / "inventory.json").read_text(encoding="utf-8")) == {"all": 1}
     # Only the changes of limits that fall into the run's time.
     assert (out / "events.jsonl").read_text(encoding="utf-8") == given["events"].splitlines(keepends=True)[1]
-    assert (out / "config.yml").read_text(encoding="utf-8") == given["config"]
     # What the run itself recorded outdoes what the controller thinks.
     assert summary["versions"] == {"docker": "26.1", "flwr": "1.41.0"}
     assert json.loads((out / "versions.json").read_text(encoding="utf-8")) == summary["versions"]
@@ -266,7 +270,104 @@ def test_what_an_app_printed_is_found_by_server_and_client(tmp_path: Path) -> No
     assert (tmp_path / "logs" / "m1" / "lab-m1-1.log").exists()
 
 
-def test_config_of_the_journal_is_written_where_none_is_given(tmp_path: Path) -> None:
+NOTE = {
+    "federation": "lab",
+    "server": "bench",
+    "versions": {"flwr": "0", "commit": "abc", "clean": False},
+    "variables": {"rounds": 3, "strategy_args": {"proximal_mu": 0.1}, "run_name": ""},
+    "machines": [
+        {
+            **{
+                "name": "bench",
+                "roles": ["server", "clients"],
+                "cores": 4,
+                "memory": 8 << 30,
+                "docker": None,
+            },
+            **dict.fromkeys(("architecture", "system", "kernel", "cgroup", "memory")),
+        }
+    ],
+    "clients": [
+        {
+            **{"name": name, "machine": "bench", "partition_id": i, "profile": None, "running": True},
+            **{"cpu": cpu, "memory": 1 << 30, "pids": 256, "read_at": 1_699_999_990.0},
+            **dict.fromkeys(("down", "up", "delay", "jitter", "loss")),
+            "desired": {"cpu": cpu, "memory": 1 << 30, "pids": 256},
+            "baseline": {"cpu": 0.5, "memory": 1 << 30, "pids": 256},
+        }
+        for i, (name, cpu) in enumerate(zip(NAMES, (0.25, 0.5, 0.5), strict=True))
+    ],
+}
+
+
+def throttle(moment: float, client: str, cause: str = "throttle", **limits: Any) -> str:
+    """A line of the agents' events."""
+    held = {"requested": limits, "verified": limits, "holds": True, "seconds": 0.1}
+    return json.dumps({"time": moment, "client": client, "cause": cause, **held}) + "\n"
+
+
+@pytest.mark.parametrize("foreign", [False, True], ids=["ours", "foreign"])
+def test_throttles_in_force_at_the_start_are_in_every_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], foreign: bool
+) -> None:
+    """One was from before the limits were read; one came after that and before the run began."""
+    start = 1_700_000_000.0
+    source = write_journal(tmp_path / "run", make_events(start=start))
+    if foreign:
+        (source / "journal.jsonl").unlink()
+    (source / "submitted.json").write_text(json.dumps(NOTE), encoding="utf-8")
+    events = [
+        throttle(start - 99, "lab-2", cpu=0.1),  # and undone before it was read
+        throttle(start - 3, "lab-1", memory=1 << 29),
+        throttle(start + 10, "lab-2", cpu=0.2),
+        throttle(start + 9000, "lab-2", cpu=0.1),
+    ]
+    given = {
+        "events": "".join(events),
+        "inventory": '{"machines": [{"name": "bench", "docker": "26"}], "clients": '
+        '[{"name": "lab-0", "public_key": "k", "cpu": 9}, {"name": "lab-3", "cpu": 1}]}',
+        "record": '{"started": "2023-11-14T22:13:20+00:00", "finished": "2023-11-14T22:14:23+00:00"}',
+    }
+    options = []
+    for option, text in given.items():
+        (tmp_path / option).write_text(text, encoding="utf-8")
+        options += [f"--{option}", str(tmp_path / option)]
+    summary = collect(source, tmp_path / "out", "--run-id", "99", *options)
+    out = tmp_path / "out" / "latest"
+    found = json.loads((out / "inventory.json").read_text(encoding="utf-8"))
+    clients = {client["name"]: client for client in found["clients"]}
+    assert [clients[name]["cpu"] for name in NAMES] == [0.25, 0.5, 0.5]
+    assert [clients[name]["memory"] >> 20 for name in NAMES] == [1024, 512, 1024]
+    assert {clients[name]["baseline"]["cpu"] for name in NAMES} == {0.5}
+    # No agent has told of this one.
+    assert (clients["lab-3"]["cpu"], clients["lab-3"]["baseline"]["cpu"]) == (None, 1)
+    assert clients["lab-0"]["public_key"] == "k"
+    assert found["machines"][0]["docker"] == "26"
+    lines = [json.loads(line) for line in (out / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(line["client"], line["cause"], line["verified"]) for line in lines] == [
+        ("lab-0", "in force", {"cpu": 0.25}),
+        ("lab-1", "in force", {"memory": 1 << 29}),
+        ("lab-2", "throttle", {"cpu": 0.2}),
+    ]
+    assert [line["time"] for line in lines] == [start, start, start + 10]
+    assert all(line["holds"] for line in lines)
+    said = capsys.readouterr().out
+    assert (
+        "throttled   lab-0 had cpu 0.25 cores when the run began, and was deployed with cpu 0.5 cores" in said
+    )
+    assert "lab-1 had memory 512 MiB when the run began, and was deployed with memory 1 GiB" in said
+    assert "lab-2: throttled during the run" in said
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "lab-0 had cpu 0.25 cores when the run began" in page
+    assert "the kernel enforced" in page
+    if foreign:  # the table of clients has what the agents read
+        cells = [page[page.index(f'class="name">{name}<') :][:400] for name in NAMES]
+        assert ['nowrap">0.25<' in cells[0], 'nowrap">0.2 to 0.5<' in cells[2]] == [True, True]
+    assert (summary["versions"]["commit"], summary["versions"]["clean"]) == ("abc", False)
+    assert yaml.safe_load((out / "config.yml").read_text(encoding="utf-8")) == NOTE["variables"]
+
+
+def test_config_of_the_journal_is_written_where_there_is_no_note(tmp_path: Path) -> None:
     collect(write_journal(tmp_path / "run", make_events()), tmp_path / "out")
     text = (tmp_path / "out" / "latest" / "config.yml").read_text(encoding="utf-8")
     assert text == 'learning-rate: 0.01\nstrategy: "fedprox"\n'
