@@ -64,6 +64,10 @@ SEAMS = {
     "claim_task": f"{_SQL_STATE}.claim_task",
     "acknowledge_heartbeat": f"{_SQL_STATE}.acknowledge_task_heartbeat",
     "push_task_output": "flwr.supernode.runtime.run_clientapp:push_task_output",
+    "pull_task_input": "flwr.supernode.runtime.run_clientapp:pull_task_input",
+    "call_app": "flwr.clientapp.client_app:ClientApp.__call__",
+    "run_serverapp": "flwr.superlink.runtime.run_serverapp:run_serverapp",
+    "run_app": "flwr.server.run_serverapp:run",
 }
 
 

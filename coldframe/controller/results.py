@@ -4,8 +4,9 @@
     python -m coldframe.controller.results --purge NAME --results results
 
 DIR holds what was fetched from the machines: `journal.jsonl` and, where the run got that far,
-`model.pt`, and the containers' `logs/`. A run of a foreign app has no journal; then the folder holds what
-is known without one: what the SuperLink says of the run (`--record`) and what the agents have recorded.
+`model.pt`, the containers' `logs/`, and in `written/` what the ServerApp has written. A run of a foreign
+app has no journal; then the folder holds what is known without one: what the SuperLink says of the run
+(`--record`) and what the agents have recorded.
 Whatever cannot be known is null in `summary.json` and empty in the tables, never a guess.
 With `--purge` the results of one federation are removed, and their folders named.
 """
@@ -173,6 +174,26 @@ def copy(source: Path | None, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
+def copy_files(source: Path, out: Path) -> None:
+    """Copy what the ServerApp has written, and the list of it where something had to be left out."""
+    if (source / "written").exists():
+        shutil.copytree(source / "written", out / "files" / "server", dirs_exist_ok=True)
+    manifest = source / "written.json"
+    if manifest.exists() and read_json(manifest)["left_out"]:
+        (out / "files").mkdir(exist_ok=True)
+        copy(manifest, out / "files" / "server.json")
+
+
+def file_lines(out: Path) -> list[str]:
+    """Say what the ServerApp has written, and what of it had to be left out."""
+    found = [path for path in (out / "files" / "server").rglob("*") if path.is_file()]
+    lines = [f"  files       {len(found)} of the ServerApp, in {out}/files/server/"] if found else []
+    if (out / "files" / "server.json").exists():
+        left_out = read_json(out / "files" / "server.json")["left_out"]
+        lines += [f"  left out    {name}: {reason}" for name, reason in list(left_out.items())[:5]]
+    return lines
+
+
 def folder_name(summary: dict[str, Any]) -> str:
     """Name a run's folder by its start in UTC and its name, so that folders sort by time.
 
@@ -269,6 +290,7 @@ def closing_words(summary: dict[str, Any], run: Run, out: Path, arguments: str =
             f"  note        trained beside run {', '.join(summary['concurrent_with'])}: times are shared"
         )
     lines += failure_lines(summary["failures"])
+    lines += file_lines(out)
     lines.append(f"  results     {out}/")
     lines += ["", "What to type next:"]
     rounds = 2 * int(run.started.get("rounds", 5))
@@ -338,6 +360,7 @@ def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, P
     copy(source / "model.pt", out / "model.pt")
     copy(arguments.inventory, out / "inventory.json")
     copy(arguments.record, out / "superlink.json")
+    copy_files(source, out)
     if (source / "logs").exists():
         shutil.copytree(source / "logs", out / "logs", dirs_exist_ok=True)
     events: list[Event] = []

@@ -506,6 +506,8 @@ def test_foreign_app_trains(federation: Lab, name: str, config: dict[str, float]
     latest = federation.results / "latest"
     assert (summary["rounds"], summary["accuracy"], summary["model_sha256"]) == (None, None, None)
     assert not (latest / "model.pt").exists()
+    written = {path.name for path in (latest / "files" / "server").glob("*")}
+    assert written == ({"final_model.npz"} if name == "counting" else set())
     record = json.loads((latest / "superlink.json").read_text())
     assert min(record["bytes_sent"], record["bytes_received"]) > 0, record
     assert yaml.safe_load((latest / "config.yml").read_text())["run_config"] == config
