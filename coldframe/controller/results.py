@@ -3,10 +3,10 @@
     python -m coldframe.controller.results DIR --results results       makes results/<time>-<run>/
     python -m coldframe.controller.results --purge NAME --results results
 
-DIR holds what was fetched from the machines: `journal.jsonl` and, where the run got that far,
-`model.pt`, the containers' `logs/`, and in `written/` what the ServerApp has written. A run of a foreign
-app has no journal; then the folder holds what is known without one: what the SuperLink says of the run
-(`--record`) and what the agents have recorded.
+DIR holds what was fetched from the machines: `journal.jsonl` and, where the run got that far, `model.pt`
+(`model.npz` of an app that is not ours), the containers' `logs/`, and in `written/` what the ServerApp has
+written. A run whose ServerApp never started has no journal; then the folder holds what is known without one:
+what the SuperLink says of the run (`--record`) and what the agents have recorded.
 Whatever cannot be known is null in `summary.json` and empty in the tables, never a guess.
 With `--purge` the results of one federation are removed, and their folders named.
 """
@@ -149,8 +149,16 @@ def client_rows(run: Run) -> list[dict[str, Any]]:
             }
         )
     order = {"train": 0, "evaluate": 1}
+    nowhere = -1  # messages of no round come first, clients without a partition last
     return sorted(
-        rows, key=lambda row: (row["round"], order.get(row["phase"], 2), row["partition_id"], row["client"])
+        rows,
+        key=lambda row: (
+            nowhere if row["round"] is None else row["round"],
+            order.get(row["phase"], 2),
+            row["partition_id"] is None,
+            row["partition_id"] or 0,
+            row["client"],
+        ),
     )
 
 
@@ -269,12 +277,16 @@ def closing_words(summary: dict[str, Any], run: Run, out: Path, arguments: str =
     if summary["error"]:
         lines.append(f"  because     {summary['error']}")
     if summary["rounds"] is not None:
-        planned = run.started.get("rounds", summary["rounds"])
-        lines.append(f"  rounds      {summary['rounds']} of {planned}, {summary['clients']} clients")
+        planned = run.started.get("rounds")
+        of = "" if planned is None else f" of {planned}"
+        lines.append(f"  rounds      {summary['rounds']}{of}, {summary['clients']} clients")
+    if summary["dataset"] is not None:
         lines.append(
             f"  training    {summary['strategy']} on {summary['dataset']}, "
             f"partitioner {summary['partitioner']}, seed {summary['seed']}"
         )
+    elif summary["strategy"] is not None:
+        lines.append(f"  training    {summary['strategy']}")
     if summary["accuracy"] is not None:
         lines.append(f"  accuracy    {summary['accuracy']:.4f}")
     if summary["loss"] is not None:
@@ -293,7 +305,7 @@ def closing_words(summary: dict[str, Any], run: Run, out: Path, arguments: str =
     lines += file_lines(out)
     lines.append(f"  results     {out}/")
     lines += ["", "What to type next:"]
-    rounds = 2 * int(run.started.get("rounds", 5))
+    rounds = 2 * int(run.started.get("rounds") or 5)
     verb = f"{ansible_playbook()} {{}} {arguments}".rstrip()
     following = [
         (verb.format("run.yml") + f" -e rounds={rounds}", "another run on the standing federation"),
@@ -314,7 +326,9 @@ def failure_lines(failures: Sequence[dict[str, Any]]) -> list[str]:
     lines = []
     for index, (client, found) in enumerate(sorted(by_client.items())):
         head = "failures" if index == 0 else ""
-        where = ", ".join(f"{item['phase']} of round {item['round']}" for item in found)
+        where = ", ".join(
+            item["phase"] + ("" if item["round"] is None else f" of round {item['round']}") for item in found
+        )
         lines.append(f"  {head:<11} {client}: {where} ({found[-1]['reason']})")
     return lines
 
@@ -357,7 +371,8 @@ def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, P
     write_table(out / "rounds.csv", round_rows(run))
     write_table(out / "clients.csv", client_rows(run))
     copy(source / "journal.jsonl", out / "journal.jsonl")
-    copy(source / "model.pt", out / "model.pt")
+    for name in ("model.pt", "model.npz"):
+        copy(source / name, out / name)
     copy(arguments.inventory, out / "inventory.json")
     copy(arguments.record, out / "superlink.json")
     copy_files(source, out)

@@ -7,12 +7,23 @@ import flwr
 from coldframe.seams import SEAMS, digest
 from coldframe.supervise import say
 
+OWN_APP = "coldframe/coldframe"  # publisher and name of our own app, which keeps its own record
+# Of a reply: the client's own figures of its task, taken out again before the app's server sees it.
+SYSTEM_RECORD = "coldframe.system"
 # By process and seam: the digest of the source that was read.
 RELIES_ON: dict[str, dict[str, str]] = {
-    "serverapp": {"run_serverapp": "2cf00cc3bc7e", "run_app": "a3c8972eda36"},
+    "serverapp": {
+        "run_serverapp": "2cf00cc3bc7e",
+        "run_app": "a3c8972eda36",
+        "strategy": "c166601a6d85",
+        "legacy_strategy": "0f2b29859989",
+        "legacy_server": "0c7f611c3f0f",
+        "legacy_app": "7dea2b37b0d0",
+        "default_workflow": "866c7974d30c",
+        "http_grid": "72e288cdc292",
+    },
     "clientapp": {
-        "run_clientapp": "6ce09559f3a2",
-        "pull_task_input": "5607a23e1673",
+        "clientapp_runtime": "fa6612aaeda9",  # the module: functions of it are adapters' by then
         "call_app": "9ac8d938c6ee",
     },
 }

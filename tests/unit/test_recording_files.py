@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from coldframe.journal import read_journal
 from coldframe.recording import files, flower
 from tests.unit.flower import Federation, federation, tool, wait_until, write_app
 
@@ -141,6 +142,10 @@ def test_an_app_has_a_directory_a_home_and_no_more_room_than_its_bounds(
         assert "may take 0.0 GB: they were removed" in together["reason"]
         assert after["found"] == [], "the next message works"
     assert list((run / "app" / "files").iterdir()) == [], "the ServerApp's own directory"
+    events = read_journal(run / "journal.jsonl")
+    recorded = [event["system"] for event in events if event["event"] == "reply"]
+    assert len(recorded) == len([answer for answer in answers if "code" not in answer])
+    assert all(system["train_seconds"] >= 0 for system in recorded), "under both runtimes"
 
 
 def test_entering_bounds_files_and_sets_the_environment(tmp_path: Path) -> None:
