@@ -604,7 +604,7 @@ COMMANDS = {
     "superlink": "flwr.superlink.cli.flower_superlink:flower_superlink",
     "supernode": "flwr.supernode.cli.flower_supernode:flower_supernode",
     "serverapp-superexec": "flwr.supercore.cli.flower_superexec:flower_superexec",
-    "serverapp": "flwr.superlink.cli.flwr_serverapp:flwr_serverapp",
+    "serverapp": "coldframe.recording.server:main",
 }
 
 

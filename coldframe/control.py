@@ -164,7 +164,8 @@ def progress(run_id: str) -> dict[str, Any]:
     """Return how far a run is, as its journal says: the last round, of how many, and its accuracy; each None
     where the journal does not tell."""
     events = read_journal(state_directory() / "runs" / run_id / "journal.jsonl")
-    rounds = next((event["rounds"] for event in events if event["event"] == "run_started"), None)
+    plans = [event["rounds"] for event in events if event["event"] in ("run_started", "plan")]
+    rounds = next((known for known in reversed(plans) if known is not None), None)
     last: dict[str, Any] = next((event for event in reversed(events) if event["event"] == "round"), {})
     return {"round": last.get("round"), "rounds": rounds, "accuracy": last.get("accuracy")}
 
@@ -226,10 +227,10 @@ def list_nodes(client: ControlHttpClient) -> list[dict[str, Any]]:
     ]
 
 
-def round_line(event: dict[str, Any], rounds: int) -> str:
-    """Return the line that is shown for a round."""
+def round_line(event: dict[str, Any], rounds: int | None) -> str:
+    """Return the line that is shown for a round; an app may not have told how many there will be."""
     number = event["round"]
-    parts = [f"round {number}/{rounds}"]
+    parts = [f"round {number}" if rounds is None else f"round {number}/{rounds}"]
     if event.get("accuracy") is not None:
         parts.append(f"accuracy {event['accuracy']:.4f}")
     if event.get("loss") is not None:
@@ -250,7 +251,7 @@ class Follower:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.seen = 0
-        self.rounds = 0
+        self.rounds: int | None = None
         self.round = 0
         self.replies = 0
         self.expected = 0
@@ -268,21 +269,28 @@ class Follower:
         kind = event["event"]
         if kind == "run_started":
             self.rounds = event["rounds"]
-            return [
-                f"run {event['run_id']}: {event['strategy']} on {event['dataset']} ({event['partitioner']}), "
-                f"{len(event['clients'])} clients, {self.rounds} rounds"
-            ]
+            told = f"run {event['run_id']}: "
+            if event["dataset"] is not None:
+                told += f"{event['strategy']} on {event['dataset']} ({event['partitioner']}), "
+            planned = "" if self.rounds is None else f", {self.rounds} rounds"
+            return [f"{told}{len(event['clients'])} clients{planned}"]
+        if kind == "plan":
+            self.rounds = self.rounds if event["rounds"] is None else event["rounds"]
+            planned = "" if self.rounds is None else f", {self.rounds} rounds"
+            return [f"strategy {event['strategy']}{planned}"]
         if kind == "waiting":
             return [f"waiting for {', '.join(event['missing'])} ({event['seconds']:.0f} s)"]
         if kind == "phase_started":
             self.replies, self.expected = 0, len(event["clients"])
-            return [self.bar(f"round {event['round']}: {event['phase']} 0/{self.expected}")]
+            return [self.bar(f"{place(event)}{event['phase']} 0/{self.expected}")]
+        if kind == "phase_extended":
+            self.expected += len(event["clients"])
         if kind in ("reply", "failure"):
             self.replies += 1
-            lines = [self.bar(f"round {event['round']}: {event['phase']} {self.replies}/{self.expected}")]
+            lines = [self.bar(f"{place(event)}{event['phase']} {self.replies}/{self.expected}")]
             if kind == "failure":
                 what = f"{event['client']} failed to {event['phase']}: {event['reason']}"
-                lines.insert(0, f"round {event['round']}: {what}")
+                lines.insert(0, f"{place(event)}{what}")
             return lines
         if kind == "round":
             self.round = event["round"]
@@ -291,7 +299,14 @@ class Follower:
 
     def bar(self, text: str) -> str:
         """Return a progress-bar line: rounds done, and within the round the replies."""
-        return BAR + json.dumps({"done": self.round, "total": max(self.rounds, 1), "text": text})
+        return BAR + json.dumps(
+            {"done": self.round, "total": max(self.rounds or self.round, 1), "text": text}
+        )
+
+
+def place(event: dict[str, Any]) -> str:
+    """Return the words for an event's round, if it has one."""
+    return "" if event["round"] is None else f"round {event['round']}: "
 
 
 def follow(client: ControlHttpClient, run_id: str, poll: float = 0.5) -> dict[str, Any]:

@@ -184,6 +184,9 @@ class Run:
         for client in event["clients"]:
             self._client(client["name"], client["partition_id"])
 
+    def _on_plan(self, event: dict[str, Any]) -> None:
+        self.about.update({key: event[key] for key in ("strategy", "rounds") if event[key] is not None})
+
     def _on_phase_started(self, event: dict[str, Any]) -> None:
         if event["phase"] == "train":
             self.replies = []
@@ -232,8 +235,9 @@ class Run:
 
     def _fill(self, page: Page) -> None:
         record, own = self.record, labels({"run": self.run_id})
-        info = {key: self.about.get(key, "") for key in ("strategy", "dataset", "partitioner", "seed")}
-        name = self.about.get("run_name", "") if self.about else (record.app if record else "")
+        told = {key: value for key, value in self.about.items() if value is not None}
+        info = {key: told.get(key, "") for key in ("strategy", "dataset", "partitioner", "seed")}
+        name = told.get("run_name", record.app if record else "")
         page.add("fl_run_info", labels({"run": self.run_id, "run_name": name, **info}), 1)
         for state in STATES:
             page.add("fl_run_state", f'{own},state="{state}"', int(state == self.state))

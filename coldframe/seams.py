@@ -70,6 +70,15 @@ SEAMS = {
     "claim_task": f"{_SQL_STATE}.claim_task",
     "acknowledge_heartbeat": f"{_SQL_STATE}.acknowledge_task_heartbeat",
     "push_task_output": "flwr.supernode.runtime.run_clientapp:push_task_output",
+    "clientapp_runtime": "flwr.supernode.runtime.run_clientapp:",
+    "call_app": "flwr.clientapp.client_app:ClientApp.__call__",
+    "strategy": "flwr.serverapp.strategy.strategy:Strategy",
+    "legacy_strategy": "flwr.server.strategy.strategy:Strategy",
+    "legacy_server": "flwr.server.server:",
+    "legacy_app": "flwr.server.compat.app:",
+    "default_workflow": "flwr.server.workflow.default_workflows:DefaultWorkflow.__call__",
+    "http_grid": "flwr.superlink.grid.http_grid:HttpGrid",
+    "run_app": "flwr.server.run_serverapp:run",
 }
 
 

@@ -39,6 +39,7 @@ from flwr.supercore.tls import validate_and_resolve_root_certificates
 from flwr.supernode.runtime.run_clientapp import run_clientapp
 
 from coldframe import adapters, cgroups, lazydynamo
+from coldframe.recording import client as recording
 from coldframe.supervise import keep_freed_memory, thread_count
 from coldframe.task_log import BEGIN, END
 
@@ -77,6 +78,7 @@ def preload(modules: list[str]) -> list[str]:
     adapters.install("task")
     if adapters.enabled():
         lazydynamo.install()
+    recording.install()  # around the functions of the adapters
     reseed()  # torch looks for every kind of device at the first time, 3 ms; each task has its own seed
     # Children share these pages; a collection in a child would write to all of them.
     gc.collect()

@@ -193,13 +193,13 @@ def draw_phases(axes: Axes, events: Mapping[int, Mapping[str, Any]]) -> None:
     if any(seconds > 0.05 for seconds in other):
         axes.bar(list(events), other, 0.7, base, color="#DDDDDD", label="other")
     axes.set(title="Seconds per round", ylim=(0, None))
-    if events:
+    if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), reverse=True)
 
 
 def clients(replies: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw each client's training seconds over the rounds; a cross marks a failure."""
-    trained = [reply for reply in replies if reply["phase"] == "train"]
+    trained = [reply for reply in replies if reply["phase"] == "train" and reply["round"] is not None]
     own_clock = any(reply.get("system", {}).get("train_seconds") is not None for reply in trained)
     seconds = {
         (reply["client"], int(reply["round"])): number(
@@ -208,10 +208,12 @@ def clients(replies: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str
         for reply in trained
     }
     failed = {
-        (failure["client"], int(failure["round"])) for failure in failures if failure["phase"] == "train"
+        (failure["client"], int(failure["round"]))
+        for failure in failures
+        if failure["phase"] == "train" and failure["round"] is not None
     }
     partition = {event["client"]: event["partition_id"] for event in [*replies, *failures]}
-    names = sorted(partition, key=lambda name: partition[name])
+    names = sorted(partition, key=lambda name: (partition[name] is None, partition[name] or 0, name))
     numbers = sorted({n for _, n in [*seconds, *failed]})
     label = "Training time (s)" if own_clock else "Time from message to reply (s)"
     with matplotlib.rc_context(STYLE):

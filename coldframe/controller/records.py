@@ -57,6 +57,9 @@ def gather(events: Iterable[Event]) -> Run:
         kind = event["event"]
         if kind == "run_started":
             run.started = event
+        elif kind == "plan":
+            known = {key: event[key] for key in ("strategy", "rounds") if event.get(key) is not None}
+            run.started = {**run.started, **known}
         elif kind == "round":
             run.rounds[int(event["round"])] = event
         elif kind == "reply":

@@ -138,10 +138,11 @@ def headline(run: Run, summary: Mapping[str, Any], record: Mapping[str, Any]) ->
     if summary["loss"] is not None:
         found.append(("Loss", f"{summary['loss']:.4f}", "on the server's test set"))
     if summary["rounds"] is not None:
-        planned = run.started.get("rounds", summary["rounds"])
+        planned = run.started.get("rounds")
+        done = str(summary["rounds"]) if planned is None else f"{summary['rounds']} of {planned}"
         note = f"{len(run.failures)} failures" if run.failures else "no failures"
-        found.append(("Rounds", f"{summary['rounds']} of {planned}", note))
-        found.append(("Clients", str(summary["clients"]), str(summary["partitioner"])))
+        found.append(("Rounds", done, note))
+        found.append(("Clients", str(summary["clients"]), str(summary["partitioner"] or "")))
     if summary["wall_seconds"] is not None:
         seconds = summary["round_seconds"]
         note = f"median round {duration(median(seconds))}" if seconds else ""

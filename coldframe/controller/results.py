@@ -4,8 +4,9 @@
     python -m coldframe.controller.results --purge NAME --results results
 
 DIR holds what was fetched from the machines: `submitted.json`, `journal.jsonl` and, where the run got that
-far, `model.pt`, and the containers' `logs/`. A run of a foreign app has no journal; then the folder holds
-what is known without one: what the SuperLink says of the run (`--record`) and what the agents have recorded.
+far, `model.pt` (`model.npz` of an app that is not ours), the containers' `logs/`, and in `written/` what the
+ServerApp has written. A run whose ServerApp never started has no journal; then the folder holds what is known
+without one: what the SuperLink says of the run (`--record`) and what the agents have recorded.
 Whatever cannot be known is null in `summary.json` and empty in the tables, never a guess.
 With `--purge` the results of one federation are removed, and their folders named.
 """
@@ -155,10 +156,11 @@ def client_rows(run: Run) -> list[dict[str, Any]]:
             }
         )
     order = {"train": 0, "evaluate": 1}
+    nowhere = -1  # messages of no round come first, clients without a partition last
     return sorted(
         rows,
         key=lambda row: (
-            row["round"],
+            nowhere if row["round"] is None else row["round"],
             order.get(row["phase"], 2),
             row["partition_id"] is None,
             row["partition_id"] or 0,
@@ -202,6 +204,28 @@ def copy(source: Path | None, target: Path) -> None:
         return
     if source.exists() and source.resolve() != target.resolve():
         shutil.copyfile(source, target)
+
+
+def copy_files(source: Path, out: Path) -> None:
+    """Copy what the ServerApp has written, and the list of it where something had to be left out."""
+    if (source / "written").exists():
+        shutil.copytree(source / "written", out / "files" / "server", dirs_exist_ok=True, symlinks=True)
+    manifest = source / "written.json"
+    if manifest.exists() and read_json(manifest)["left_out"]:
+        (out / "files").mkdir(exist_ok=True)
+        copy(manifest, out / "files" / "server.json")
+
+
+def file_lines(out: Path) -> list[str]:
+    """Say what the ServerApp has written, and what of it had to be left out."""
+    found = [
+        path for path in (out / "files" / "server").rglob("*") if path.is_file() and not path.is_symlink()
+    ]
+    lines = [f"  files       {len(found)} of the ServerApp, in {out}/files/server/"] if found else []
+    if (out / "files" / "server.json").exists():
+        left_out = read_json(out / "files" / "server.json")["left_out"]
+        lines += [f"  left out    {name}: {reason}" for name, reason in list(left_out.items())[:5]]
+    return lines
 
 
 def folder_name(summary: dict[str, Any]) -> str:
@@ -300,9 +324,13 @@ def closing_words(
     if summary["error"]:
         lines.append(f"  because     {summary['error']}")
     if summary["rounds"] is not None:
-        planned = run.started.get("rounds", summary["rounds"])
-        lines.append(f"  rounds      {summary['rounds']} of {planned}, {summary['clients']} clients")
+        planned = run.started.get("rounds")
+        of = "" if planned is None else f" of {planned}"
+        lines.append(f"  rounds      {summary['rounds']}{of}, {summary['clients']} clients")
+    if summary["dataset"] is not None:
         lines.append(f"  training    {training_words(summary)}")
+    elif summary["strategy"] is not None:
+        lines.append(f"  training    {summary['strategy']}")
     if summary["accuracy"] is not None:
         lines.append(f"  accuracy    {summary['accuracy']:.4f}")
     if summary["loss"] is not None:
@@ -319,6 +347,7 @@ def closing_words(
         )
     lines += throttle_lines(events)
     lines += failure_lines(summary["failures"])
+    lines += file_lines(out)
     lines.append(f"  results     {out}/")
     lines += ["", "What to type next:"]
     verb = f"{ansible_playbook()} {{}} {arguments}".rstrip()
@@ -341,7 +370,9 @@ def failure_lines(failures: Sequence[dict[str, Any]]) -> list[str]:
     lines = []
     for index, (client, found) in enumerate(sorted(by_client.items())):
         head = "failures" if index == 0 else ""
-        where = ", ".join(f"{item['phase']} of round {item['round']}" for item in found)
+        where = ", ".join(
+            item["phase"] + ("" if item["round"] is None else f" of round {item['round']}") for item in found
+        )
         lines.append(f"  {head:<11} {client}: {where} ({found[-1]['reason']})")
     return lines
 
@@ -442,8 +473,10 @@ def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, P
     write_table(out / "rounds.csv", round_rows(run))
     write_table(out / "clients.csv", client_rows(run))
     copy(source / "journal.jsonl", out / "journal.jsonl")
-    copy(source / "model.pt", out / "model.pt")
+    for name in ("model.pt", "model.npz"):
+        copy(source / name, out / name)
     copy(arguments.record, out / "superlink.json")
+    copy_files(source, out)
     inventory, events = write_surroundings(arguments, noted, run, out)
     settings = write_config(noted, run, out / "config.yml")
     if (source / "logs").exists():

@@ -1,1 +1,1 @@
-"""What stands beneath every app: what a run was is learned and written down here."""
+"""What stands beneath every Flower app: its files, and a record of its run, without a changed line of it."""

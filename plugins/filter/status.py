@@ -236,9 +236,9 @@ def asked_and_held(client: Mapping[str, Any], limit: str) -> str:
 
 def shown_progress(run: Mapping[str, Any]) -> dict[str, str]:
     """Round and accuracy of a run that goes on, for people; nothing where its journal does not tell."""
-    number, accuracy = run.get("round"), run.get("accuracy")
+    number, rounds, accuracy = (run.get(key) for key in ("round", "rounds", "accuracy"))
     return {
-        "round": "" if number is None else f"{number}/{run.get('rounds')}",
+        "round": "" if number is None else str(number) if rounds is None else f"{number}/{rounds}",
         "accuracy": "" if accuracy is None else f"{accuracy:.4f}",
     }
 

@@ -5,6 +5,7 @@ All tests but the first take the federation that stands; each says which machine
 
 from __future__ import annotations
 
+import csv
 import json
 import secrets
 import shlex
@@ -502,10 +503,16 @@ def test_foreign_app_trains(federation: Lab, name: str, config: dict[str, float]
     summary = federation.summary()
     assert summary["status"] == "completed"
     assert summary["wall_seconds"] > 0
-    # No journal, so the folder has what SuperLink and the machines have recorded.
+    # The recording beneath it has seen two rounds; of accuracy neither app tells anything.
     latest = federation.results / "latest"
-    assert (summary["rounds"], summary["accuracy"], summary["model_sha256"]) == (None, None, None)
-    assert not (latest / "model.pt").exists()
+    assert (summary["rounds"], summary["clients"], summary["accuracy"]) == (2, len(CLIENTS), None)
+    assert summary["model_sha256"] is not None and (latest / "model.npz").exists()
+    replies = list(csv.DictReader((latest / "clients.csv").open()))
+    assert len(replies) == 2 * 2 * len(CLIENTS)  # rounds, phases
+    assert {row["client"] for row in replies} == set(CLIENTS)
+    assert {float(row["cpu_limit"]) for row in replies} == {CPU}
+    written = {path.name for path in (latest / "files" / "server").glob("*")}
+    assert written == ({"final_model.npz"} if name == "counting" else set())
     record = json.loads((latest / "superlink.json").read_text())
     assert min(record["bytes_sent"], record["bytes_received"]) > 0, record
     # Nothing of our own training's variables, and the limits that the agents have read.

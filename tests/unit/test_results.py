@@ -618,3 +618,21 @@ def test_links_in_what_was_fetched_are_not_followed(
     (source / "journal.jsonl").symlink_to(secret)
     assert results.main([str(source), "--results", str(tmp_path / "results")]) == 1
     assert "is a symbolic link" in capsys.readouterr().err
+
+
+def test_files_of_a_serverapp_are_in_the_results_and_what_is_left_out_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "12", tmp_path / "results"
+    (source / "written" / "deep").mkdir(parents=True)
+    (source / "written" / "final_model.npz").write_bytes(b"x")
+    (source / "written" / "deep" / "results.json").write_text("{}")
+    manifest = {"files": {"final_model.npz": 1}, "left_out": {"huge.bin": "9.00 GB: too much"}}
+    (source / "written.json").write_text(json.dumps(manifest))
+    assert results.main([str(source), "--results", str(out), "--status", "completed"]) == 0
+    found = out / "latest" / "files"
+    assert (found / "server" / "deep" / "results.json").read_text() == "{}"
+    assert json.loads((found / "server.json").read_text()) == manifest
+    words = capsys.readouterr().out
+    assert "files       2 of the ServerApp" in words
+    assert "left out    huge.bin: 9.00 GB" in words

@@ -1,0 +1,225 @@
+"""Tells the recorder what an app's strategy does: Flower's, one derived from them, or one of the legacy API.
+
+The methods are wrapped on the classes that define them, existing ones in place and later ones as they are
+made; so what compares methods of classes (the accounting of differential privacy does) finds the same
+function. Of nested calls the outermost counts: that of an override which calls `super()`, of a strategy that
+wraps another.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from flwr.common import parameters_to_ndarrays
+from flwr.server.strategy import Strategy as LegacyStrategy
+from flwr.serverapp.strategy import Strategy
+
+from coldframe.recording.rounds import EVALUATED, SERVER, TRAINED, Recorder
+
+Hook = Callable[[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Any]
+
+
+class Probes:
+    """Wrappers for the strategies of this process."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self._inside = threading.local()
+
+    def install(self) -> None:
+        """Wrap all strategies that are there, and those to come."""
+        shared = {
+            "configure_evaluate": self.configure("evaluate"),
+            "aggregate_evaluate": self.aggregate("evaluate"),
+        }
+        message_api = {
+            "start": self.start,
+            "configure_train": self.configure("train"),
+            "aggregate_train": self.aggregate("train"),
+            **shared,
+        }
+        legacy = {
+            "configure_fit": self.configure("train"),
+            "aggregate_fit": self.aggregate("train"),
+            "evaluate": self.evaluate,
+            **shared,
+        }
+        self._watch(Strategy, message_api)
+        self._watch(LegacyStrategy, legacy)
+        self._watch_legacy_servers()
+
+    def _watch(self, base: type, hooks: Mapping[str, Hook]) -> None:
+        def wrap(kind: type) -> None:
+            for name, hook in hooks.items():
+                method = vars(kind).get(name)
+                if inspect.isfunction(method) and not getattr(method, "__isabstractmethod__", False):
+                    setattr(kind, name, self._outermost(name, method, hook))
+
+        for kind in (base, *_descendants(base)):
+            wrap(kind)
+
+        def init_subclass(kind: type, **kwargs: Any) -> None:
+            super(base, kind).__init_subclass__(**kwargs)  # type: ignore[arg-type]
+            wrap(kind)
+
+        base.__init_subclass__ = classmethod(init_subclass)  # type: ignore[assignment]
+
+    def _outermost(self, name: str, method: Callable[..., Any], hook: Hook) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(strategy: Any, *args: Any, **kwargs: Any) -> Any:
+            if name in vars(self._inside):
+                return method(strategy, *args, **kwargs)
+            with self._within(name):
+                return hook(method, strategy, args, kwargs)
+
+        return call
+
+    @contextmanager
+    def _within(self, name: str) -> Iterator[None]:
+        setattr(self._inside, name, True)
+        try:
+            yield
+        finally:
+            delattr(self._inside, name)
+
+    # What is recorded of each method.
+
+    def start(
+        self, method: Callable[..., Any], strategy: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Note the strategy and its rounds, and the server's evaluation."""
+        self.recorder.begin_strategy()
+        try:
+            bound = inspect.signature(method).bind(strategy, *args, **kwargs)
+        except TypeError:
+            return method(strategy, *args, **kwargs)  # which says what is wrong
+        bound.apply_defaults()
+        given = {**bound.arguments, **bound.arguments.get("kwargs", {})}
+        self.recorder.plan(strategy, given.get("num_rounds"))
+        for where in (bound.arguments, bound.arguments.get("kwargs", {})):
+            if callable(where.get("evaluate_fn")):
+                where["evaluate_fn"] = self.evaluates(where["evaluate_fn"])
+        found = method(*bound.args, **bound.kwargs)
+        self.recorder.end_round()
+        return found
+
+    def evaluates(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Record what a strategy's `evaluate_fn` returns."""
+
+        @functools.wraps(function)
+        def evaluate(server_round: int, *args: Any, **kwargs: Any) -> Any:
+            self.recorder.enter(server_round)
+            with self._timed("server_evaluate"):
+                metrics = function(server_round, *args, **kwargs)
+            self.recorder.told("server", SERVER, metrics or {})
+            return metrics
+
+        return evaluate
+
+    def configure(self, phase: str) -> Hook:
+        """Record that a round begins or goes on; of the legacy API also who will be asked, one by one."""
+
+        def hook(method: Any, strategy: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            self.recorder.enter(_round_of(args, kwargs))
+            with self._timed("configure"):
+                found = method(strategy, *args, **kwargs)
+            if isinstance(strategy, LegacyStrategy) and found:
+                self.recorder.announce(phase, [proxy.node_id for proxy, _ in found])
+            return found
+
+        return hook
+
+    def aggregate(self, phase: str) -> Hook:
+        """Record the aggregate: the model and the clients' metrics."""
+
+        def hook(method: Any, strategy: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            self.recorder.enter(_round_of(args, kwargs))
+            with self._timed("aggregate"):
+                found = method(strategy, *args, **kwargs)
+            legacy = isinstance(strategy, LegacyStrategy)
+            if not legacy and phase == "evaluate":
+                self.recorder.told("evaluate", EVALUATED, found or {})
+            elif not isinstance(found, tuple) or len(found) != 2:
+                pass  # not what Flower asks for: whoever called it will say so
+            elif phase == "train":
+                arrays, metrics = found
+                if arrays:
+                    self.recorder.model = _ndarrays(arrays) if legacy else arrays
+                self.recorder.told("train", TRAINED, metrics or {})
+            else:
+                loss, metrics = found
+                known = {} if loss is None else {"loss": loss}
+                self.recorder.told("evaluate", EVALUATED, {**(metrics or {}), **known})
+            return found
+
+        return hook
+
+    def evaluate(
+        self, method: Callable[..., Any], strategy: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Record the legacy strategy's evaluation on the server."""
+        self.recorder.enter(_round_of(args, kwargs))
+        with self._timed("server_evaluate"):
+            found = method(strategy, *args, **kwargs)
+        if found is not None:
+            loss, metrics = found
+            self.recorder.told("server", SERVER, {**(metrics or {}), "loss": loss})
+        return found
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.recorder.timed(phase, time.monotonic() - start)
+
+    def _watch_legacy_servers(self) -> None:
+        """Note the rounds that the legacy servers plan; and sort what their threads bring in any order."""
+        from flwr.server import server
+        from flwr.server.compat import app
+        from flwr.server.workflow import DefaultWorkflow
+
+        run_fl, run_workflow = app.run_fl, DefaultWorkflow.__call__
+        recorder = self.recorder
+
+        def run_fl_(server: Any, config: Any) -> Any:
+            recorder.plan(server.strategy, config.num_rounds)
+            return run_fl(server=server, config=config)
+
+        def run_workflow_(workflow: Any, grid: Any, context: Any) -> None:
+            recorder.plan(context.strategy, context.config.num_rounds)
+            run_workflow(workflow, grid, context)
+
+        def in_order(collect: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(collect)
+            def call(*args: Any, **kwargs: Any) -> Any:
+                results, failures = collect(*args, **kwargs)
+                return sorted(results, key=lambda result: recorder.order(result[0].node_id)), failures
+
+            return call
+
+        app.run_fl = run_fl_
+        DefaultWorkflow.__call__ = run_workflow_  # type: ignore[method-assign, assignment]
+        server.fit_clients = in_order(server.fit_clients)
+        server.evaluate_clients = in_order(server.evaluate_clients)
+
+
+def _descendants(kind: type) -> Iterator[type]:
+    children: list[type] = kind.__subclasses__()
+    for child in children:
+        yield child
+        yield from _descendants(child)
+
+
+def _round_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    number = kwargs.get("server_round", args[0] if args else None)
+    return number if isinstance(number, int) else None
+
+
+def _ndarrays(parameters: Any) -> list[Any] | None:
+    return parameters_to_ndarrays(parameters) if parameters.tensor_type == "numpy.ndarray" else None

@@ -1,0 +1,219 @@
+"""Where an app may write: a directory of its own per run, bounded, and collected from the server."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import secrets
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coldframe.journal import read_journal
+from coldframe.recording import files, flower
+from tests.unit.flower import Federation, federation, tool, wait_until, write_app
+
+CLIENT = """
+import getpass, os, tempfile
+from pathlib import Path
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+app = ClientApp()
+
+@app.query()
+def query(message, context):
+    order = message.content["order"]
+    answer = {"cwd": os.getcwd(), "home": str(Path.home()), "tmp": tempfile.gettempdir()}
+    answer |= {"user": getpass.getuser(), "found": sorted(os.listdir())}
+    match order["do"]:
+        case "write":
+            Path(order["name"]).write_bytes(b"x" * order["bytes"])
+            Path("../beside").write_text("x")
+        case "leave":
+            os.chdir("/")
+        case "fill":
+            for number in range(2):
+                Path(str(number)).write_bytes(b"x" * order["bytes"])
+    return Message(RecordDict({"answer": ConfigRecord(answer)}), reply_to=message)
+"""
+# A client whose files may take 1 MB, each 0.7 MB.
+BOUNDED = """
+from coldframe.recording import files
+files.check.__defaults__ = (1_000_000,)
+files.enter.__defaults__ = (700_000,)
+from coldframe import node; node.preload(); node.run_executor([])
+"""
+
+
+@pytest.mark.parametrize("process", sorted(flower.RELIES_ON))
+def test_what_the_recording_relies_on_is_where_it_was(process: str) -> None:
+    assert flower.moved(process) == []
+
+
+def test_a_flwr_that_reads_otherwise_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(flower.RELIES_ON["serverapp"], "run_app", "000000000000")
+    assert not flower.is_known("serverapp")
+    assert "without a record" in capsys.readouterr().err
+
+
+def write_shims(directory: Path) -> Path:
+    """Write the commands that stand first on the image's PATH, as coldframe/Dockerfile does."""
+    directory.mkdir()
+    for app in ("serverapp", "clientapp"):
+        shim = directory / f"flwr-{app}"
+        shim.write_text(f'#!/bin/sh\nexec {sys.executable} -P -m coldframe.recording {app} "$@"\n')
+        shim.chmod(0o755)
+    return directory
+
+
+@pytest.fixture(scope="module", params=["warm", "stock"])
+def started(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Federation]:
+    """A SuperLink whose ServerApps, and a client whose ClientApps, may write; with and without adapters."""
+    tmp_path = tmp_path_factory.mktemp(request.param)
+    with federation(tmp_path / "federation") as it:
+        it.environment["PATH"] = f"{write_shims(tmp_path / 'bin')}{os.pathsep}{it.environment['PATH']}"
+        it.environment["COLDFRAME_STATE"] = str(tmp_path / "state")
+        scratch = {"COLDFRAME_SCRATCH": str(tmp_path / "scratch")}
+        warm = request.param == "warm"
+        start_link(it, warm)
+        supernode = [sys.executable, "-m", "coldframe.adapters", "supernode"]
+        it.start_node(
+            supernode if warm else [tool("flower-supernode")],
+            [sys.executable, "-c", BOUNDED] if warm else [tool("flower-superexec")],
+            **scratch,
+        )
+        it.state, it.scratch, it.warm = tmp_path / "state", tmp_path / "scratch", warm
+        yield it
+
+
+def start_link(it: Federation, warm: bool) -> None:
+    """Start a SuperLink and a SuperExec that starts its ServerApps, as in the server's container."""
+    secret = it.home / "link-secret"
+    secret.write_bytes(secrets.token_bytes(32))
+    auth = ["--superexec-auth-secret-file", str(secret)]
+    adapters = [sys.executable, "-m", "coldframe.adapters"]
+    it.start_link(
+        [*adapters, "superlink"] if warm else [tool("flower-superlink")], "--isolation", "process", *auth
+    )
+    it.start(
+        "superexec",
+        [
+            *([*adapters, "serverapp-superexec"] if warm else [tool("flower-superexec")]),
+            *("--insecure", "--runtime-api-address", f"127.0.0.1:{it.link_port}", *auth),
+        ],
+    )
+
+
+def newest(it: Federation) -> Path:
+    """Return the folder of the run that began last."""
+    return max((it.state / "runs").iterdir(), key=lambda path: path.stat().st_ctime_ns)
+
+
+def test_an_app_has_a_directory_a_home_and_no_more_room_than_its_bounds(
+    started: Federation, tmp_path: Path
+) -> None:
+    orders: list[dict[str, Any]] = [
+        {"do": "leave"},
+        {"do": "write", "name": "kept.txt", "bytes": 9},
+        {"do": "look"},
+    ]
+    if started.warm:
+        orders += [{"do": "write", "name": "big", "bytes": 800_000}, {"do": "fill", "bytes": 600_000}]
+        orders += [{"do": "look"}]
+    answers = started.run(write_app(tmp_path / "app", CLIENT), orders)
+    run = newest(started)
+    first, _, second = answers[:3]
+    assert first["cwd"] == second["cwd"] == str(started.scratch / "runs" / run.name / "app" / "files")
+    assert first["home"] == str(started.scratch / "home")
+    assert first["tmp"] == str(started.scratch / "runs" / run.name / "app" / "tmp")
+    assert first["user"] == "coldframe"
+    assert (first["found"], second["found"]) == ([], ["kept.txt"]), "kept between messages"
+    if started.warm:
+        one, together, after = answers[3:]
+        assert "File too large" in one["reason"]
+        assert "may take 0.0 GB: they were removed" in together["reason"]
+        assert after["found"] == [], "the next message works"
+    assert list((run / "app" / "files").iterdir()) == [], "the ServerApp's own directory"
+    events = read_journal(run / "journal.jsonl")
+    recorded = [event["system"] for event in events if event["event"] == "reply"]
+    assert len(recorded) == len([answer for answer in answers if "code" not in answer])
+    assert all(system["train_seconds"] >= 0 for system in recorded), "under both runtimes"
+
+
+def test_entering_bounds_files_and_sets_the_environment(tmp_path: Path) -> None:
+    """In a process of its own, for what it changes is the process's."""
+    code = (
+        "import os, pathlib, tempfile; from coldframe.recording import files; tempfile.gettempdir();"
+        f"files.enter(pathlib.Path({str(tmp_path)!r}), '7', pathlib.Path({str(tmp_path / 'home')!r}), 1000);"
+        "print(os.getcwd(), tempfile.gettempdir(), os.path.expanduser('~'));"
+        "pathlib.Path('fits').write_bytes(b'x' * 1000);"
+        "pathlib.Path('big').write_bytes(b'x' * 1001)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    work = tmp_path / "7" / "app"
+    assert done.stdout.split() == [str(work / "files"), str(work / "tmp"), str(tmp_path / "home")]
+    assert "File too large" in done.stderr
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+    assert tempfile.gettempdir() != str(work / "tmp")
+
+
+def test_only_the_newest_runs_are_kept(tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / str(number) / "app").mkdir(parents=True)
+        os.utime(tmp_path / str(number), (number, number))
+    (tmp_path / "other").mkdir()
+    files.forget_old(tmp_path, kept=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "4", "other"]
+
+
+def test_collected_are_regular_files_up_to_the_limit_and_the_rest_is_named(tmp_path: Path) -> None:
+    source = tmp_path / "app" / "files"
+    (source / "deep").mkdir(parents=True)
+    (source / "deep" / "results.json").write_text("{}")
+    (source / "model.npz").write_bytes(b"x" * 100)
+    (source / "huge").write_bytes(b"x" * 10_000)
+    (source / "link").symlink_to("/etc/passwd")
+    os.mkfifo(source / "pipe")
+    for _ in range(2):  # as often as one likes
+        found = files.collect(tmp_path, limit=1000)
+    assert found["files"] == {"deep/results.json": 2, "model.npz": 100}
+    assert sorted(found["left_out"]) == ["huge", "link", "pipe"]
+    assert json.loads((tmp_path / "written.json").read_text()) == found
+    kept = {str(path.relative_to(tmp_path / "written")) for path in (tmp_path / "written").rglob("*.*")}
+    assert kept == {"deep/results.json", "model.npz"}
+
+
+def test_nothing_is_collected_of_a_run_that_wrote_nothing(tmp_path: Path) -> None:
+    assert files.collect(tmp_path) == {"files": {}, "left_out": {}}
+    assert not (tmp_path / "written").exists()
+
+
+SAVES = """
+import numpy as np
+from flwr.serverapp import ServerApp
+app = ServerApp()
+
+@app.main()
+def main(grid, context):
+    np.savez("final_model.npz", np.zeros(3))
+    open(context.run_config["out"], "w").write("[]")
+"""
+
+
+def test_a_serverapp_that_saves_its_model_where_it_stands_completes(
+    started: Federation, tmp_path: Path
+) -> None:
+    app = write_app(tmp_path / "app", CLIENT)
+    (app / "probe" / "server.py").write_text(SAVES)
+    assert started.run(app, [], nodes=0) == []
+    run = newest(started)
+    wait_until(lambda: not (run / "app" / "tmp").exists(), 10, "the ServerApp has not ended")
+    assert list(files.collect(run)["files"]) == ["final_model.npz"]

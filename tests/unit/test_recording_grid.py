@@ -1,0 +1,220 @@
+"""The grid beneath an app: what it records of messages, and the replies that it makes up for lost clients."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.supercore.task_identity import TaskIdentity
+
+from coldframe.journal import Journal, read_journal
+from coldframe.recording import grid as recording
+from coldframe.recording import rounds, server
+from coldframe.recording.flower import SYSTEM_RECORD
+from coldframe.recording.probes import Probes
+from coldframe.recording.rounds import Recorder
+
+
+class FakeGrid:
+    """Keeps what is pushed; answers what it is told to."""
+
+    def __init__(self) -> None:
+        self.activated = {7: "first", 9: "first"}
+        self.refused: set[int] = set()
+        self.silent: set[int] = set()
+        self.replies: dict[str, Message] = {}
+
+    def get_nodes(self) -> list[NodeInfo]:
+        return [NodeInfo(node_id=node, last_activated_at=when) for node, when in self.activated.items()]
+
+    def get_node_ids(self) -> list[int]:
+        return list(self.activated)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        ids = []
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = message.object_id
+            node, message_id = message.metadata.dst_node_id, message.metadata.message_id
+            if node in self.refused:
+                continue  # as flwr's grid in memory does: fewer ids than messages
+            ids.append(message_id)
+            if node not in self.silent:
+                metrics = MetricRecord({"num-examples": 3, "loss": float(node)})
+                system = ConfigRecord({"threads": 2, "train_seconds": "long", "other": 1.0})
+                content = RecordDict({"metrics": metrics, SYSTEM_RECORD: system})
+                self.replies[message_id] = Message(content, reply_to=message)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        return [self.replies.pop(key) for key in list(message_ids) if key in self.replies]
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A recording grid over a fake one, of two clients: 7 is b, 9 is a."""
+    for key in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, key, 1)
+    monkeypatch.setattr(recording, "RESTART_CHECK", 0.0)
+    monkeypatch.setattr(recording, "FRESH_SECONDS", 0.0)
+    roster = {"7": {"name": "b", "partition_id": 1}, "9": {"name": "a", "partition_id": 0}}
+    (tmp_path / "nodes.json").write_text(json.dumps(roster))
+    journal = Journal(tmp_path / "journal.jsonl")
+    recorder = Recorder(journal, tmp_path / "nodes.json")
+    fake = FakeGrid()
+    grid = recording.RecordingGrid(fake, recorder)  # type: ignore[arg-type]
+    yield SimpleNamespace(grid=grid, fake=fake, recorder=recorder, folder=tmp_path)
+    journal.close()
+
+
+def messages(kind: str = "train", group: str | None = None) -> list[Message]:
+    return [Message(RecordDict(), node, kind, group_id=group) for node in (7, 9)]
+
+
+def events(made: Any, kind: str) -> list[dict[str, Any]]:
+    return [event for event in read_journal(made.folder / "journal.jsonl") if event["event"] == kind]
+
+
+def test_nodes_and_replies_are_in_the_order_of_partitions_and_bear_no_foreign_record(made: Any) -> None:
+    assert made.grid.get_node_ids() == [node.node_id for node in made.grid.get_nodes()] == [9, 7]
+    replies = made.grid.send_and_receive(messages())
+    assert [reply.content["metrics"]["loss"] for reply in replies] == [9.0, 7.0]
+    assert all(list(reply.content) == ["metrics"] for reply in replies)
+    found = events(made, "reply")
+    assert [event["system"] for event in found] == [{"threads": 2}] * 2, "figures that are numbers, no others"
+    assert [event["examples"] for event in found] == [3, 3]
+
+
+def test_what_the_recording_does_not_expect_is_no_failure_of_the_app(
+    made: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = RecordDict({"answer": ConfigRecord({"found": []})})
+    made.grid.push_messages([Message(empty, 7, "query")])
+    assert rounds.size_of(Message(empty, 7, "query")) == 0, "flwr itself raises"
+    monkeypatch.setattr(rounds, "metrics_of", lambda *_: 1 / 0)
+    assert len(made.grid.send_and_receive(messages())) == 2
+    assert "missed something (replied): ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_a_refused_message_is_a_failure_of_its_client(made: Any) -> None:
+    made.fake.refused = {7}
+    assert len(made.grid.send_and_receive(messages())) == 1
+    (failure,) = events(made, "failure")
+    assert (failure["client"], failure["reason"]) == ("b", "the message could not be sent")
+    assert [event["client"] for event in events(made, "reply")] == ["a"]
+
+
+def test_a_client_that_restarts_is_an_error_reply_and_is_not_waited_for(made: Any) -> None:
+    made.fake.silent = {7}
+    ids = made.grid.push_messages(messages())
+    assert len(made.grid.pull_messages(ids)) == 1
+    assert made.grid.pull_messages(ids) == [], "it may still reply"
+    made.fake.activated[7] = "again"
+    (lost,) = made.grid.pull_messages(ids)
+    assert lost.error.code == ErrorCode.NODE_UNAVAILABLE
+    assert made.grid.pull_messages(ids) == [], "once"
+    assert [event["client"] for event in events(made, "failure")] == ["b"]
+    made.fake.silent = set()
+    assert len(made.grid.send_and_receive(messages())) == 2, "the next message is not held against it"
+
+
+def test_who_is_too_late_is_a_failure_of_this_client(made: Any) -> None:
+    made.fake.silent = {9}
+    assert len(made.grid.send_and_receive(messages(), timeout=0.1)) == 1
+    (failure,) = events(made, "failure")
+    assert (failure["client"], failure["code"]) == ("a", -1)
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"), [(["1", "2"], [1, 2]), ([None, None], [1, 2]), (["a", "a"], [1, 2])]
+)
+def test_rounds_of_a_loop(made: Any, groups: list[str | None], expected: list[int]) -> None:
+    """By the group's number; else a message that goes out again opens a round."""
+    for group in groups:
+        made.grid.send_and_receive(messages("train", group))
+    made.recorder.finish("completed", None, made.folder)
+    found = events(made, "round")
+    assert [event["round"] for event in found] == expected
+    assert [event["train_loss"] for event in found] == [8.0, 8.0], "our mean of the replies"
+    assert found[0]["derived"] == ["train_loss"]
+
+
+def test_a_round_that_was_cut_off_is_not_counted(made: Any) -> None:
+    made.fake.silent = {7, 9}
+    made.grid.push_messages(messages())
+    made.recorder.finish("failed", "why", made.folder)
+    assert events(made, "round") == []
+    assert events(made, "unanswered")[0]["clients"] == ["a", "b"]
+
+
+def test_methods_of_strategies_stay_one_function_and_abstract_ones_abstract(made: Any) -> None:
+    """The accounting of differential privacy compares them; of an override that calls super() one counts."""
+
+    class Base(ABC):
+        @abstractmethod
+        def aggregate_train(self, server_round: int, replies: list[Any]) -> Any: ...
+
+    class First(Base):
+        def aggregate_train(self, server_round: int, replies: list[Any]) -> Any:
+            return None, MetricRecord({"train_loss": 1.0})
+
+    calls: list[str] = []
+
+    def hook(method: Any, strategy: Any, args: Any, kwargs: Any) -> Any:
+        calls.append(type(strategy).__name__)
+        return method(strategy, *args, **kwargs)
+
+    Probes(made.recorder)._watch(Base, {"aggregate_train": hook})
+
+    class Second(First):
+        pass
+
+    class Third(First):
+        def aggregate_train(self, server_round: int, replies: list[Any]) -> Any:
+            return super().aggregate_train(server_round, replies)
+
+    assert Second.aggregate_train is First.aggregate_train
+    with pytest.raises(TypeError, match="abstract"):
+        type("Bare", (Base,), {})()
+    Second().aggregate_train(1, [])
+    Third().aggregate_train(1, [])
+    assert calls == ["Second", "Third"]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "found"),
+    [
+        ({"accuracy": 0.5, "top5_accuracy": 0.9}, ("accuracy", 0.5)),
+        ({"eval_acc": 1}, ("eval_acc", 1.0)),
+        ({"acc_a": 0.1, "acc_b": 0.2}, None),
+        ({"accuracy": [0.1]}, None),
+        ({}, None),
+    ],
+)
+def test_a_metric_is_taken_by_its_name_or_where_only_one_matches(
+    metrics: dict[str, Any], found: tuple[str, float] | None
+) -> None:
+    assert rounds.pick(metrics, "accuracy", "acc") == found
+
+
+def test_a_run_that_flower_stops_is_stopped_and_one_that_exits_has_failed() -> None:
+    namespace: dict[str, Any] = {"__name__": "flwr.supercore.exit.exit"}
+    exec("def flwr_exit():\n raise SystemExit(0)", namespace)
+    ends = {}
+    for name, function in (
+        ("stopped", namespace["flwr_exit"]),
+        ("failed", lambda: exec("raise SystemExit(3)")),
+    ):
+        try:
+            function()
+        except SystemExit as error:
+            ends[name] = server.ending(error)
+    assert ends["stopped"][0] == "stopped"
+    assert ends["failed"] == ("failed", "the ServerApp ended itself by sys.exit(3)")
