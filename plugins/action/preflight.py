@@ -26,7 +26,16 @@ from coldframe.controller.records import folders_of
 from fl import data
 from plugins.filter.monitoring import PORT, coldframe_ports
 from plugins.filter.roster import build_roster, coldframe_run_config
-from plugins.module_utils import checks, commands, described, purge, standing, throttle, training_set
+from plugins.module_utils import (
+    certificates,
+    checks,
+    commands,
+    described,
+    purge,
+    standing,
+    throttle,
+    training_set,
+)
 from plugins.module_utils.checks import Machine
 from plugins.module_utils.misplaced import misplaced
 from plugins.module_utils.variables import (
@@ -190,7 +199,7 @@ class ActionModule(ActionBase):
         # site.yml renews it by itself.
         if verb in ("run", "throttle", "status") and server:
             state = Path(str(hostvars[server.name].get("coldframe_controller_state", ""))).expanduser()
-            warnings += checks.warn_certificate(state / "pki" / "server.crt", datetime.now(UTC))
+            warnings += certificates.warn_certificate(state / "pki" / "server.crt", datetime.now(UTC))
         for machine in answered:
             clients = [client for client in roster if client["machine"] == machine.name]
             if verb == "site":
@@ -245,8 +254,8 @@ class ActionModule(ActionBase):
                 deployment["standing"] = False
             if anew and verb == "site":
                 deployment["data_standing"] = False
-            renew = hostvars[server.name].get("fl_pki_renew_days", checks.CERTIFICATE_DAYS)
-            if not checks.certificates_last(state / "pki", int(str(renew)), datetime.now(UTC)):
+            renew = hostvars[server.name].get("fl_pki_renew_days", certificates.CERTIFICATE_DAYS)
+            if not certificates.certificates_last(state / "pki", int(str(renew)), datetime.now(UTC)):
                 deployment["standing"] = False
             if deployment["standing"]:
                 display.display(STANDS)

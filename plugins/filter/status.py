@@ -12,7 +12,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugi
 
 from plugins.filter.roster import LIMITS, coldframe_status_table
 from plugins.filter.throttle import text_of
-from plugins.module_utils.checks import CERTIFICATE_DAYS
+from plugins.module_utils.certificates import CERTIFICATE_DAYS
 from plugins.module_utils.variables import EARLIER, RUN
 
 SHOWN_RUNS = 5

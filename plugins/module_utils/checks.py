@@ -12,8 +12,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-
 from plugins.module_utils.kinds import format_size
 from plugins.module_utils.profiles import speed_of
 from plugins.module_utils.variables import EARLIER, Finding, nearest, typed, vault_remedy
@@ -23,7 +21,6 @@ DISK_WITHOUT_IMAGE = 4 * GB
 DISK_WITH_IMAGE = 1 * GB
 FILES = 100_000  # inodes: the images hold some 60,000 files
 SERVER_MEMORY = 700 << 20  # bytes that SuperLink, ServerApp and gateway take
-CERTIFICATE_DAYS = 30  # site.yml renews a server certificate that ends sooner: fl_pki_renew_days
 CLOCK_SKEW = 5.0  # seconds; signed requests and certificates depend on the clocks
 ENGINE_API = (1, 41)  # Docker 20.10
 PYTHON = (3, 9)
@@ -578,13 +575,6 @@ def _flat(config: Mapping[str, Any], above: str = "") -> list[str]:
     return names
 
 
-def certificates_last(directory: Path, days: int, now: datetime) -> bool:
-    """Say whether all certificates that this controller has signed last for so many days more."""
-    signed = [*directory.glob("server.crt"), *directory.glob("machines/*.crt")]
-    ends = (x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc for path in signed)
-    return all(end - now > timedelta(days=days) for end in ends)
-
-
 def check_runs(verb: str, values: Mapping[str, Any], going: Sequence[str], typed_too: str) -> list[Finding]:
     """A finding where a verb would harm running runs, or train beside them.
 
@@ -611,18 +601,6 @@ def check_runs(verb: str, values: Mapping[str, Any], going: Sequence[str], typed
         return []
     beside = "-e concurrent=true to train beside it" + (", or -e train=false" if verb == "site" else "")
     return [Finding(f"{runs} running on the same clients", f"{ends}; or type {beside}")]
-
-
-def warn_certificate(path: Path, now: datetime) -> list[str]:
-    """A warning if the server's certificate, as this controller has signed it, ends soon or has ended."""
-    if not path.is_file():
-        return []  # another controller has deployed the federation, or nobody yet
-    end = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
-    days = (end - now).days
-    if days >= CERTIFICATE_DAYS:
-        return []
-    when = f"ends on {end:%Y-%m-%d}, in {days} days" if end > now else f"has ended on {end:%Y-%m-%d}"
-    return [f"the server's certificate {when}: type ansible-playbook site.yml -e train=false to renew it"]
 
 
 def warn_foreign_app(values: Mapping[str, Any], given: Iterable[str], known: Iterable[str]) -> list[str]:

@@ -204,8 +204,8 @@ def newest(machines: Iterable[Machine], federation: str) -> tuple[Description, s
     found: list[tuple[dict[str, Any], str]] = []
     for machine in machines:
         facts = machine.facts or {}
-        noted = facts["deployment"]["noted"] if facts else {}
-        containers = facts["docker"]["containers"] if facts else []
+        noted = facts.get("deployment", {}).get("noted", {})
+        containers = facts.get("docker", {}).get("containers", [])
         if noted.get("description") and any(item["federation"] == federation for item in containers):
             found.append((noted["description"], str(noted["plan"])))
     if not found:

@@ -133,7 +133,7 @@ def test_a_privacy_wrapper_knows_how_many_clients_are_sampled() -> None:
         (
             "client-fixed",
             {"noise_multiplier": 1, "clip_norm": 1},
-            "no argument clip_norm; did you mean clipping_norm",
+            "no argument clip_norm: did you mean clipping_norm",
         ),
         ("local", {"epsilon": 1}, "needs clipping_norm, sensitivity, delta"),
         ("local", {"clipping_norm": 1, "sensitivity": 1, "epsilon": 0, "delta": 0.1}, "epsilon=0 is not"),

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from fl import data
-from plugins.module_utils import checks, training_set, variables
+from plugins.module_utils import certificates, checks, training_set, variables
 from plugins.module_utils.checks import Machine
 from plugins.module_utils.variables import Finding
 
@@ -517,8 +517,8 @@ def test_a_server_certificate_that_ends_soon_is_warned_of(tmp_path, days, words)
     path = tmp_path / "server.crt"
     path.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
     expected = [f"the server's certificate {text}" for text in words]
-    assert checks.warn_certificate(path, NOW) == expected
-    assert checks.warn_certificate(tmp_path / "none.crt", NOW) == []
+    assert certificates.warn_certificate(path, NOW) == expected
+    assert certificates.warn_certificate(tmp_path / "none.crt", NOW) == []
 
 
 def test_our_variables_given_for_another_app_are_warned_of():
