@@ -74,3 +74,21 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     finally:
         if not (measures(item) and measures(nextitem)):
             TURNS.end()
+
+
+class FailuresAtOnce:
+    """Prints why a test failed when it fails: the tests of a lane go on for half an hour after it."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Print the failure under the test's line."""
+        if report.failed:
+            self.config.get_terminal_writer().line(f"\n{report.longreprtext}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Print failures at once where tests take minutes."""
+    if config.getoption("verbose") > 0:
+        config.pluginmanager.register(FailuresAtOnce(config))
