@@ -33,7 +33,7 @@ from flwr.supercore.dependencies.runtime import get_runtime_handlers, get_runtim
 from flwr.supercore.dependencies.superexec import authenticate_superexec_request
 from flwr.supercore.dependencies.task import authenticate_task
 from flwr.supercore.dependencies.version import VersionDependency
-from flwr.supercore.error import FlowerError, http_error_translator
+from flwr.supercore.error import ApiErrorCode, FlowerError, http_error_translator
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.supercore.protobuf.translation import ProtobufTranslationMiddleware
@@ -311,9 +311,11 @@ class Sender:
     def __init__(self) -> None:
         self.node_id = self
         self.found: int | None = None
+        self.signed = False
 
     def __ne__(self, found: object) -> bool:
         """Keep the id; only a key that belongs to no node is another than expected."""
+        self.signed = True
         self.found = found if isinstance(found, int) else None
         return found is None
 
@@ -326,7 +328,13 @@ def identify(request: Request) -> None:
     if request.url.path == f"{FLEET}register-node" and not request.app.state.enable_supernode_auth:
         return  # it brings the key that is to be registered
     request.state.protobuf_request = sender
-    authenticate_node(request)
+    try:
+        authenticate_node(request)
+    except HTTPException:
+        if sender.signed and request.url.path == f"{FLEET}activate-node":
+            # The words that a SuperNode shows whose key nobody has registered.
+            raise FlowerError(ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED, "an unknown key") from None
+        raise
     request.state.sender = sender.found
 
 

@@ -15,7 +15,10 @@ RECORD = "deployed.json"
 # What a record holds besides what `look` finds.
 ASIDE = ("plan", "data_plan", "data", "description")
 # Below the federation's directory: what lives while the federation works, and no deployment writes again.
-LIVING = ("agent", "events.jsonl", "fabs", "grafana/data", "logs", "prometheus/data", "server", RECORD)
+LIVING = (
+    *("agent", "events.jsonl", "fabs", "grafana/data", "logs", "prometheus/data", "scratch", "server"),
+    RECORD,
+)
 # But for this, in a directory that lives.
 WRITTEN = ("server/clients.json",)
 
