@@ -14,7 +14,13 @@ def federation(tmp_path: Path) -> Path:
     """A federation's directory as a deployment leaves it, at work."""
     for name in (
         *("ca/ca.crt", "keys/one-0", "clients/one-0.json", "gateway/nginx.conf", "server/clients.json"),
-        *("server/superlink.db", "agent/limits/one-0.json", "prometheus/data/wal", "prometheus/config/x.yml"),
+        *(
+            "server/superlink.db",
+            "scratch/one-0/runs/7/app/files/a.npz",
+            "agent/limits/one-0.json",
+            "prometheus/data/wal",
+            "prometheus/config/x.yml",
+        ),
         *("events.jsonl", "logs/one.log"),
     ):
         path = tmp_path / name
@@ -25,7 +31,14 @@ def federation(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "name",
-    ["server/superlink.db", "agent/limits/one-0.json", "prometheus/data/wal", "events.jsonl", "logs/one.log"],
+    [
+        "server/superlink.db",
+        "scratch/one-0/runs/7/app/files/a.npz",
+        "agent/limits/one-0.json",
+        "prometheus/data/wal",
+        "events.jsonl",
+        "logs/one.log",
+    ],
 )
 def test_work_is_no_change(federation: Path, name: str) -> None:
     before = standing.files_digest(federation)
