@@ -107,7 +107,7 @@ class ClientErrors:
         clients: dict[str, list[str]] = {}
         for node_id, reason in self.reasons.items():
             clients.setdefault(reason, []).append(names.get(node_id, f"node-{node_id}"))
-        theirs = "; ".join(f"{', '.join(sorted(who))}: {reason}" for reason, who in clients.items())
+        theirs = "; ".join(f"{', '.join(sorted(who))}: {reason}" for reason, who in clients.items())[:2000]
         if self._well:
             return f"ServerApp: {own}. Clients that failed before: {theirs}"
         return f"{theirs}. After that the ServerApp failed: {own}"

@@ -96,6 +96,6 @@ def client_names() -> dict[int, str]:
     """Return the names of the federation's clients by node id; none where Coldframe did not deploy it."""
     try:
         nodes = json.loads((Path(os.environ.get("COLDFRAME_STATE", "/state")) / "nodes.json").read_text())
-    except OSError:
+    except (OSError, ValueError):
         return {}
     return {int(node_id): str(node["name"]) for node_id, node in nodes.items()}

@@ -157,7 +157,12 @@ def submit(
         folder = state_directory() / "runs" / str(response.run_id)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "submitted.json").write_text(note, encoding="utf-8")
-    return {"run_id": str(response.run_id), "pruned": prune(state_directory() / "runs", keep)}
+    try:
+        pruned = prune(state_directory() / "runs", keep)
+    except OSError as error:  # the run is on its way all the same
+        print(f"the files of old runs could not be removed: {error}", file=sys.stderr)
+        pruned = []
+    return {"run_id": str(response.run_id), "pruned": pruned}
 
 
 def progress(run_id: str) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def prune(runs: Path, keep: int) -> list[str]:
         (folder / PRUNED).touch()
         for path in folder.iterdir():
             if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
+                shutil.rmtree(path, ignore_errors=True)
             elif path.name != PRUNED:
-                path.unlink()
+                path.unlink(missing_ok=True)
     return [folder.name for folder in removed]

@@ -27,7 +27,7 @@ def of_run(lines: Iterable[str], run_id: str) -> Iterator[str]:
         text = _STAMP.sub("", line)
         if begin := _BEGIN.fullmatch(text):
             inside = begin[1] == run_id
-        elif text == END:
+        elif text.endswith(END):  # below what a task has printed last, or behind it
             inside = False
         if inside:
             yield line

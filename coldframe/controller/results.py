@@ -84,7 +84,7 @@ def summarise(
     evaluated = [run.rounds[n] for n in sorted(run.rounds) if run.rounds[n].get("accuracy") is not None]
     final = evaluated[-1] if evaluated else {}
     started = run.started
-    privacy = started.get("config", {}).get("dp") or None
+    privacy = (started.get("config", {}).get("dp") or None) if started.get("dataset") else None
     wall = run.last - run.first if run.first is not None and run.last is not None else None
     return {
         "run_id": str(started.get("run_id", run_id)),
@@ -449,8 +449,9 @@ def write_config(noted: dict[str, Any], run: Run, target: Path) -> dict[str, Any
 def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, Path, list[Event]]:
     """Write the whole results folder, and move `latest` last."""
     source: Path = arguments.source
-    if (source / "journal.jsonl").is_symlink():
-        raise ValueError(f"{source / 'journal.jsonl'} is a symbolic link: the run's folder was tampered with")
+    for name in ("journal.jsonl", "submitted.json", "written", "written.json", "logs"):
+        if (source / name).is_symlink():
+            raise ValueError(f"{source / name} is a symbolic link: the run's folder was tampered with")
     run = gather(read_journal(source / "journal.jsonl"))
     versions, record = read_json(arguments.versions), read_json(arguments.record)
     noted = submission.read(source)

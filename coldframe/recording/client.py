@@ -17,6 +17,7 @@ from flwr.clientapp import ClientApp
 
 from coldframe import cgroups
 from coldframe.recording import files, flower
+from coldframe.supervise import say
 
 
 def main() -> None:
@@ -58,7 +59,12 @@ class Task:
 
         @functools.wraps(unpack)
         def install_from_fab(*args: Any, **kwargs: Any) -> Any:
-            self.enter()  # not earlier: what is raised now becomes an error reply
+            try:
+                self.enter()  # not earlier: what is raised now becomes an error reply
+            except OSError as error:
+                if self.fab_id != flower.OWN_APP:  # ours writes nothing there
+                    raise
+                say(f"no directory for the app's files: {error}")
             return unpack(*args, **kwargs)
 
         @functools.wraps(call)
@@ -84,7 +90,9 @@ class Task:
     def enter(self) -> None:
         """Go to the run's directory."""
         runs = self.scratch / "runs"
-        if not (runs / self.run_id).exists():
+        if (runs / self.run_id).exists():
+            os.utime(runs / self.run_id)  # it is in use: others are forgotten first
+        else:
             (runs / self.run_id).mkdir(parents=True)
             files.forget_old(runs)
         self.work = files.enter(runs, self.run_id, self.scratch / "home")

@@ -73,12 +73,13 @@ def check(work: Path, limit: int = LIMIT) -> None:
     TooLarge
         If they did.
     """
-    size = sum(status.st_blocks * 512 for _, status in walk(work))
+    home = work.parents[2] / "home"
+    size = sum(status.st_blocks * 512 for root in (work, home) for _, status in walk(root))
     if size <= limit:
         return
-    for name in ("files", "tmp"):
-        shutil.rmtree(work / name, ignore_errors=True)
-        (work / name).mkdir(exist_ok=True)
+    for folder in (work / "files", work / "tmp", home):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(exist_ok=True)
     raise TooLarge(
         f"the app's files on this client took {size / 1e9:.1f} GB, and may take {limit / 1e9:.1f} GB: they"
         " were removed. Write less, or remove files in the ClientApp"

@@ -8,6 +8,7 @@ from coldframe.seams import SEAMS, digest
 from coldframe.supervise import say
 
 OWN_APP = "coldframe/coldframe"  # publisher and name of our own app, which keeps its own record
+OWN_SERVER_APP = "fl.server_app:app"  # and of a copy of it under another name
 # Of a reply: the client's own figures of its task, taken out again before the app's server sees it.
 SYSTEM_RECORD = "coldframe.system"
 # By process and seam: the digest of the source that was read.

@@ -13,7 +13,7 @@ import inspect
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from flwr.common import parameters_to_ndarrays
@@ -149,8 +149,9 @@ class Probes:
                 pass  # not what Flower asks for: whoever called it will say so
             elif phase == "train":
                 arrays, metrics = found
-                if arrays:
-                    self.recorder.model = _ndarrays(arrays) if legacy else arrays
+                with suppress(Exception):  # an app may return anything
+                    if arrays:
+                        self.recorder.model = _ndarrays(arrays) if legacy else arrays
                 self.recorder.told("train", TRAINED, metrics or {})
             else:
                 loss, metrics = found

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import re
 import threading
 import time
@@ -23,8 +24,10 @@ import numpy as np
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 
+from coldframe.app_errors import readable
 from coldframe.grid import NO_REPLY, Client, read_roster
 from coldframe.journal import Journal
+from coldframe.recording.replies import LONGEST_NAME, MOST_METRICS, clean
 from coldframe.supervise import say
 
 IN_ROUNDS = ("train", "evaluate")  # phases that make a round
@@ -92,6 +95,7 @@ class Recorder:
     """Keeps the journal of one run; its methods may be called by several threads."""
 
     def __init__(self, journal: Journal, roster: Path) -> None:
+        journal.append = harmless(journal.append)  # type: ignore[method-assign]
         self.journal = journal
         self.model: ArrayRecord | Sequence[np.ndarray] | None = None
         self.examples_key = "num-examples"
@@ -315,7 +319,7 @@ class Recorder:
             partition_id=client.partition_id,
             node_id=str(node_id),
             code=code,
-            reason=reason,
+            reason=clean(readable(reason)),
         )
         if self._round is not None and exchange.round == self._round.number:
             self._round.failures += 1
@@ -353,6 +357,7 @@ class Recorder:
             derived=this.derived,
         )
 
+    @harmless
     def _derive(self, this: Round) -> None:
         """Take our mean of the replies, weighted by examples, for what the app has no aggregate of."""
         for phase, figures in (("evaluate", EVALUATED), ("train", TRAINED)):
@@ -381,7 +386,7 @@ class Recorder:
                 names = [self.client(node).name for node in sorted(nodes, key=self.order)]
                 self.journal.append("unanswered", round=number, phase=phase, clients=names)
             self._save(folder / "model.npz")
-            self.journal.append("run_finished", status=status, error=error)
+            self.journal.append("run_finished", status=status, error=error and clean(error))
 
     def _is_whole(self, this: Round) -> bool:
         """Whether a round in which the app ended had come to its aggregate, or else had its replies."""
@@ -391,7 +396,7 @@ class Recorder:
         try:
             if arrays := named_arrays(self.model):
                 self.journal.append("model_saved", **save(path, arrays))
-        except (OSError, ValueError) as error:  # a full disk, arrays of objects: the run ends as it would
+        except Exception as error:  # a full disk, arrays of objects: the run ends as it would
             say(f"the model could not be saved: {error}")
 
 
@@ -446,7 +451,8 @@ def metrics_of(content: RecordDict, examples_key: str) -> tuple[int | None, dict
     for name in ("fitres.metrics", "evaluateres.metrics"):
         legacy: Mapping[str, Any] = content.config_records.get(name, {})
         metrics |= {key: value for key, value in legacy.items() if is_number(value)}
-    return examples, metrics
+    kept = itertools.islice(metrics.items(), MOST_METRICS)
+    return examples, {clean(key, LONGEST_NAME): value for key, value in kept}
 
 
 def pick(metrics: Mapping[str, Any], name: str, pattern: str) -> tuple[str, float] | None:

@@ -50,7 +50,8 @@ def install() -> None:
         home = Path(state, "home")
         work = files.enter(Path(state, "runs"), str(context.run_id), home, files.SERVER_FILE)
         try:
-            if grid.run.fab_id == flower.OWN_APP:  # it keeps its own record
+            own = kwargs.get("server_app_attr") == flower.OWN_SERVER_APP
+            if own or grid.run.fab_id == flower.OWN_APP:  # it keeps its own record
                 found: Context = inner(grid=grid, context=context, **kwargs)
             else:
                 found = record(

@@ -229,15 +229,15 @@ class ActionModule(ActionBase):
             warnings += warned
 
         # Ansible's own warnings stay with the result, unseen where hosts that are "ok" are not displayed.
+        told_before = {**stood.typed, **extra}
         for warning in warnings:
-            display.display(
-                commands.complete(f"[WARNING]: {warning}", extra), color=C.COLOR_WARN, stderr=True
-            )
+            text = commands.complete(f"[WARNING]: {warning}", told_before)
+            display.display(text, color=C.COLOR_WARN, stderr=True)
         if findings:
-            message = f"{checks.render(findings)}\n\nNothing was changed."
+            message = commands.complete(f"{checks.render(findings)}\n\nNothing was changed.", told_before)
             return {**result, "failed": True, "changed": False, "msg": message}
         if values.get("purge") and not values["yes"] and not self._task.check_mode and server:
-            refusal = _consent(values, answered, hostvars[server.name])
+            refusal = _consent(values, answered, hostvars[server.name], server.settings)
             if refusal:
                 return {**result, "failed": True, "changed": False, "msg": refusal}
         shown = [{k: v for k, v in client.items() if k not in PROVISIONAL} for client in roster]
@@ -247,6 +247,18 @@ class ActionModule(ActionBase):
             state = Path(str(hostvars[server.name]["coldframe_controller_state"])).expanduser()
             deployment = _deployment(machines, roster, values, extra, hostvars)
             deployment |= _standing(machines, deployment, state)
+            if verb == "run" and stood and not here and not deployment["data_folder"]:
+                # Another controller has chosen the data, from a folder that is not here.
+                deployment["data_standing"] = all(_holds_data(machine) for machine in machines)
+            lost = [] if deployment["data_standing"] else _data_replaced(machines, deployment["data_plan"])
+            if going and lost and not values["interrupt"]:
+                message = checks.render([checks.data_of_runs(going, lost, str(values["dataset"]))])
+                return {
+                    **result,
+                    "failed": True,
+                    "changed": False,
+                    "msg": f"{message}\n\nNothing was changed.",
+                }
             name = str(server.settings.get("fl_federation", FEDERATION))
             deployment["description"] = described.describe(name, machines, shown, usual, extra, time.time())
             anew = values.get("redeploy") or values.get("rotate_keys") or self._task.check_mode
@@ -274,14 +286,38 @@ class ActionModule(ActionBase):
             "site_arguments": site_arguments,
             "run_arguments": " ".join(commands.of_the_run(extra)),
             "to_set": described.to_set(asked, machines, usual),
+            "stood": dict(stood.typed),
             "stamp": time.time(),
             "warned": warnings,
         }
 
 
-def _consent(values: Mapping[str, Any], answered: Sequence[Machine], variables: Mapping[str, Any]) -> str:
+def _holds_data(machine: Machine) -> bool:
+    """Whether the machine has the data set that its last deployment noted, whatever that was made from."""
+    deployment = (machine.facts or {}).get("deployment") or {"noted": {}, "found": {}}
+    noted = deployment["noted"].get("data")
+    return bool(noted) and noted == deployment["found"].get("data")
+
+
+def _data_replaced(machines: Iterable[Machine], data_plan: str) -> list[str]:
+    """The machines that have the data set as noted, but from another plan than this."""
+    return [
+        machine.name
+        for machine in machines
+        if data_plan and _holds_data(machine)
+        if (machine.facts or {})["deployment"]["noted"].get("data_plan") != data_plan
+    ]
+
+
+def _consent(
+    values: Mapping[str, Any],
+    answered: Sequence[Machine],
+    variables: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> str:
     """Name what purge=true deletes, and ask for a yes; why it is refused, or nothing."""
-    state, results = variables["coldframe_controller_state"], variables["coldframe_results_directory"]
+    state = variables["coldframe_controller_state"]
+    results = settings.get("fl_results_dir") or variables["coldframe_results_directory"]
     federation = str(variables["coldframe_federation"])
     lost = purge.losses(
         federation,
@@ -294,7 +330,8 @@ def _consent(values: Mapping[str, Any], answered: Sequence[Machine], variables: 
     try:
         answer = display.prompt_until(f"{lines}\nType yes to delete all of it: ")
     except AnsiblePromptNoninteractive:
-        return f"{lines}\n\nTo delete all of it, type {purge.COMMAND}\nNothing was changed."
+        more = " -e interrupt=true" if values["interrupt"] else ""
+        return f"{lines}\n\nTo delete all of it, type {purge.COMMAND}{more}\nNothing was changed."
     return "" if answer.strip() == b"yes" else "It was not answered with yes. Nothing was changed."
 
 

@@ -33,7 +33,8 @@ class ActionModule(ActionBase):
                 "indent": {"type": "int", "default": 0},
             }
         )
-        extra = load_extra_vars(self._loader)
+        preflight = (task_vars or {}).get("hostvars", {}).get("localhost", {}).get("coldframe_preflight", {})
+        extra = {**preflight.get("stood", {}), **load_extra_vars(self._loader)}
         for line in args["lines"]:
             text = plain(line)
             text = text if text.startswith("{") else complete(text, extra)  # JSON is for programs

@@ -125,6 +125,8 @@ class CallbackModule(Default):
             self._print_task_banner(task)
 
     def v2_runner_on_ok(self, result: Any) -> None:
+        if result.task.action == "preflight":
+            self._extra = {**result.result.get("stood", {}), **self._extra}
         if foreseen(result):
             # Nothing was changed: the play that asked says what would be, as far as it matters.
             self._foreseen += [result.host.get_name()] if result.result.get("changed") else []

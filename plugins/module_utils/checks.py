@@ -602,6 +602,14 @@ def check_runs(verb: str, values: Mapping[str, Any], going: Sequence[str], typed
     return [Finding(f"{runs} running on the same clients", f"{ends}; or type {beside}")]
 
 
+def data_of_runs(going: Sequence[str], machines: Sequence[str], dataset: str) -> Finding:
+    """The finding that running runs would go on with other data."""
+    return Finding(
+        f"run {going[0]} is running, and its {dataset} on {', '.join(machines)} would be replaced",
+        "wait for its end, or leave fl_data_dir as it was deployed; -e interrupt=true replaces it",
+    )
+
+
 def warn_foreign_app(values: Mapping[str, Any], given: Iterable[str], known: Iterable[str]) -> list[str]:
     """A warning if variables of our own training are given for another app, which does not know them."""
     lost = sorted(set(given) & set(known))

@@ -73,7 +73,8 @@ class Description:
             taken = {
                 name: value
                 for name, value in deployed.items()
-                if name not in typed
+                if name in INVENTORY
+                and name not in typed
                 and (
                     name not in CONTROLLER or (here and (name in self.typed or name not in machine.settings))
                 )
@@ -190,7 +191,11 @@ def describe(
             machine.name: {
                 "groups": sorted(machine.groups),
                 "address": machine.address,
-                "settings": {**usual[machine.name], **machine.settings},
+                # Not how this controller reaches it: that is its inventory's affair.
+                "settings": {
+                    **usual[machine.name],
+                    **{name: value for name, value in machine.settings.items() if name in INVENTORY},
+                },
             }
             for machine in machines
         },

@@ -478,6 +478,8 @@ def _check_arguments(values: Mapping[str, Any]) -> list[Finding]:
                     f"write {near}" if near else "set run_config for an app of your own (-e app=path/to/app)"
                 )
                 findings.append(Finding(f"run_config has the key {key}, which the app does not know", remedy))
+    if values.get("concurrent") and values.get("interrupt"):
+        findings.append(Finding("concurrent and interrupt are given together", "leave one of them out"))
     if len(given := [name for name in EARLIER if values[name]]) > 1:
         first = f"type -e {given[-1]}={values[given[-1]]} first, then -e {given[0]}=…"
         findings.append(Finding(f"{' and '.join(given)} are given together", first))
