@@ -288,6 +288,7 @@ def serve_tasks_on_the_lean_path() -> None:
     fleet_router="98ce9e07f1cb",
     node_auth="8646e6bfd8e5",
     runtime_router="59bd7cd3edcc",
+    superexec_dependency="4e5293a1c7ac",
     runtime_dependencies="5c6ae7d095ab",
     task_dependency="a28eae914ba2",
     translation="5ff23a6fdd06",
