@@ -23,7 +23,7 @@ from tests.unit.test_plugins_checks import facts
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 BOUNDED = settings(
-    max_examples=EXAMPLES or 250,
+    max_examples=EXAMPLES or 100,
     derandomize=not EXAMPLES,
     database=None,
     deadline=None,
