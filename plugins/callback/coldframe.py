@@ -97,6 +97,7 @@ class CallbackModule(Default):
             raise SystemExit(1)  # Ansible takes any other exception of a callback for a warning
         self._following = ""
         self._foreseen: list[str] = []
+        self._unjudged: list[str] = []  # why machines failed to answer, until preflight says it
         atexit.register(self._interrupted, os.getpid())
         # Ansible forks a process per task and machine. Asked for one, a loader imports all filters or tests:
         # once here, and not in each of those processes, for a fifth of the CPU time of a deployment.
@@ -112,6 +113,8 @@ class CallbackModule(Default):
             self._display.display(f"Interrupted: what {self._following!r} shows goes on without being shown.")
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
+        for line in self._unjudged:  # Ansible has ended before preflight
+            self._display.display(line, color=C.COLOR_ERROR)
         for host in self._foreseen:
             stats.decrement("changed", host)
         super().v2_playbook_on_stats(stats)
@@ -126,6 +129,7 @@ class CallbackModule(Default):
 
     def v2_runner_on_ok(self, result: Any) -> None:
         if result.task.action == "preflight":
+            self._unjudged = []
             self._extra = {**result.result.get("stood", {}), **self._extra}
         if foreseen(result):
             # Nothing was changed: the play that asked says what would be, as far as it matters.
@@ -141,7 +145,10 @@ class CallbackModule(Default):
         task, values = result.task, result.result
         if isinstance(values.get("msg"), str):
             values["msg"] = complete(plain(values["msg"]), self._extra)
+        if task.action == "preflight":
+            self._unjudged = []
         if task.action == PROBE:
+            self._unjudged.append(f"{result.host.get_name()}: {values.get('msg', 'no reason given')}")
             if self._last_task_banner != task._uuid:
                 self._print_task_banner(task)
             self._display.display(f"failed: [{self.host_label(result)}]", color=C.COLOR_ERROR)
