@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cluster.federation import CLIENTS, CPU, EVERYBODY, FEDERATION
+from tests.cluster.federation import CLIENTS, CPU, EVERYBODY, FEDERATION, write_inventory
 from tests.cluster.lab import ROOT, Play, sh
 from tests.cluster.watch import WatchedLab
 from tests.controlgroups import Kernel
@@ -350,8 +350,13 @@ def test_deployment_again_resets_no_throttle(pacing: Pacing) -> None:
     play = pacing.lab.must("site.yml", train="false", dataset="synthetic")
     assert set(play.changed.values()) == {0}, play.output
     assert pacing.kernel("c1-0").cpu == 0.1
-    baseline = {"fl_client_cpu": None, "fl_client_profile": "raspberry-pi-3"}
-    pacing.lab.must("site.yml", train="false", dataset="synthetic", **baseline)
+    inventory = yaml.safe_load(pacing.lab.inventory.read_text())
+    del inventory["fl_machines"]["vars"]["fl_client_cpu"]
+    inventory["fl_machines"]["vars"]["fl_client_profile"] = "raspberry-pi-3"
+    pacing.lab.inventory.write_text(yaml.safe_dump(inventory, sort_keys=False))
+    deployed = pacing.lab.play("site.yml", train="false", dataset="synthetic")
+    write_inventory(pacing.lab)
+    assert deployed.code == 0, deployed.output
     cpu = pytest.approx(pacing.profile_cpu("raspberry-pi-3"), abs=0.001)
     held = [(kernel.cpu, kernel.memory) for kernel in map(pacing.kernel, ("c1-0", "c1-1"))]
     assert held == [(0.1, 900 << 20), (cpu, 900 << 20)]
