@@ -103,7 +103,7 @@ class Bench:
 
     def settle(self, total: int) -> None:
         """Wait until all clients are connected: one that starts takes CPU from what is measured."""
-        ask = "docker exec coldframe-server python3 -m coldframe.control nodes"
+        ask = "docker exec coldframe-server python3 -m coldframe.server.control nodes"
         end = time.monotonic() + SETTLE
         while time.monotonic() < end:
             nodes = json.loads(self.hosts[0].run(ask).stdout.splitlines()[-1])

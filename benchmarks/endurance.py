@@ -67,8 +67,12 @@ WRONGS = {
     "die while replying": "killed by SIGKILL",
     "leave": None,
 }
-EXECUTOR = [sys.executable, "-c", "from coldframe import node; node.preload(); node.run_executor([])"]
-SUPERNODE = [sys.executable, "-m", "coldframe.adapters", "supernode"]
+EXECUTOR = [
+    sys.executable,
+    "-c",
+    "from coldframe.client import container; container.preload(); container.run_executor([])",
+]
+SUPERNODE = [sys.executable, "-m", "coldframe.flower.adapters", "supernode"]
 
 
 class Group:
@@ -182,7 +186,7 @@ def main() -> None:
     try:
         with tempfile.TemporaryDirectory() as directory, federation(Path(directory) / "it") as started:
             app = write_app(Path(directory) / "app", CLIENT)
-            started.start_link([sys.executable, "-m", "coldframe.adapters", "superlink"])
+            started.start_link([sys.executable, "-m", "coldframe.flower.adapters", "superlink"])
             started.start_node(group.command(SUPERNODE), group.command(EXECUTOR))
             for cpu in (None, 0.1):
                 group.limit(cpu=cpu)

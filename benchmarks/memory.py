@@ -72,7 +72,7 @@ def measure(ours: bool) -> dict[str, float]:
             state = Path(directory) / "state"
             (state / "runs").mkdir(parents=True)
             started.environment["COLDFRAME_STATE"] = str(state)
-            link = [sys.executable, "-m", "coldframe.adapters", "superlink"]
+            link = [sys.executable, "-m", "coldframe.flower.adapters", "superlink"]
             started.start_link(link if ours else [tool("flower-superlink")])
             start_client(started, group, ours)
             before = idle_mb(group)

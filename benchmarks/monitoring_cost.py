@@ -29,8 +29,8 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from coldframe.controller.passwords import bcrypt
-from coldframe.fl_exporter import RUNS
-from coldframe.journal import Journal
+from coldframe.exporters.runs import RUNS
+from coldframe.recording.journal import Journal
 from tests.unit.test_exposition import write_certificate
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -126,7 +126,7 @@ class Engine:
 def start_deployment(engine: Engine) -> None:
     """Start SuperLink, ServerApp executor, SuperNodes and their executors, and register the nodes."""
     home, ours = engine.home, engine.name.startswith("ours")
-    adapted = [sys.executable, "-m", "coldframe.adapters"]
+    adapted = [sys.executable, "-m", "coldframe.flower.adapters"]
     write_certificates(home)
     secret = home / "secret"
     secret.write_bytes(secrets.token_bytes(32))
@@ -176,16 +176,16 @@ def start_deployment(engine: Engine) -> None:
             engine.executors.append(engine.others[-1].pid)
 
 
-# What coldframe.node does in a client's container, on arguments of ours.
+# What coldframe.client.container does in a client's container, on arguments of ours.
 CLIENT_CONTAINER = """
 import json, sys
-from coldframe import node
+from coldframe.client import container
 from coldframe.supervise import Child, supervise
 supernode, executor = json.loads(sys.argv.pop(1))
-node.preload()
+container.preload()
 sys.exit(supervise([
-    Child("supernode", supernode, function=node.run_supernode),
-    Child("executor", executor, function=node.run_executor),
+    Child("supernode", supernode, function=container.run_supernode),
+    Child("executor", executor, function=container.run_executor),
 ]))
 """
 

@@ -1,3 +1,3 @@
-"""What runs in Coldframe's containers and is not training: journal, grid, cgroups, the processes."""
+"""All of Coldframe that is Python and not training, one package for each place where it runs."""
 
 __version__ = "0.1.0"

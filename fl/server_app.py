@@ -18,8 +18,8 @@ from flwr.serverapp.strategy import Strategy
 
 import coldframe
 from coldframe import cgroups
-from coldframe.grid import GRACE, JournalingGrid, read_roster
-from coldframe.journal import Journal
+from coldframe.recording.journal import Journal
+from coldframe.recording.named_grid import GRACE, JournalingGrid, read_roster
 from coldframe.recording.replies import Rules
 from fl import data, model, partition, strategy, training
 

@@ -25,11 +25,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from coldframe import task_log
 from coldframe.controller import plots, report, submission
 from coldframe.controller.records import Event, Run, duration, folders_of, gather, iso
 from coldframe.controller.terminal import ansible_playbook, plain
-from coldframe.journal import read_journal
+from coldframe.recording import task_log
+from coldframe.recording.journal import read_journal
 
 STATUSES = ("completed", "failed", "diverged", "stopped", "running")
 PHASES = ("configure", "train", "aggregate", "evaluate", "server_evaluate")

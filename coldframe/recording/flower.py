@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import flwr
 
-from coldframe.seams import SEAMS, digest
+from coldframe.flower.version import SEAMS, digest
 from coldframe.supervise import say
 
 OWN_APP = "coldframe/coldframe"  # publisher and name of our own app, which keeps its own record

@@ -24,9 +24,9 @@ import numpy as np
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 
-from coldframe.app_errors import readable
-from coldframe.grid import NO_REPLY, Client, read_roster
-from coldframe.journal import Journal
+from coldframe.recording.app_errors import readable
+from coldframe.recording.journal import Journal
+from coldframe.recording.named_grid import NO_REPLY, Client, read_roster
 from coldframe.recording.replies import LONGEST_NAME, MOST_METRICS, clean
 from coldframe.supervise import say
 

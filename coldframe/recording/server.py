@@ -19,9 +19,9 @@ from flwr.app import Context
 from flwr.serverapp import Grid
 
 import coldframe
-from coldframe.journal import Journal
 from coldframe.recording import files, flower
 from coldframe.recording.grid import RecordingGrid
+from coldframe.recording.journal import Journal
 from coldframe.recording.probes import Probes
 from coldframe.recording.rounds import Recorder
 

@@ -176,7 +176,7 @@ def coldframe_status(
         Inventory names; ``hostvars`` of each holds ``coldframe_containers`` and ``coldframe_agent``, the
         agent's answer.
     nodes, runs : sequences of dict
-        Answers of ``coldframe.control nodes`` and ``runs``.
+        Answers of ``coldframe.server.control nodes`` and ``runs``.
     addresses : sequence of dict
         What one can open in a browser: ``name``, ``role`` (of the container that has to be there), ``url``,
         ``user``, ``password_file``.

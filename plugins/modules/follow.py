@@ -45,7 +45,7 @@ author:
 EXAMPLES = r"""
 - name: Train | Follow the run
   follow:
-    cmd: [docker, exec, coldframe-server, python3, -m, coldframe.control, follow, "{{ run_id }}"]
+    cmd: [docker, exec, coldframe-server, python3, -m, coldframe.server.control, follow, "{{ run_id }}"]
     label: "{{ inventory_hostname }}"
   become: true
 """

@@ -424,7 +424,7 @@ def going_runs(path: str, federation: str, containers: list[dict[str, Any]]) -> 
     unended = unended_runs(Path(path) / federation / "server" / "superlink.db")
     if unended == []:
         return []
-    code, out, _error = command("docker", "exec", server, "python3", "-m", "coldframe.control", "runs")
+    code, out, _error = command("docker", "exec", server, "python3", "-m", "coldframe.server.control", "runs")
     if code != 0 or not out.strip():
         return unended or []
     return [run["run_id"] for run in json.loads(out.splitlines()[-1]) if run["status"] != "finished"]

@@ -215,8 +215,10 @@ class Lab:
         return found
 
     def control(self, words: str, check: bool = True) -> Any:
-        """What coldframe.control answers on the server; None if it does not."""
-        ask = f"docker exec {self.federation or 'coldframe'}-server python3 -m coldframe.control {words}"
+        """What coldframe.server.control answers on the server; None if it does not."""
+        ask = (
+            f"docker exec {self.federation or 'coldframe'}-server python3 -m coldframe.server.control {words}"
+        )
         answer = self.on_server(ask, check=check)
         return json.loads(answer.splitlines()[-1]) if answer.strip() else None
 

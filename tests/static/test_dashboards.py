@@ -11,7 +11,8 @@ import jsonschema
 import promql_parser
 import pytest
 
-from coldframe import container_exporter, fl_exporter
+from coldframe.exporters import containers as container_exporter
+from coldframe.exporters import runs as fl_exporter
 from dashboards.__main__ import DIRECTORY, generate
 from dashboards.board import DATASOURCE_UID
 from dashboards.contract import METRICS, TARGET

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from coldframe import limits, links
-from coldframe.agent import Agent
-from coldframe.engine import EngineError
+from coldframe import limits
+from coldframe.agent import links
+from coldframe.agent.engine import EngineError
+from coldframe.agent.service import Agent
 from tests.unit.trees import mountinfo, paths_of, write
 
 BASELINE = {"cpu": 0.4, "memory": 1 << 30, "pids": 256}

@@ -43,8 +43,8 @@ from flwr.supernode import main as supernode
 from flwr.supernode.nodestate import NodeStateFactory
 from flwr.supernode.runtime import run_clientapp
 
-from coldframe import adapters, leanpath, seams
-from coldframe.leanclient import LeanClient
+from coldframe.flower import adapters, fast_path, version
+from coldframe.flower.http_client import LeanClient
 from tests.unit.flower import federation, write_app
 from tests.unit.test_executor import CLIENT, EXECUTOR
 
@@ -57,7 +57,7 @@ def test_what_the_adapters_rely_on_is_where_it_was(process: str) -> None:
 
 
 def test_a_flwr_that_has_moved_stops_the_process_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(seams.SEAMS, "node_auth", "flwr.superlink.routers.fleet.elsewhere:")
+    monkeypatch.setitem(version.SEAMS, "node_auth", "flwr.superlink.routers.fleet.elsewhere:")
     with pytest.raises(adapters.AdapterError, match=r"elsewhere(.|\n)*COLDFRAME_ADAPTERS=0"):
         adapters.install("superlink")
 
@@ -65,8 +65,10 @@ def test_a_flwr_that_has_moved_stops_the_process_and_says_what_to_do(monkeypatch
 def test_everything_works_without_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLDFRAME_ADAPTERS", "0")
     with federation(tmp_path / "federation") as started:
-        started.start_link([sys.executable, "-m", "coldframe.adapters", "superlink"])
-        executor = started.start_node([sys.executable, "-m", "coldframe.adapters", "supernode"], EXECUTOR)
+        started.start_link([sys.executable, "-m", "coldframe.flower.adapters", "superlink"])
+        executor = started.start_node(
+            [sys.executable, "-m", "coldframe.flower.adapters", "supernode"], EXECUTOR
+        )
         (answer,) = started.run(write_app(tmp_path / "app", CLIENT.format(generation=1)), [{"do": "echo"}])
     assert answer["parent"] == executor.pid, "flwr's own executor started the task"
 
@@ -124,7 +126,7 @@ def test_a_task_has_no_telemetry_where_it_is_off_and_its_first_heartbeat_waits(
 HURRIED = """
 from flwr.common import constant
 constant.HEARTBEAT_DEFAULT_INTERVAL = 2
-from coldframe import adapters
+from coldframe.flower import adapters
 adapters.SIGN_SECONDS = 0.5
 adapters.main()
 """
@@ -236,10 +238,10 @@ def ask(app: Any, path: str, body: bytes, headers: dict[str, str]) -> tuple[int,
 def test_the_lean_path_of_a_superlink_refuses_what_flwr_refuses(name: str) -> None:
     path, body, headers = refused_by_superlink()[name]
     stock, lean = superlink.create_app(), superlink.create_app()
-    lean.add_middleware(leanpath.LeanPath, calls=leanpath.superlink_calls())
+    lean.add_middleware(fast_path.LeanPath, calls=fast_path.superlink_calls())
     status, text = ask(stock, path, body, headers)
     assert status == EXPECTED.get(name, 401)
-    assert path in leanpath.superlink_calls(), "the request takes the lean path"
+    assert path in fast_path.superlink_calls(), "the request takes the lean path"
     if name == "no protobuf":  # from nobody: that is found out before the body is read
         status, text = 401, ask(lean, path, b"", {})[1]
     assert ask(lean, path, body, headers) == (status, text)
@@ -248,10 +250,10 @@ def test_the_lean_path_of_a_superlink_refuses_what_flwr_refuses(name: str) -> No
 @pytest.mark.parametrize("name", refused_by_supernode())
 def test_the_lean_path_of_a_supernode_refuses_what_flwr_refuses(name: str) -> None:
     path, body, headers = refused_by_supernode()[name]
-    calls = leanpath.supernode_calls(lambda: True)
+    calls = fast_path.supernode_calls(lambda: True)
     secret = secrets.token_bytes(32)
     stock, lean = (supernode.create_app(NodeStateFactory(ObjectStoreFactory()), secret) for _ in range(2))
-    lean.add_middleware(leanpath.LeanPath, calls=calls)
+    lean.add_middleware(fast_path.LeanPath, calls=calls)
     status, text = ask(stock, path, body, headers)
     assert status == EXPECTED.get(name, 401)
     assert path in calls, "the request takes the lean path"
@@ -272,7 +274,7 @@ def message(number: int, objects: int, reply_to: str = "") -> tuple[Any, Any]:
 
 def test_a_message_is_delivered_when_its_last_object_has_arrived() -> None:
     async def story() -> None:
-        mail = leanpath.Mail()
+        mail = fast_path.Mail()
         bell = asyncio.get_running_loop().create_future()
         mail.waiting["node"].add(bell)
         mail.expect(*message(1, objects=2), receiver="node")
@@ -291,10 +293,10 @@ def test_a_message_is_delivered_when_its_last_object_has_arrived() -> None:
 def test_a_message_whose_sender_has_stopped_is_not_waited_for_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    mail = leanpath.Mail()
+    mail = fast_path.Mail()
     mail.expect(*message(1, objects=1), receiver="node")
     assert mail.arriving("node")
-    monkeypatch.setattr(leanpath, "STALLED_SECONDS", -1.0)
+    monkeypatch.setattr(fast_path, "STALLED_SECONDS", -1.0)
     assert not mail.arriving("node")
 
 
@@ -308,8 +310,8 @@ def test_who_was_held_for_nothing_leaves_no_trace() -> None:
     async def nothing() -> None:
         return None
 
-    async def held() -> leanpath.Mail:
-        path = leanpath.LeanPath(superlink.create_app(), calls={})
+    async def held() -> fast_path.Mail:
+        path = fast_path.LeanPath(superlink.create_app(), calls={})
         assert await path.hold(cast(Any, Patient()), "node", 0.05, nothing, bool) is None
         return path.mail
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from coldframe import agent as agent_module
-from coldframe import cgroups, keeper, links
-from coldframe.agent import measured
-from coldframe.engine import EngineError
+from coldframe import cgroups
+from coldframe.agent import links, reconciler
+from coldframe.agent import service as agent_module
+from coldframe.agent.engine import EngineError
+from coldframe.agent.service import measured
 from tests.unit.bench import BASELINE, Bench
 from tests.unit.trees import paths_of, write
 
@@ -116,14 +117,14 @@ def test_engine_is_told_when_a_change_has_settled(bench: Bench) -> None:
     bench.set(2.0, cpu=0.1, pids=100)
     bench.agent.tell(time.monotonic())
     assert bench.engine.updates == []
-    bench.agent.tell(time.monotonic() + keeper.SETTLE)
+    bench.agent.tell(time.monotonic() + reconciler.SETTLE)
     assert sorted(name for name, _ in bench.engine.updates) == ["a", "b"]
     assert bench.engine.known["a"] == {
         **{"CpuPeriod": 100_000, "CpuQuota": 10_000, "PidsLimit": 100},
         **{"Memory": 700 << 20, "MemorySwap": 700 << 20},
     }
     assert (bench.held()["cpu"], bench.held()["memory"], bench.held()["pids"]) == (0.1, 700 << 20, 100)
-    bench.agent.tell(time.monotonic() + 2 * keeper.SETTLE)
+    bench.agent.tell(time.monotonic() + 2 * reconciler.SETTLE)
     assert len(bench.engine.updates) == 2
 
 
@@ -159,20 +160,20 @@ def test_what_the_engine_is_just_writing_is_no_drift(bench: Bench) -> None:
         update(container_id, changes)
 
     bench.engine.update = by_halves  # type: ignore[method-assign]
-    bench.agent.tell(time.monotonic() + keeper.SETTLE)
+    bench.agent.tell(time.monotonic() + reconciler.SETTLE)
     assert bench.held()["memory"] == 1 << 30
 
 
 def test_engine_that_refuses_is_told_again_later(bench: Bench) -> None:
     bench.engine.broken.add("a")
     bench.set(cpu=0.2)
-    now = time.monotonic() + keeper.SETTLE
+    now = time.monotonic() + reconciler.SETTLE
     bench.agent.tell(now)
     assert [name for name, _ in bench.engine.updates] == ["b"]
     bench.engine.broken.clear()
     bench.agent.tell(now + 1)
     assert len(bench.engine.updates) == 1
-    bench.agent.tell(now + keeper.RETRY)
+    bench.agent.tell(now + reconciler.RETRY)
     assert [name for name, _ in bench.engine.updates] == ["b", "a"]
     assert bench.held()["cpu"] == 0.2
 
@@ -190,7 +191,7 @@ def test_change_waits_for_the_engine_that_is_being_told(bench: Bench) -> None:
         update(container_id, changes)
 
     bench.engine.update = slow  # type: ignore[method-assign]
-    bench.agent.tell(time.monotonic() + keeper.SETTLE)
+    bench.agent.tell(time.monotonic() + reconciler.SETTLE)
     change.join(5)
     assert bench.held()["cpu"] == 0.1
 
@@ -203,7 +204,7 @@ def test_where_only_the_engine_may_write_it_does(bench: Bench, monkeypatch: pyte
     assert (bench.held()["cpu"], bench.held()["pids"]) == (0.1, 100)
     # Told of the memory limit too, whatever has changed: see Keeper._to_tell.
     assert all({"Memory", "MemorySwap"} <= changes.keys() for _, changes in bench.engine.updates)
-    bench.agent.tell(time.monotonic() + keeper.SETTLE)
+    bench.agent.tell(time.monotonic() + reconciler.SETTLE)
     assert len(bench.engine.updates) == 2
 
 
@@ -459,7 +460,7 @@ def test_events_are_bounded_and_the_recent_ones_are_all_there(
     path = bench.root / "events.jsonl"
     bench.set(cpu=0.1)
     inode = path.stat().st_ino
-    monkeypatch.setattr(keeper, "EVENTS_BYTES", 4000)
+    monkeypatch.setattr(reconciler, "EVENTS_BYTES", 4000)
     for number in range(400):
         bench.agent.log({"time": 1e9 + number, "client": "a", "cause": "oom", "kills": number})
     assert path.stat().st_ino == inode
@@ -482,7 +483,7 @@ def test_shape_that_could_not_be_taken_away_is_tried_again(
         bench.tick(now + 10)
     assert bench.held()["down"] == 10_000_000
     bench.agent.looked = 0.0
-    bench.tick(now + 10 + keeper.RETRY + 1)
+    bench.tick(now + 10 + reconciler.RETRY + 1)
     assert bench.held()["down"] is None
 
 
@@ -511,7 +512,7 @@ def test_limit_ends_on_a_full_disk_too(bench: Bench, monkeypatch: pytest.MonkeyP
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(keeper, "write_json", fail)
+        patch.setattr(reconciler, "write_json", fail)
         bench.tick(now + 10)
     assert bench.held()["cpu"] == 0.4
 
@@ -532,7 +533,7 @@ def test_limit_ends_though_the_engine_does_not_answer_and_the_disk_is_full(
     time.sleep(0.1)
     bench.agent.stale = True
     with monkeypatch.context() as patch:
-        patch.setattr(keeper, "write_json", fail)
+        patch.setattr(reconciler, "write_json", fail)
         patch.setattr(bench.engine, "clients", silent)
         patch.setattr(bench.agent.wake, "wait", lambda _seconds: stop.set())
         bench.agent.keep(stop)
@@ -565,7 +566,7 @@ def test_full_disk_changes_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(keeper, "write_json", fail)
+        patch.setattr(reconciler, "write_json", fail)
         answer = bench.set(cpu=0.1)
     assert "No space left" in answer["clients"]["a"]["problem"]
     assert bench.held()["cpu"] == 0.4
@@ -577,7 +578,7 @@ def test_a_proof_under_load_burns_in_the_clients_that_run_for_its_time_only(benc
     bench.agent.stale = True
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(links, "counters", lambda _: (0, 0))
-        patch.setattr("coldframe.agent.time.sleep", lambda _: None)
+        patch.setattr("coldframe.agent.service.time.sleep", lambda _: None)
         bench.agent.answer({"do": "prove", "clients": ["a", "b"], "seconds": 2.5})
         assert bench.engine.executed == []
         bench.agent.answer({"do": "prove", "clients": ["a", "b"], "seconds": 2.5, "load": True})
@@ -596,7 +597,7 @@ def test_proof_names_who_does_not_run_and_who_was_restarted(bench: Bench) -> Non
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(links, "counters", lambda _: (0, 0))
-        patch.setattr("coldframe.agent.time.sleep", restart)
+        patch.setattr("coldframe.agent.service.time.sleep", restart)
         answer = bench.agent.answer({"do": "prove", "clients": ["a", "b"], "seconds": 1})
     found = {name: proof.get("problem") for name, proof in answer["clients"].items()}
     assert found == {"a": "restarted meanwhile", "b": "does not run"}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from coldframe.app_errors import FLWR_PREFIX, ClientErrors, describe, readable
+from coldframe.recording.app_errors import FLWR_PREFIX, ClientErrors, describe, readable
 from tests.unit.flower import federation, wait_until, write_app
 from tests.unit.test_executor import EXECUTOR
 
@@ -39,7 +39,7 @@ def main(grid, context):
         time.sleep(0.1)
     return [reply for reply in replies if reply.has_content()][0]
 """
-ADAPTED = [sys.executable, "-m", "coldframe.adapters"]
+ADAPTED = [sys.executable, "-m", "coldframe.flower.adapters"]
 
 
 def test_a_run_fails_with_its_clients_error_and_keeps_the_serverapps_output(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from flwr.supernode import main as supernode
 from flwr.supernode.nodestate import NodeStateFactory
 from google.protobuf.message import DecodeError
 
-from coldframe import batches, leanpath
+from coldframe.flower import fast_path, object_batches
 from tests.unit.test_adapters import ask, refused_by_superlink
 
 NODE = Node(node_id=(1 << 64) - 5)
@@ -30,14 +30,14 @@ NODE = Node(node_id=(1 << 64) - 5)
 def test_a_batch_comes_out_as_it_went_in() -> None:
     item = message_pb2.PushObjectRequest(node=NODE, run_id=3, object_id="a", session_id="s")
     long = message_pb2.PushObjectRequest(
-        object_content=secrets.token_bytes(batches.LONG_BYTES), **fields(item)
+        object_content=secrets.token_bytes(object_batches.LONG_BYTES), **fields(item)
     )
-    sent, received = batches.PushRequests([item, long, item]), batches.PushRequests()
+    sent, received = object_batches.PushRequests([item, long, item]), object_batches.PushRequests()
     received.ParseFromString(sent.SerializeToString())
-    assert [batches._whole(each) for each in received] == list(sent)
+    assert [object_batches._whole(each) for each in received] == list(sent)
     assert received.SerializeToString() == sent.SerializeToString()
     # The body of a long one is written by hand: flwr's protobuf reads the same from it.
-    assert message_pb2.PushObjectRequest.FromString(b"".join(batches._serialize(long))) == long
+    assert message_pb2.PushObjectRequest.FromString(b"".join(object_batches._serialize(long))) == long
 
 
 def fields(item: Any) -> dict[str, Any]:
@@ -48,7 +48,9 @@ def fields(item: Any) -> dict[str, Any]:
 def test_a_long_item_is_read_as_protobuf_reads_it() -> None:
     """Whatever the order of its fields, with fields that it does not know, and with a content given twice."""
     rest = message_pb2.PushObjectRequest(node=NODE, run_id=3, object_id="a").SerializeToString()
-    content = b"".join(batches._serialize(message_pb2.PushObjectRequest(object_content=bytes(1 << 16))))
+    content = b"".join(
+        object_batches._serialize(message_pb2.PushObjectRequest(object_content=bytes(1 << 16)))
+    )
     other = message_pb2.PushObjectRequest(object_content=b"7" * 70_000).SerializeToString()
     # Field 127, of three wire types.
     unknown = b"\xf8\x07\x01" + b"\xf9\x07" + bytes(8) + b"\xfd\x07" + bytes(4)
@@ -58,8 +60,8 @@ def test_a_long_item_is_read_as_protobuf_reads_it() -> None:
         rest + unknown + other + content,
         content + rest + other + unknown,
     ):
-        received = batches.PushRequests()
-        received.ParseFromString(len(body).to_bytes(batches.SIZE_BYTES, "big") + body)
+        received = object_batches.PushRequests()
+        received.ParseFromString(len(body).to_bytes(object_batches.SIZE_BYTES, "big") + body)
         (item,) = received
         expected = message_pb2.PushObjectRequest.FromString(body)
         assert item.object_content == expected.object_content
@@ -69,19 +71,29 @@ def test_a_long_item_is_read_as_protobuf_reads_it() -> None:
 def test_a_flood_of_fields_is_left_to_protobuf() -> None:
     """Nobody knows yet who sent it, and a loop in Python over millions of fields would stop the server."""
     content = message_pb2.PushObjectRequest(object_content=LONG).SerializeToString()
-    for others, kept in ((batches.MOST_FIELDS - 1, batches.Long), (batches.MOST_FIELDS, None)):
-        item = batches._parse(message_pb2.PushObjectRequest, memoryview(b"\x10\x03" * others + content))
+    for others, kept in (
+        (object_batches.MOST_FIELDS - 1, object_batches.Long),
+        (object_batches.MOST_FIELDS, None),
+    ):
+        item = object_batches._parse(
+            message_pb2.PushObjectRequest, memoryview(b"\x10\x03" * others + content)
+        )
         assert type(item) is (kept or message_pb2.PushObjectRequest)
-        assert batches._whole(item) == message_pb2.PushObjectRequest(run_id=3, object_content=LONG)
+        assert object_batches._whole(item) == message_pb2.PushObjectRequest(run_id=3, object_content=LONG)
 
 
-LONG = bytes(batches.LONG_BYTES)
+LONG = bytes(object_batches.LONG_BYTES)
 
 
 @pytest.mark.parametrize(
     "body",
     [
-        *(b"\0", b"\0\0\0\5abc", b"\0\0\0\2\xff\xff", bytes(batches.SIZE_BYTES * (batches.MOST + 1))),
+        *(
+            b"\0",
+            b"\0\0\0\5abc",
+            b"\0\0\0\2\xff\xff",
+            bytes(object_batches.SIZE_BYTES * (object_batches.MOST + 1)),
+        ),
         *(b"\0\1\0\3" + start + LONG for start in (b"\x0b\0\0", b"\x22\xff\x7f", b"\x00\0\0")),
         b"\0\1\0\1" + LONG + b"\x80",
         b"\0\1\0\0" + b"\xff" * len(LONG),
@@ -93,20 +105,20 @@ LONG = bytes(batches.LONG_BYTES)
 )
 def test_what_is_no_batch_is_refused(body: bytes) -> None:
     with pytest.raises(DecodeError):
-        batches.PushRequests().ParseFromString(body)
+        object_batches.PushRequests().ParseFromString(body)
 
 
 def lean_superlink() -> Any:
     """Return flwr's application of a SuperLink behind the lean path."""
     app = superlink.create_app()
-    app.add_middleware(leanpath.LeanPath, calls=leanpath.superlink_calls())
+    app.add_middleware(fast_path.LeanPath, calls=fast_path.superlink_calls())
     return app
 
 
 def lean_supernode() -> Any:
     """Return flwr's application of a SuperNode behind the lean path."""
     app = supernode.create_app(NodeStateFactory(ObjectStoreFactory()), secrets.token_bytes(32))
-    app.add_middleware(leanpath.LeanPath, calls=leanpath.supernode_calls(lambda: True))
+    app.add_middleware(fast_path.LeanPath, calls=fast_path.supernode_calls(lambda: True))
     return app
 
 
@@ -124,7 +136,7 @@ def test_a_batch_is_refused_as_a_single_object_is(name: str, action: str) -> Non
     path = f"{path.rpartition('/')[0]}/{action}-object"
     kind: Any = message_pb2.PullObjectRequest if action == "pull" else message_pb2.PushObjectRequest
     item = kind(node=Node(node_id=1), run_id=1, object_id="0" * 64)
-    many: Any = batches.PullRequests if action == "pull" else batches.PushRequests
+    many: Any = object_batches.PullRequests if action == "pull" else object_batches.PushRequests
     expected = ask(superlink.create_app(), path, item.SerializeToString(), headers)
     assert expected[0] in (401, 412, 415)
     assert ask(lean_superlink(), f"{path}s", many([item, item]).SerializeToString(), headers) == expected
@@ -158,11 +170,11 @@ def test_a_batch_of_two_nodes_or_runs_is_refused_before_anybody_is_asked(
         asked.append(request)
         return lambda: message_pb2.PullObjectResponse()
 
-    single = leanpath.Call(message_pb2.PullObjectRequest, authorize)
-    call = leanpath.together(single, batches.PullRequests, batches.PullAnswers, lambda _: None)
+    single = fast_path.Call(message_pb2.PullObjectRequest, authorize)
+    call = fast_path.together(single, object_batches.PullRequests, object_batches.PullAnswers, lambda _: None)
     app = superlink.create_app()
-    app.add_middleware(leanpath.LeanPath, calls={"/v1/runtime/pull-objects": call})
-    items = batches.PullRequests(
+    app.add_middleware(fast_path.LeanPath, calls={"/v1/runtime/pull-objects": call})
+    items = object_batches.PullRequests(
         message_pb2.PullObjectRequest(object_id="a", **which)
         for which in ([{"node": Node(node_id=1), "run_id": 1}, other] if other else [])
     )
@@ -179,7 +191,7 @@ class FleetHttpClient:
         self.asked: list[tuple[str, int]] = []
         self.knows_batches, self.room = knows_batches, room
 
-    def _unary_unary(self, *, path: str, request: batches.Batch, response_type: Any, **_: Any) -> Any:
+    def _unary_unary(self, *, path: str, request: object_batches.Batch, response_type: Any, **_: Any) -> Any:
         self.asked.append((path.rpartition("/")[2], len(request)))
         if not self.knows_batches:
             response = httpx.Response(404, request=httpx.Request("POST", "http://server"))
@@ -214,13 +226,13 @@ class FleetHttpClient:
     def pull_function(self) -> Callable[[str], bytes]:
         """Return what flwr makes of a client to pull an object."""
         return make_pull_object_fn_protobuf(
-            lambda request: batches.pull(self, self.single("pull"), request), NODE, 1
+            lambda request: object_batches.pull(self, self.single("pull"), request), NODE, 1
         )
 
     def push_function(self) -> Callable[[str, bytes], None]:
         """Return what flwr makes of a client to push an object."""
         return make_push_object_fn_protobuf(
-            lambda request: batches.push(self, self.single("push"), request), NODE, 1, "session"
+            lambda request: object_batches.push(self, self.single("push"), request), NODE, 1, "session"
         )
 
 
@@ -235,21 +247,21 @@ def test_objects_are_pushed_in_one_request_where_the_server_takes_it(
     knows: bool, asked: list[tuple[str, int]]
 ) -> None:
     client = FleetHttpClient(knows)
-    batches.push_contents(iter(OBJECTS.items()), client.push_function())
+    object_batches.push_contents(iter(OBJECTS.items()), client.push_function())
     assert client.objects == OBJECTS
     assert client.asked == asked
     client.asked.clear()
-    batches.push_contents(iter(OBJECTS.items()), client.push_function())
+    object_batches.push_contents(iter(OBJECTS.items()), client.push_function())
     assert len(client.asked) == (1 if knows else 5), "it is not asked a second time"
 
 
 def test_no_batch_has_more_objects_than_a_server_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "MOST", 2)
+    monkeypatch.setattr(object_batches, "MOST", 2)
     client = FleetHttpClient()
-    batches.push_contents(iter(OBJECTS.items()), client.push_function())
+    object_batches.push_contents(iter(OBJECTS.items()), client.push_function())
     assert client.asked == [("push-objects", 2), ("push-objects", 2), ("push-object", 1)]
     client.asked.clear()
-    assert batches.pull_objects(pytest.fail, OBJECTS, client.pull_function()) == OBJECTS  # type: ignore[arg-type]
+    assert object_batches.pull_objects(pytest.fail, OBJECTS, client.pull_function()) == OBJECTS  # type: ignore[arg-type]
     assert client.asked == [("pull-objects", 2), ("pull-objects", 2), ("pull-object", 1)]
 
 
@@ -257,19 +269,19 @@ def test_no_batch_has_more_objects_than_a_server_takes(monkeypatch: pytest.Monke
 def test_long_objects_arrive_whole(knows: bool) -> None:
     """flwr's function gets none of theirs but the first's, and the server's single calls get all of it."""
     client = FleetHttpClient(knows)
-    contents = {str(number): secrets.token_bytes(batches.LONG_BYTES + number) for number in range(3)}
+    contents = {str(number): secrets.token_bytes(object_batches.LONG_BYTES + number) for number in range(3)}
     contents["short"] = b"short"
-    batches.push_contents(iter(contents.items()), client.push_function())
+    object_batches.push_contents(iter(contents.items()), client.push_function())
     assert client.objects == contents
     client.objects.clear()
-    batches.push_contents(iter({"1": contents["1"]}.items()), client.push_function())
+    object_batches.push_contents(iter({"1": contents["1"]}.items()), client.push_function())
     assert client.objects == {"1": contents["1"]}
 
 
 def test_a_function_that_does_not_come_to_push_gets_all_of_a_long_object() -> None:
     stored: dict[str, bytes] = {}
-    contents = {str(number): secrets.token_bytes(batches.LONG_BYTES) for number in range(3)}
-    batches.push_contents(iter(contents.items()), stored.__setitem__)
+    contents = {str(number): secrets.token_bytes(object_batches.LONG_BYTES) for number in range(3)}
+    object_batches.push_contents(iter(contents.items()), stored.__setitem__)
     assert stored == contents
 
 
@@ -278,13 +290,13 @@ def test_an_object_that_was_not_stored_is_the_error_that_flwr_raises(lost: str) 
     client = FleetHttpClient()
     client.lost = {lost}
     with pytest.raises(ObjectPushError, match=f"ID '{lost}'"):
-        batches.push_contents(iter(OBJECTS.items()), client.push_function())
+        object_batches.push_contents(iter(OBJECTS.items()), client.push_function())
 
 
 def test_large_objects_are_pushed_in_several_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "BATCH_BYTES", 250)
+    monkeypatch.setattr(object_batches, "BATCH_BYTES", 250)
     client = FleetHttpClient()
-    batches.push_contents(iter(OBJECTS.items()), client.push_function())
+    object_batches.push_contents(iter(OBJECTS.items()), client.push_function())
     assert client.asked == [("push-objects", 2), ("push-objects", 2), ("push-object", 1)]
     assert client.objects == OBJECTS
 
@@ -302,7 +314,7 @@ def test_objects_are_pulled_in_as_few_requests_as_the_server_allows(
 ) -> None:
     client = FleetHttpClient(knows, room)
     client.objects = dict(OBJECTS)
-    assert batches.pull_objects(never, list(OBJECTS), client.pull_function()) == OBJECTS
+    assert object_batches.pull_objects(never, list(OBJECTS), client.pull_function()) == OBJECTS
     assert client.asked == asked
 
 
@@ -319,7 +331,7 @@ def test_objects_that_are_not_there_yet_are_left_to_flwr() -> None:
         client.objects["3"] = b"now"
         return {name: pull_object_fn(name) for name in late} | {"limits": limits["max_time"]}
 
-    found = batches.pull_objects(wait_for, list(OBJECTS), client.pull_function(), max_time=b"7")
+    found = object_batches.pull_objects(wait_for, list(OBJECTS), client.pull_function(), max_time=b"7")
     assert found == {**OBJECTS, "3": b"now", "limits": b"7"}
 
 
@@ -327,4 +339,4 @@ def test_an_object_that_nobody_has_is_the_error_that_flwr_raises() -> None:
     client = FleetHttpClient()
     client.objects = {name: content for name, content in OBJECTS.items() if name != "4"}
     with pytest.raises(ObjectPullError, match="'4'"):
-        batches.pull_objects(never, list(OBJECTS), client.pull_function())
+        object_batches.pull_objects(never, list(OBJECTS), client.pull_function())

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from coldframe.cgroups import CONTROLLERS
-from coldframe.container_exporter import CAUSES, FAMILIES, Exporter
+from coldframe.exporters.containers import CAUSES, FAMILIES, Exporter
 from tests.unit.test_cgroups import ID, PRESSURE, V1, V2
 from tests.unit.trees import mountinfo, paths_of, write
 

@@ -14,7 +14,7 @@ from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.superlink.federation import NoOpFederationManager
 
-from coldframe.control import BAR, Follower, concurrent_with, progress, register, round_line, submit
+from coldframe.server.control import BAR, Follower, concurrent_with, progress, register, round_line, submit
 
 
 class Control:

@@ -13,8 +13,8 @@ from urllib.parse import parse_qs, urlparse
 
 import pytest
 
-from coldframe import links
-from coldframe.engine import Engine, EngineError
+from coldframe.agent import links
+from coldframe.agent.engine import Engine, EngineError
 
 
 class Docker(socketserver.ThreadingUnixStreamServer):

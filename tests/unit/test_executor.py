@@ -15,7 +15,8 @@ from types import SimpleNamespace
 import pytest
 from flwr.common.constant import ErrorCode
 
-from coldframe import executor, task_log, zygote
+from coldframe.client import executor, zygote
+from coldframe.recording import task_log
 from tests.unit.flower import Federation, federation, wait_until, write_app
 
 CLIENT = """
@@ -106,7 +107,7 @@ def settled(zygote: int) -> Resources:
 
 
 # As in a client's container, where it is forked from a process that has imported flwr.
-FORKED = "from coldframe import node; node.preload(); node.run_executor([])"
+FORKED = "from coldframe.client import container; container.preload(); container.run_executor([])"
 EXECUTOR = [sys.executable, "-c", FORKED]
 
 
@@ -114,8 +115,10 @@ EXECUTOR = [sys.executable, "-c", FORKED]
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     """A SuperLink and one client with the warm executor, for all tests of this module."""
     with federation(tmp_path_factory.mktemp("federation")) as it:
-        it.start_link([sys.executable, "-m", "coldframe.adapters", "superlink"])
-        it.executor = it.start_node([sys.executable, "-m", "coldframe.adapters", "supernode"], EXECUTOR)
+        it.start_link([sys.executable, "-m", "coldframe.flower.adapters", "superlink"])
+        it.executor = it.start_node(
+            [sys.executable, "-m", "coldframe.flower.adapters", "supernode"], EXECUTOR
+        )
         yield it
 
 

@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from prometheus_client.parser import text_string_to_metric_families
 
-from coldframe import exposition
 from coldframe.controller.passwords import bcrypt
+from coldframe.exporters import exposition
 
 FAMILIES = {"a_total": ("counter", "Counts a."), "b": ("gauge", "Is b."), "c": ("gauge", "Is c.")}
 

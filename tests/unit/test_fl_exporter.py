@@ -15,9 +15,9 @@ from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.superlink.federation import NoOpFederationManager
 from prometheus_client.parser import text_string_to_metric_families
 
-from coldframe import fl_exporter
-from coldframe.fl_exporter import FAMILIES, PHASES, REASONS, RUNS, STATES, Exporter, reason_of
-from coldframe.journal import Journal
+from coldframe.exporters import runs as fl_exporter
+from coldframe.exporters.runs import FAMILIES, PHASES, REASONS, RUNS, STATES, Exporter, reason_of
+from coldframe.recording.journal import Journal
 
 Samples = dict[str, list[tuple[dict[str, str], float]]]
 SYSTEM = {

@@ -24,12 +24,12 @@ from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor, nn
 
 from coldframe import cgroups
-from coldframe import grid as coldframe_grid
 from coldframe.controller.records import gather
 from coldframe.controller.results import client_rows, summarise, write_table
-from coldframe.fl_exporter import Exporter
-from coldframe.grid import JournalingGrid, read_roster
-from coldframe.journal import Journal, read_journal
+from coldframe.exporters.runs import Exporter
+from coldframe.recording import named_grid as coldframe_grid
+from coldframe.recording.journal import Journal, read_journal
+from coldframe.recording.named_grid import JournalingGrid, read_roster
 from fl import client_app, data, model, server_app, strategy, training
 
 REPOSITORY = Path(__file__).parents[2]

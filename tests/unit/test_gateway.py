@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from coldframe import gateway
+from coldframe.server import gateway
 
 
 def stand_in(directory: Path) -> tuple[str, ...]:

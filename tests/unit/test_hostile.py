@@ -23,7 +23,7 @@ from flwr.superlink import main as superlink
 from flwr.superlink.grid import http_grid
 from google.protobuf.message import DecodeError
 
-from coldframe import batches, leanpath
+from coldframe.flower import fast_path, object_batches
 from coldframe.recording import reading
 from coldframe.recording.replies import BAD_REPLY
 from tests.unit.test_adapters import PROTOBUF, node_headers
@@ -42,7 +42,7 @@ class Link:
 
     def __init__(self) -> None:
         self.app = superlink.create_app()
-        self.app.add_middleware(leanpath.LeanPath, calls=leanpath.superlink_calls())
+        self.app.add_middleware(fast_path.LeanPath, calls=fast_path.superlink_calls())
         state = self.app.state.linkstate_factory.state()
         self.node, self.other = (
             state.create_node("owner", "owner", public_key_to_bytes(key.public_key()), 30.0)
@@ -114,7 +114,7 @@ def test_a_strangers_body_is_never_read(link: Link, call: str, key: Any) -> None
 
 @pytest.mark.parametrize("call", FLEET_CALLS)
 def test_a_registered_nodes_body_has_an_end(link: Link, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leanpath, "OBJECTS_BODY_BYTES", 8 * PART)
+    monkeypatch.setattr(fast_path, "OBJECTS_BODY_BYTES", 8 * PART)
     status, _ = link.ask(call, KEY, endless)
     assert status == 413
     assert link.parts_read == (9 if call in ("push-object", "push-objects") else 5)
@@ -122,7 +122,7 @@ def test_a_registered_nodes_body_has_an_end(link: Link, call: str, monkeypatch: 
 
 def test_a_batch_of_nothing_is_refused_before_it_is_long(link: Link) -> None:
     with pytest.raises(DecodeError, match="more than 4096"):
-        batches.PushRequests().ParseFromString(bytes(1 << 18))
+        object_batches.PushRequests().ParseFromString(bytes(1 << 18))
     assert link.ask("push-objects", KEY, whole(bytes(1 << 18)))[0] == 400
 
 
@@ -177,7 +177,7 @@ def test_a_message_that_is_no_reply_of_its_sender_is_refused_and_holds_nobody_up
 
 
 def test_what_a_node_stores_for_a_run_has_an_end(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leanpath, "NODE_BYTES", 4 * PART)
+    monkeypatch.setattr(fast_path, "NODE_BYTES", 4 * PART)
     statuses = []
     for number in range(6):
         item = message_pb2.PushObjectRequest(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from coldframe.journal import Journal, Tail, read_journal
+from coldframe.recording.journal import Journal, Tail, read_journal
 
 
 def test_events_come_back_in_order_with_their_time(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_tail_gives_each_event_once_and_waits_for_the_end_of_a_line(tmp_path: 
 
 
 def test_a_tail_gives_a_long_file_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coldframe.journal.AT_ONCE", 40)
+    monkeypatch.setattr("coldframe.recording.journal.AT_ONCE", 40)
     path = tmp_path / "events.jsonl"
     path.write_text("".join(json.dumps({"number": number}) + "\n" for number in range(10)))
     tail = Tail(path)

@@ -10,7 +10,7 @@ import pytest
 TRAIN = """
 import sys
 import torch
-from coldframe import lazydynamo
+from coldframe.client import lazydynamo
 lazydynamo.install()
 model = torch.nn.Linear(4, 2)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from coldframe import links, netlink
+from coldframe.agent import links, netlink
 
 LO = 1
 pytestmark = pytest.mark.skipif(

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from coldframe import output
-from coldframe.output import BoundedFile, copy_output
-from coldframe.task_log import BEGIN, END, of_run
+from coldframe.recording import output
+from coldframe.recording.output import BoundedFile, copy_output
+from coldframe.recording.task_log import BEGIN, END, of_run
 
 
 def test_small_output_is_kept_whole(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ FULL = "driver failed programming external connectivity"
 def describe(*clients: str, **more: Any) -> dict[str, Any]:
     """The module's arguments for some clients."""
     container = {
-        "command": ["python3", "-m", "coldframe.node"],
+        "command": ["python3", "-m", "coldframe.client.container"],
         "env": {"COLDFRAME_CLIENT": "{client}", "COLDFRAME_SUPERLINK": "10.0.0.1:9092"},
         "volumes": ["/keys/{client}:/run/coldframe/key:ro"],
         "healthcheck": {
@@ -97,7 +97,7 @@ def test_container_is_what_the_engine_is_asked_for(docker: Docker) -> None:
     body = docker.containers["fed-a"]["body"]
     assert body == {
         "Image": "coldframe/fl:1",
-        "Cmd": ["python3", "-m", "coldframe.node"],
+        "Cmd": ["python3", "-m", "coldframe.client.container"],
         "Env": ["COLDFRAME_CLIENT=a", "COLDFRAME_SUPERLINK=10.0.0.1:9092"],
         "Healthcheck": {
             "Test": ["CMD", "true"],

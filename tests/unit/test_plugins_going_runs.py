@@ -61,7 +61,7 @@ def test_runs_that_have_not_ended_are_named(tmp_path: Path, asked: list[Any], re
     if readable:
         database(tmp_path, "then", None)
     assert going(tmp_path, SERVER) == ["8"]
-    assert asked == [("docker", "exec", "lab-server", "python3", "-m", "coldframe.control", "runs")]
+    assert asked == [("docker", "exec", "lab-server", "python3", "-m", "coldframe.server.control", "runs")]
 
 
 def test_a_superlink_that_does_not_answer_in_time_ends_no_run(

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coldframe import control, fl_exporter
 from coldframe.controller import results
-from coldframe.journal import read_journal
+from coldframe.exporters import runs as fl_exporter
+from coldframe.recording.journal import read_journal
+from coldframe.server import control
 from tests.unit.flower import Federation, federation, wait_until, write_app
 from tests.unit.test_executor import EXECUTOR
 
@@ -196,7 +197,7 @@ import a_package_that_is_not_there
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     """A SuperLink and two clients, b and a, of which the one with the greater node id is partition 0."""
     home = tmp_path_factory.mktemp("recorded")
-    adapters = [sys.executable, "-m", "coldframe.adapters"]
+    adapters = [sys.executable, "-m", "coldframe.flower.adapters"]
     with federation(home / "federation") as it:
         it.environment["COLDFRAME_STATE"] = str(home / "state")
         secret = it.home / "link-secret"

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from coldframe.journal import read_journal
 from coldframe.recording import files, flower
+from coldframe.recording.journal import read_journal
 from tests.unit.flower import Federation, federation, tool, wait_until, write_app
 
 CLIENT = """
@@ -47,7 +47,7 @@ BOUNDED = """
 from coldframe.recording import files
 files.check.__defaults__ = (1_000_000,)
 files.enter.__defaults__ = (700_000,)
-from coldframe import node; node.preload(); node.run_executor([])
+from coldframe.client import container; container.preload(); container.run_executor([])
 """
 
 
@@ -84,7 +84,7 @@ def started(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
         scratch = {"COLDFRAME_SCRATCH": str(tmp_path / "scratch")}
         warm = request.param == "warm"
         start_link(it, warm)
-        supernode = [sys.executable, "-m", "coldframe.adapters", "supernode"]
+        supernode = [sys.executable, "-m", "coldframe.flower.adapters", "supernode"]
         it.start_node(
             supernode if warm else [tool("flower-supernode")],
             [sys.executable, "-c", BOUNDED] if warm else [tool("flower-superexec")],
@@ -99,7 +99,7 @@ def start_link(it: Federation, warm: bool) -> None:
     secret = it.home / "link-secret"
     secret.write_bytes(secrets.token_bytes(32))
     auth = ["--superexec-auth-secret-file", str(secret)]
-    adapters = [sys.executable, "-m", "coldframe.adapters"]
+    adapters = [sys.executable, "-m", "coldframe.flower.adapters"]
     it.start_link(
         [*adapters, "superlink"] if warm else [tool("flower-superlink")], "--isolation", "process", *auth
     )

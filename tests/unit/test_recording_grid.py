@@ -15,10 +15,10 @@ from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.task_identity import TaskIdentity
 
-from coldframe.journal import Journal, read_journal
 from coldframe.recording import grid as recording
 from coldframe.recording import rounds, server
 from coldframe.recording.flower import SYSTEM_RECORD
+from coldframe.recording.journal import Journal, read_journal
 from coldframe.recording.probes import Probes
 from coldframe.recording.rounds import Recorder
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from coldframe.replay import Replay
+from coldframe.agent.replay import Replay
 
 ROWS = {"a": [{"seconds": 0, "cpu": 1}, {"seconds": 10, "cpu": 2}], "b": [{"seconds": 0, "cpu": 3}]}
 

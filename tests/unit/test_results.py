@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from coldframe import task_log
 from coldframe.controller import plots, records, results, terminal
+from coldframe.recording import task_log
 
 PNG = b"\x89PNG\r\n\x1a\n"
 NAMES = ["lab-0", "lab-1", "lab-2"]

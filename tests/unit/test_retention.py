@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from coldframe.retention import COLLECTED, PRUNED, prune
+from coldframe.server.retention import COLLECTED, PRUNED, prune
 
 
 def make_run(runs: Path, name: str, collected_at: float | None) -> Path:

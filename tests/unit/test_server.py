@@ -13,8 +13,8 @@ from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.superlink.federation import NoOpFederationManager
 
-from coldframe.journal import Journal, read_journal
-from coldframe.server import (
+from coldframe.recording.journal import Journal, read_journal
+from coldframe.server.container import (
     RESTARTED,
     SUPERLINK,
     fail_interrupted_runs,

@@ -11,8 +11,8 @@ import textwrap
 import time
 from pathlib import Path
 
-from coldframe.node import StateWatch, children, node_config, run_executor, run_supernode
-from coldframe.server import write_secret
+from coldframe.client.container import StateWatch, children, node_config, run_executor, run_supernode
+from coldframe.server.container import write_secret
 from coldframe.supervise import Child
 
 ROOT = Path(__file__).resolve().parents[2]

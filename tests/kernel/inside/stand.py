@@ -118,5 +118,5 @@ def start_agent() -> None:
         *("--memory=256m", "--memory-swap=256m", *labels("agent"), *OURS),
         *(f"--volume={STATE}:{STATE}", "--volume=/var/run/docker.sock:/var/run/docker.sock"),
         *("--volume=/sys/fs/cgroup:/host/cgroup", IMAGE),
-        *("python3", "-m", "coldframe.agent", str(STATE), FEDERATION, "/host/cgroup"),
+        *("python3", "-m", "coldframe.agent.service", str(STATE), FEDERATION, "/host/cgroup"),
     )

@@ -175,7 +175,7 @@ def start_exporter() -> None:
         *(
             "python3",
             "-m",
-            "coldframe.container_exporter",
+            "coldframe.exporters.containers",
             "/state",
             FEDERATION,
             "/host/cgroup",

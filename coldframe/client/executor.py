@@ -1,9 +1,9 @@
 """The warm executor: a SuperExec whose ClientApp tasks are forks of a process that has imported torch.
 
-`python -m coldframe.executor ARGS` takes the arguments of `flower-superexec` and is used in its place. flwr's
-own SuperExec acquires the tasks; only the `Executor` that starts their processes is ours. Each task still has
-a process of its own, which runs flwr's own `run_clientapp` on the app that came with the run; what it saves
-is the interpreter's start and the imports.
+`python -m coldframe.client.executor ARGS` takes the arguments of `flower-superexec` and is used in its place.
+flwr's own SuperExec acquires the tasks; only the `Executor` that starts their processes is ours. Each task
+still has a process of its own, which runs flwr's own `run_clientapp` on the app that came with the run; what
+it saves is the interpreter's start and the imports.
 
 A task that dies without a reply (killed, out of memory, `os._exit`) would keep its SuperNode waiting for a
 minute, and in some places for ever. The executor sees the end of the process, so it sends the error reply
@@ -44,11 +44,13 @@ from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult, Subpr
 from flwr.supercore.tls import validate_and_resolve_root_certificates
 from flwr.supernode.runtime.run_clientapp import push_message
 
-from coldframe import adapters, cgroups, zygote
+from coldframe import cgroups
+from coldframe.client import zygote
+from coldframe.client.zygote import DONE, PACKET, REPLIED
+from coldframe.flower import adapters
 from coldframe.supervise import THREAD_VARIABLES, Forked, thread_count
-from coldframe.zygote import DONE, PACKET, REPLIED
 
-PACKAGES = Path(__file__).parents[1]  # the directory of this package
+PACKAGES = Path(__file__).parents[2]  # the directory of the package coldframe
 
 # A task that has replied may still run exit handlers; flwr forces its exit after 5 s, so by then it hangs.
 SETTLE_SECONDS = 10.0
@@ -378,7 +380,7 @@ def _start_zygote(modules: list[str]) -> tuple[socket.socket, subprocess.Popen[b
     with theirs:
         process = subprocess.Popen(
             # -P: the working directory must not provide modules that a stock process would not find.
-            [sys.executable, "-P", "-m", "coldframe.zygote", json.dumps(arguments)],
+            [sys.executable, "-P", "-m", "coldframe.client.zygote", json.dumps(arguments)],
             # One thread for every library that asks the environment, while it is imported.
             env={**os.environ, **dict.fromkeys(THREAD_VARIABLES, "1"), "PYTHONPATH": path},
             stdin=subprocess.DEVNULL,

@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from coldframe import cgroups, limits, links
-from coldframe.engine import Engine, EngineError
-from coldframe.replay import Replay
+from coldframe import cgroups, limits
+from coldframe.agent import links
+from coldframe.agent.engine import Engine, EngineError
+from coldframe.agent.replay import Replay
 
 TICK = 1.0  # seconds between two looks at the kernel
 LOOK = 30.0  # seconds between two looks at the engine and at tc, if no event came

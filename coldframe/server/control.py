@@ -35,10 +35,10 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
-from coldframe.app_errors import FLWR_PREFIX
-from coldframe.journal import read_journal
-from coldframe.retention import PRUNED, prune
-from coldframe.server import SUPERLINK, SUPERLINK_CERTIFICATE
+from coldframe.recording.app_errors import FLWR_PREFIX
+from coldframe.recording.journal import read_journal
+from coldframe.server.container import SUPERLINK, SUPERLINK_CERTIFICATE
+from coldframe.server.retention import PRUNED, prune
 
 BAR = "\x1e"  # a line that starts with it carries a progress bar's state as JSON
 

@@ -20,9 +20,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from coldframe import limits, links
-from coldframe.engine import Engine, EngineError
-from coldframe.keeper import (
+from coldframe import limits
+from coldframe.agent import links
+from coldframe.agent.engine import Engine, EngineError
+from coldframe.agent.reconciler import (
     REFUSALS,
     TICK,
     Client,

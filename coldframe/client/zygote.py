@@ -6,7 +6,7 @@ with a second thread, or after parallel tensor work, a forked child can hang in 
 It never imports an app: flwr trusts `sys.modules`, and every child would then run that copy instead of the
 code that came with the run.
 
-It is started by `coldframe.executor` and speaks JSON over a SOCK_SEQPACKET socket, one object per packet. In:
+`coldframe.client.executor` starts it. It speaks JSON over a SOCK_SEQPACKET socket, one object per packet. In:
 `{"do": "launch", "task": ID, "spec": {...}}`, `{"do": "kill", "task": ID}`; end of file kills the task and
 ends the zygote. Out: `{"event": "ready"|"started"|"refused"|"failed"|"message"|"ended", ...}`: refused means
 that this zygote can fork no more, failed that the kernel would not let it.
@@ -38,10 +38,12 @@ from flwr.supercore.exit.exit_handler import registered_exit_handlers
 from flwr.supercore.tls import validate_and_resolve_root_certificates
 from flwr.supernode.runtime.run_clientapp import run_clientapp
 
-from coldframe import adapters, cgroups, lazydynamo
+from coldframe import cgroups
+from coldframe.client import lazydynamo
+from coldframe.flower import adapters
 from coldframe.recording import client as recording
+from coldframe.recording.task_log import BEGIN, END
 from coldframe.supervise import keep_freed_memory, thread_count
-from coldframe.task_log import BEGIN, END
 
 PACKET = 1 << 16
 # What a child has told the SuperNode so far; a child writes it into memory that it shares with the zygote.

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from coldframe import limits, netlink
+from coldframe import limits
+from coldframe.agent import netlink
 
 INSIDE = "eth0"
 NET = Path("/sys/class/net")

@@ -41,7 +41,14 @@ from flwr.supercore.servicer.runtime import runtime_handlers as core_handlers
 from google.protobuf.message import Message
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from coldframe.batches import BATCH_BYTES, Batch, PullAnswers, PullRequests, PushAnswers, PushRequests
+from coldframe.flower.object_batches import (
+    BATCH_BYTES,
+    Batch,
+    PullAnswers,
+    PullRequests,
+    PushAnswers,
+    PushRequests,
+)
 
 # How long a request for something that is not there yet is held. Whoever asks has a time limit of 30 s.
 HOLD_SECONDS = 5.0

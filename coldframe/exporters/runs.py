@@ -3,7 +3,7 @@
 It reads what the ServerApps append, and the SuperLink's own records for what no journal says: who is
 connected, and the runs of apps that keep none. It lives in the server's container, on its loopback; the
 gateway publishes it. The newest RUNS runs are shown, closed ones too, after any restart: 38 series per run
-and 9 per run and client. `python3 -m coldframe.fl_exporter PORT [USERS]`: with the
+and 9 per run and client. `python3 -m coldframe.exporters.runs PORT [USERS]`: with the
 file of users it asks for a password.
 """
 
@@ -23,10 +23,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from coldframe import exposition
-from coldframe.exposition import Families, Page, labels
-from coldframe.gateway import PKI
-from coldframe.journal import Tail
+from coldframe.exporters import exposition
+from coldframe.exporters.exposition import Families, Page, labels
+from coldframe.recording.journal import Tail
+from coldframe.server.gateway import PKI
 
 RUNS = 20
 STATES = ("running", "completed", "failed", "diverged", "stopped")

@@ -1,6 +1,6 @@
 """What the processes of an app tell beyond what flwr has them tell: why they failed, and what they print.
 
-Adapters like those of `coldframe.adapters`.
+Adapters like those of `coldframe.flower.adapters`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 
 from flwr.app import Error, Message
 
-from coldframe import app_errors, output
-from coldframe.seams import adapter
+from coldframe.flower.version import adapter
+from coldframe.recording import app_errors, output
 
 
 @adapter("task", run_clientapp="6ce09559f3a2", push_message="07cb512c93e0")

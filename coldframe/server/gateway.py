@@ -1,6 +1,6 @@
 """Has nginx read its configuration and certificate anew where they have changed, without a restart.
 
-    docker exec <federation>-server python3 -m coldframe.gateway  ->  {"changed": bool}
+    docker exec <federation>-server python3 -m coldframe.server.gateway  ->  {"changed": bool}
 
 A connection that is open stays so until its request is answered. What nginx has read is noted beside it: so a
 change is found whoever made it, and however long ago.

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from coldframe.server import is_warm, write_secret
+from coldframe.server.container import is_warm, write_secret
 from coldframe.supervise import THREAD_VARIABLES, Child, say, supervise
 
 RUNTIME = "127.0.0.1:9094"  # the SuperNode's API for the executor: the container's own loopback
@@ -58,8 +58,8 @@ SHARED = (
     "flwr.supernode.start_client_internal",
     "flwr.supernode.runtime.run_clientapp",
     "flwr.supercore.cli.flower_superexec",
-    "coldframe.adapters",
-    "coldframe.executor",
+    "coldframe.flower.adapters",
+    "coldframe.client.executor",
 )
 
 
@@ -77,7 +77,7 @@ def preload(modules: Sequence[str] = SHARED) -> None:
 
 def run_supernode(arguments: list[str]) -> None:
     """Run Flower's SuperNode, in a process of its own."""
-    from coldframe import adapters
+    from coldframe.flower import adapters
 
     del arguments  # in sys.argv, where flwr looks for them
     adapters.run("supernode")
@@ -85,7 +85,7 @@ def run_supernode(arguments: list[str]) -> None:
 
 def run_executor(arguments: list[str]) -> None:
     """Run the warm executor, in a process of its own."""
-    from coldframe import executor
+    from coldframe.client import executor
 
     del arguments
     executor.main()

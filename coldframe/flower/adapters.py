@@ -1,8 +1,8 @@
 """All of Coldframe's changes to flwr 1.41, each a few lines with its reason, and how they are applied.
 
-`python -m coldframe.adapters superlink|supernode|serverapp-superexec ARGS` is flwr's own command with the
-adapters of that process; the executor beside a SuperNode is `coldframe.executor`. With `COLDFRAME_ADAPTERS=0`
-everything works without them, as slowly as stock.
+`python -m coldframe.flower.adapters superlink|supernode|serverapp-superexec ARGS` is flwr's own command with
+the adapters of that process; the executor beside a SuperNode is `coldframe.client.executor`. With
+`COLDFRAME_ADAPTERS=0` everything works without them, as slowly as stock.
 
 An adapter names what it relies on, with a digest of that source; a flwr that reads differently stops the
 process. Keys, tokens and versions are checked by flwr's own functions, a node's key before a body is read.
@@ -25,8 +25,8 @@ import flwr
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 
-from coldframe import app_hooks  # noqa: F401 (it has adapters of its own)
-from coldframe.seams import ADAPTERS, SEAMS, adapter, digest
+from coldframe.flower import app_hooks  # noqa: F401 (it has adapters of its own)
+from coldframe.flower.version import ADAPTERS, SEAMS, adapter, digest
 from coldframe.supervise import keep_freed_memory
 
 KEPT_MEGABYTES = 16  # what long-lived processes keep of the memory that they free: a few messages
@@ -82,7 +82,7 @@ def use_warm_executor() -> None:
     """flwr chooses between executors of its own only: hand out ours in place of the subprocess one."""
     from flwr.supercore.superexec import run_superexec
 
-    from coldframe.executor import WarmExecutor, fork_zygote
+    from coldframe.client.executor import WarmExecutor, fork_zygote
 
     preload = os.environ.get("COLDFRAME_PRELOAD", PRELOAD)
     modules = [name for name in preload.split(",") if name]
@@ -229,18 +229,18 @@ def serve_tasks_on_the_lean_path() -> None:
     """
     from flwr.supernode import main, start_client_internal
 
-    from coldframe import leanpath
+    from coldframe.flower import fast_path
 
     create_app, pull_and_store = main.create_app, start_client_internal._pull_and_store_message
     idle = threading.Event()
     idle.set()
-    paths: list[leanpath.LeanPath] = []
+    paths: list[fast_path.LeanPath] = []
 
     def create_lean_app(*args: Any, **kwargs: Any) -> Any:
         app = create_app(*args, **kwargs)
 
-        def lean_path(inner: Any) -> leanpath.LeanPath:
-            paths.append(leanpath.LeanPath(inner, leanpath.supernode_calls(idle.is_set)))
+        def lean_path(inner: Any) -> fast_path.LeanPath:
+            paths.append(fast_path.LeanPath(inner, fast_path.supernode_calls(idle.is_set)))
             return paths[-1]
 
         if not _is_traced():
@@ -298,7 +298,7 @@ def serve_rounds_on_the_lean_path() -> None:
     """Per client and round the SuperLink answers some 75 requests, 4 to 5 ms each, many of them in vain."""
     from flwr.superlink import extensions, main
 
-    from coldframe import leanpath
+    from coldframe.flower import fast_path
 
     create_app = main.create_app
 
@@ -306,7 +306,7 @@ def serve_rounds_on_the_lean_path() -> None:
         app = create_app(*args, **kwargs)
         # What would have to see each request is not passed by.
         if not (_is_traced() or extensions.get_middleware() or app.state.fleet_event_log_plugin):
-            app.add_middleware(leanpath.LeanPath, calls=leanpath.superlink_calls())
+            app.add_middleware(fast_path.LeanPath, calls=fast_path.superlink_calls())
         return app
 
     main.create_app = create_lean_app
@@ -368,12 +368,12 @@ def read_the_status_of_a_run_once_per_batch() -> None:
     """Each object pushed or pulled asks whether its run goes on; those of a batch share the answer."""
     from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
 
-    from coldframe import leanpath
+    from coldframe.flower import fast_path
 
     get_run_status = SqlLinkState.get_run_status
 
     def get_run_status_once(state: SqlLinkState, run_ids: set[int]) -> Any:
-        known = leanpath.run_statuses.get()
+        known = fast_path.run_statuses.get()
         if known is None:
             return get_run_status(state, run_ids)
         key = frozenset(run_ids)
@@ -454,7 +454,7 @@ def make_lean_requests() -> None:
     from flwr.supercore.inflatable import inflatable_utils
     from flwr.supercore.protobuf.client import ProtobufClient
 
-    from coldframe.leanclient import LeanClient
+    from coldframe.flower.http_client import LeanClient
 
     def init(
         client: ProtobufClient,
@@ -490,30 +490,30 @@ _OBJECT_SEAMS = {
 def move_objects_together() -> None:
     """Each object of a message is a request of its own, 2 to 5 ms: send as many in one as fit.
 
-    The server checks a batch as it checks a single object, see `leanpath.together`. flwr pushes objects with
+    The server checks a batch as it checks a single object, see `fast_path.together`. flwr pushes objects with
     threads; here none is started, so that a client at its limit of pids can still say what failed.
     """
     from flwr.supercore.inflatable import inflatable_utils
     from flwr.supercore.runtime import RuntimeHttpClient
 
-    from coldframe import batches
+    from coldframe.flower import object_batches
 
     flwr_pull_objects = inflatable_utils.pull_objects
 
     def pull_objects(
         object_ids: Iterable[str], pull_object_fn: Callable[[str], bytes], **limits: Any
     ) -> dict[str, bytes]:
-        return batches.pull_objects(flwr_pull_objects, object_ids, pull_object_fn, **limits)
+        return object_batches.pull_objects(flwr_pull_objects, object_ids, pull_object_fn, **limits)
 
     def push_contents(
         object_contents: Iterable[tuple[str, bytes]], push_object_fn: Callable[[str, bytes], None], **_: Any
     ) -> None:
-        batches.push_contents(object_contents, push_object_fn)
+        object_batches.push_contents(object_contents, push_object_fn)
 
     def share_requests(client: Any) -> None:
         pull, push = client.PullObject, client.PushObject
-        client.PullObject = lambda it, request: batches.pull(it, pull, request)
-        client.PushObject = lambda it, request: batches.push(it, push, request)
+        client.PullObject = lambda it, request: object_batches.pull(it, pull, request)
+        client.PushObject = lambda it, request: object_batches.push(it, push, request)
 
     share_requests(RuntimeHttpClient)
     inflatable_utils.pull_objects = pull_objects
@@ -563,9 +563,9 @@ def start_serverapps_with_adapters() -> None:
     """
     from flwr.supercore.superexec.executor import subprocess_executor
 
-    from coldframe import starting
+    from coldframe.server import serverapp_launcher
 
-    subprocess_executor.subprocess = starting.Subprocess(SIGN_SECONDS)
+    subprocess_executor.subprocess = serverapp_launcher.Subprocess(SIGN_SECONDS)
 
 
 @adapter("serverapp", send_and_receive="699c9f048f3c", grid_pull="67a5266a5a2e")
@@ -622,7 +622,7 @@ def main() -> None:
     """Run the command that the first argument names."""
     process = sys.argv.pop(1) if len(sys.argv) > 1 else ""
     if process not in COMMANDS:
-        sys.exit(f"usage: python -m coldframe.adapters {'|'.join(COMMANDS)} ARGS (not {process!r})")
+        sys.exit(f"usage: python -m coldframe.flower.adapters {'|'.join(COMMANDS)} ARGS (not {process!r})")
     run(process)
 
 

@@ -17,9 +17,9 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
-from coldframe import gateway
-from coldframe.journal import Journal, read_journal
-from coldframe.output import UNCLAIMED
+from coldframe.recording.journal import Journal, read_journal
+from coldframe.recording.output import UNCLAIMED
+from coldframe.server import gateway
 from coldframe.supervise import Child, say, supervise
 
 SUPERLINK = "127.0.0.1:9091"  # loopback of the container: reached by the gateway and by `docker exec` alone
@@ -33,7 +33,7 @@ USERS = Path("/run/coldframe/gateway/users")  # who may read metrics
 RESTARTED = "the server restarted in the middle of the run"
 
 # flwr's own commands with Coldframe's adapters, in place of flower-superlink and the like.
-ADAPTED = [sys.executable, "-m", "coldframe.adapters"]
+ADAPTED = [sys.executable, "-m", "coldframe.flower.adapters"]
 
 
 def is_warm() -> bool:
@@ -70,7 +70,7 @@ def children(state: Path, secret: Path, warm: bool) -> list[Child]:
         ),
         Child(
             "exporter",
-            [sys.executable, "-m", "coldframe.fl_exporter", str(METRICS_PORT), str(USERS)],
+            [sys.executable, "-m", "coldframe.exporters.runs", str(METRICS_PORT), str(USERS)],
             vital=False,
         ),
     ]

@@ -14,9 +14,9 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from coldframe.app_errors import readable
-from coldframe.journal import Journal
 from coldframe.recording import replies as contents
+from coldframe.recording.app_errors import readable
+from coldframe.recording.journal import Journal
 from coldframe.recording.replies import BAD_REPLY, BadReply, Checked, Form, Rules, clean
 
 FIRST_POLL, LAST_POLL = 0.1, 0.5  # seconds between two looks for replies; Flower's own grid waits 3

@@ -19,7 +19,7 @@ from flwr.proto.runtime_pb2 import SendTaskHeartbeatRequest
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 
-from coldframe.output import UNCLAIMED, VARIABLE, BoundedFile, copy_output
+from coldframe.recording.output import UNCLAIMED, VARIABLE, BoundedFile, copy_output
 
 # How long a ServerApp may take to start before it has to speak for itself.
 START_SECONDS = 600.0
@@ -38,7 +38,7 @@ class Subprocess:
         if command[0] != "flwr-serverapp":
             return subprocess.Popen(command, **kwargs)
         client = task_client(command)
-        command = [sys.executable, "-m", "coldframe.adapters", "serverapp", *command[1:]]
+        command = [sys.executable, "-m", "coldframe.flower.adapters", "serverapp", *command[1:]]
         state = os.environ.get("COLDFRAME_STATE")
         process = (
             start_recorded(command, Path(state), **kwargs) if state else subprocess.Popen(command, **kwargs)

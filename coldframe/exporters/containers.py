@@ -2,7 +2,7 @@
 
 cAdvisor's names and labels, from the control groups, and what cAdvisor cannot know: who the client is, what
 limits are asked for and hold, why they changed. It asks no engine: names and labels are in the files of
-deployment and agent. `python3 -m coldframe.container_exporter STATE FEDERATION CGROUPS PORT SECRETS`
+deployment and agent. `python3 -m coldframe.exporters.containers STATE FEDERATION CGROUPS PORT SECRETS`
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from typing import Any
 
 import psutil
 
-from coldframe import cgroups, exposition, limits
-from coldframe.exposition import Families, Page, labels
-from coldframe.journal import Tail
+from coldframe import cgroups, limits
+from coldframe.exporters import exposition
+from coldframe.exporters.exposition import Families, Page, labels
+from coldframe.recording.journal import Tail
 
 RESOURCES = ("cpu", "memory", "io")
 DIRECTIONS = ("receive", "transmit")

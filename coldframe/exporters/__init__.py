@@ -1,0 +1,1 @@
+"""What Prometheus reads: containers and limits of a machine, runs of a federation."""

@@ -1,0 +1,1 @@
+"""What the server's container runs beside flwr: the gateway, control, the start of ServerApps."""
