@@ -14,7 +14,7 @@ from ansible.plugins.action import ActionBase
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugins by path, not as a package
 
-from plugins.modules.client_limits import ARGUMENTS, REQUIRED_IF, ask, build, conclude, patience, unanswered
+from coldframe.machine.agent_request import ARGUMENTS, REQUIRED_IF, ask, build, conclude, patience, unanswered
 
 SCRIPT = """\
 from __future__ import annotations

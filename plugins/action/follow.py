@@ -21,8 +21,8 @@ from ansible.utils.vars import load_extra_vars
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugins by path, not as a package
 
+from coldframe.controller.commands import complete
 from coldframe.controller.terminal import plain
-from plugins.module_utils.commands import complete
 
 display = Display()
 

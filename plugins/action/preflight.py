@@ -22,23 +22,14 @@ from ansible.utils.vars import load_extra_vars
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugins by path, not as a package
 
+from coldframe.controller import certificates, checks, commands, purge, throttle, training_set
+from coldframe.controller import description as described
+from coldframe.controller.checks import Machine
+from coldframe.controller.misplaced import misplaced
+from coldframe.controller.monitoring import PORT, coldframe_ports
 from coldframe.controller.records import folders_of
-from fl import data
-from plugins.filter.monitoring import PORT, coldframe_ports
-from plugins.filter.roster import build_roster, coldframe_run_config
-from plugins.module_utils import (
-    certificates,
-    checks,
-    commands,
-    described,
-    purge,
-    standing,
-    throttle,
-    training_set,
-)
-from plugins.module_utils.checks import Machine
-from plugins.module_utils.misplaced import misplaced
-from plugins.module_utils.variables import (
+from coldframe.controller.roster import build_roster, coldframe_run_config
+from coldframe.controller.settings import (
     CONNECTION,
     EARLIER,
     INVENTORY,
@@ -51,6 +42,8 @@ from plugins.module_utils.variables import (
     check_names,
     vault_remedy,
 )
+from coldframe.machine import standing
+from fl import data
 
 display = Display()
 

@@ -1,97 +1,21 @@
-"""Filters of the monitoring: what Prometheus is to ask, and the names that certificates bear."""
+"""Filters: see coldframe/controller/monitoring.py."""
 
 from __future__ import annotations
 
-import ipaddress
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-PORT = 9092  # fl_port, where nothing else is said
-OFFSETS = {"fl_metrics_port": 1, "prometheus_port": -2, "node_exporter_port": 8, "container_exporter_port": 9}
-GRAFANA = 3000  # beside the usual fl_port
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugins by path, not as a package
 
-
-def is_address(name: str) -> bool:
-    """Whether a name is an IP address."""
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
-def coldframe_certificate_names(names: Iterable[str]) -> list[str]:
-    """Names as a certificate has them, those of the loopback too.
-
-    >>> coldframe_certificate_names(["192.0.2.1"])
-    ['IP:192.0.2.1', 'DNS:localhost', 'IP:127.0.0.1']
-    """
-    found = [f"{'IP' if is_address(str(name)) else 'DNS'}:{name}" for name in names]
-    return list(dict.fromkeys([*found, "DNS:localhost", "IP:127.0.0.1"]))
-
-
-def coldframe_host(address: str) -> str:
-    """An address as a URL has it: one of IPv6 stands in brackets."""
-    return f"[{address}]" if ":" in str(address) else str(address)
-
-
-def coldframe_ports(machine: str, hostvars: Mapping[str, Any], servers: Sequence[str]) -> dict[str, int]:
-    """What a machine listens on for the monitoring, by the variable that moves it.
-
-    A value that is no number counts as none: preflight says so of it.
-
-    Parameters
-    ----------
-    servers : sequence of str
-        The group fl_server; the ports follow fl_port of the first of it.
-    """
-    base = whole(hostvars[servers[0]].get("fl_port") if servers else None, PORT)
-    given = hostvars[machine]
-    # Below a low fl_port there is no room for a port so far away.
-    grafana = base + GRAFANA - PORT if base + GRAFANA - PORT >= 1024 else base - 3
-    usual = {**{name: base + offset for name, offset in OFFSETS.items()}, "grafana_port": grafana}
-    return {name: whole(given.get(name), port) for name, port in usual.items()}
-
-
-def whole(value: object, default: int) -> int:
-    """A value as a whole number; the default if it is none."""
-    return int(str(value)) if str(value).isdecimal() else default
-
-
-def coldframe_targets(
-    machines: Iterable[str], hostvars: Mapping[str, Any], server: str, federation: str
-) -> dict[str, list[dict[str, Any]]]:
-    """What Prometheus is to ask, by job, as its file_sd wants it.
-
-    Parameters
-    ----------
-    machines : iterable of str
-        Inventory names; ``hostvars`` of each holds ``coldframe_address``.
-    server : str
-        The machine whose gateway publishes the FL exporter.
-    """
-
-    def target(machine: str, port: str) -> dict[str, Any]:
-        host = coldframe_host(hostvars[machine]["coldframe_address"])
-        return {
-            "targets": [f"{host}:{coldframe_ports(machine, hostvars, [server])[port]}"],
-            "labels": {"federation": federation, "machine": machine},
-        }
-
-    names = list(machines)
-    return {
-        "node": [target(name, "node_exporter_port") for name in names],
-        "containers": [target(name, "container_exporter_port") for name in names],
-        "fl": [target(server, "fl_metrics_port")],
-    }
-
-
-def coldframe_target_files(targets: Mapping[str, Any]) -> dict[str, str]:
-    """The files that Prometheus reads its targets from, content by name, of the targets by job."""
-    return {
-        f"{job}.json": json.dumps(found, indent=1, sort_keys=True) + "\n" for job, found in targets.items()
-    }
+from coldframe.controller.monitoring import (
+    coldframe_certificate_names,
+    coldframe_host,
+    coldframe_ports,
+    coldframe_target_files,
+    coldframe_targets,
+)
 
 
 class FilterModule:

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import yaml
 
+from coldframe.controller.roster import build_roster
+from coldframe.controller.settings import RUN_CONFIG_KEYS
 from fl.data import SPECS
 from fl.partition import DEFAULTS
 from fl.strategy import LOCAL, PRIVACY, STRATEGIES
-from plugins.filter.roster import build_roster
-from plugins.module_utils.variables import RUN_CONFIG_KEYS
 from tests.static.repository import ROOT, files
 
 README = ROOT / "README.md"

@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coldframe.controller import traces
+from coldframe.controller.trace_file import Trace, read_trace
 from fl import data, sources
-from plugins.module_utils.traces import Trace, read_trace
 
 FEW = settings(max_examples=80, deadline=None, derandomize=True, database=None)
 CLIENTS = ["c1-0", "c1-1"]

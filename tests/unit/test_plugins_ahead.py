@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from plugins.filter.ahead import coldframe_harm, coldframe_interruption
+from coldframe.controller.interruption import coldframe_harm, coldframe_interruption
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,4 +1,4 @@
-"""Tests of plugins/module_utils/checks.py: what preflight finds, from facts as a machine would give them."""
+"""Tests of coldframe/controller/checks.py: what preflight finds, from facts as a machine would give them."""
 
 import shutil
 from datetime import UTC, datetime, timedelta
@@ -9,10 +9,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from coldframe.controller import certificates, checks, training_set
+from coldframe.controller import settings as variables
+from coldframe.controller.checks import Machine
+from coldframe.controller.settings import Finding
 from fl import data
-from plugins.module_utils import certificates, checks, training_set, variables
-from plugins.module_utils.checks import Machine
-from plugins.module_utils.variables import Finding
 
 GB = 1 << 30
 

@@ -11,18 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import ansible.module_utils
 import pytest
 import yaml
 
+from coldframe.machine.containers import body_of, spec_of
+from coldframe.machine.engine import Engine, EngineError, Unreachable
+from plugins.modules import client_containers
+from tests.unit.docker_engine import Docker
+
 ROOT = Path(__file__).parents[2]
-ansible.module_utils.__path__.append(str(ROOT / "plugins" / "module_utils"))  # as Ansible finds our own
-
-from ansible.module_utils.containers import body_of, spec_of  # noqa: E402
-from ansible.module_utils.engine import Engine, EngineError, Unreachable  # noqa: E402
-
-from plugins.modules import client_containers  # noqa: E402
-from tests.unit.docker_engine import Docker  # noqa: E402
 
 DIED = "failed to create shim task: OCI runtime create failed: read init-p: connection reset by peer: unknown"
 FULL = "driver failed programming external connectivity"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import socketserver
@@ -13,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import ansible.module_utils
 import pytest
 import yaml
 
-from plugins.modules.client_limits import ask
+from coldframe.machine.agent_request import ask
+from plugins.modules.machine_facts import limits
 
 ROOT = Path(__file__).parents[2]
 ANSWERS: dict[str, dict[str, Any]] = {
@@ -136,9 +135,6 @@ def test_preflight_asks_the_agent_in_the_call_that_looks_at_the_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An agent that answers with an error, or none at all, tells nothing of the limits."""
-    ours = [*ansible.module_utils.__path__, str(ROOT / "plugins" / "module_utils")]  # as Ansible finds them
-    monkeypatch.setattr(ansible.module_utils, "__path__", ours)
-    limits = importlib.import_module("plugins.modules.machine_facts").limits
     folder = tmp_path / "lab" / "agent"
     folder.mkdir(parents=True)
     server = Agent(folder / "agent.sock")

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 from ansible import context
 
-from coldframe.controller import terminal
-from plugins.module_utils import commands
-from plugins.module_utils.variables import VERBS
+from coldframe.controller import commands, terminal
+from coldframe.controller.settings import VERBS
 from tests.unit.plays import one_task
 
 ROOT = Path(__file__).parents[2]

@@ -1,14 +1,14 @@
-"""Tests of plugins/module_utils/described.py: what is typed later is judged by what stands."""
+"""Tests of coldframe/controller/description.py: what is typed later is judged by what stands."""
 
 import json
 from dataclasses import replace
 
 import pytest
 
-from plugins.filter.roster import build_roster
-from plugins.module_utils import described
-from plugins.module_utils.checks import Machine
-from plugins.module_utils.variables import cast_inventory
+from coldframe.controller import description as described
+from coldframe.controller.checks import Machine
+from coldframe.controller.roster import build_roster
+from coldframe.controller.settings import cast_inventory
 
 SITE = "ansible-playbook site.yml -e train=false"
 USUAL = {"fl_port": 9092, "fl_monitoring": True, "grafana_port": 3000}

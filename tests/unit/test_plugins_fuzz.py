@@ -15,10 +15,10 @@ from ansible.utils.context_objects import CLIArgs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from coldframe.controller import profiles
+from coldframe.controller.roster import coldframe_roster, state_files
+from coldframe.controller.settings import CLIENT, CONNECTION, INVENTORY, VERBS
 from plugins.action import preflight
-from plugins.filter.roster import coldframe_roster, state_files
-from plugins.module_utils import profiles
-from plugins.module_utils.variables import CLIENT, CONNECTION, INVENTORY, VERBS
 from tests.unit.test_plugins_checks import facts
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))

@@ -7,13 +7,9 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-import ansible.module_utils
 import pytest
 
-ROOT = Path(__file__).parents[2]
-ansible.module_utils.__path__.append(str(ROOT / "plugins" / "module_utils"))  # as Ansible finds our own
-
-from plugins.modules import machine_facts  # noqa: E402
+from plugins.modules import machine_facts
 
 SERVER = {"name": "lab-server", "running": True}
 

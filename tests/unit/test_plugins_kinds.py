@@ -1,8 +1,8 @@
-"""Tests of plugins/module_utils/kinds.py: what is typed, and what is meant."""
+"""Tests of coldframe/units.py: what is typed, and what is meant."""
 
 import pytest
 
-from plugins.module_utils import kinds
+from coldframe import units as kinds
 
 
 @pytest.mark.parametrize(

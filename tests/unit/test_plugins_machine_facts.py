@@ -1,15 +1,10 @@
 """Tests of plugins/modules/machine_facts.py: what it says of engines that are set up in other ways."""
 
 import json
-from pathlib import Path
 
-import ansible.module_utils
 import pytest
 
-ROOT = Path(__file__).parents[2]
-ansible.module_utils.__path__.append(str(ROOT / "plugins" / "module_utils"))  # as Ansible finds our own
-
-from plugins.modules import machine_facts as facts  # noqa: E402
+from plugins.modules import machine_facts as facts
 
 SERVER = {"Version": "26.1.5", "ApiVersion": "1.45", "Components": [{"Name": "Engine"}]}
 INFO = {

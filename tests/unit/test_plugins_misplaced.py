@@ -1,8 +1,8 @@
-"""Tests of plugins/module_utils/misplaced.py: one line that helps, and no other about the same word."""
+"""Tests of coldframe/controller/misplaced.py: one line that helps, and no other about the same word."""
 
 import pytest
 
-from plugins.module_utils.misplaced import misplaced
+from coldframe.controller.misplaced import misplaced
 
 JSON = (
     'Ansible cuts partitioner_args={"alpha": 0.3} at its blanks: '

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from plugins.filter.monitoring import (
+from coldframe.controller.monitoring import (
     coldframe_certificate_names,
     coldframe_host,
     coldframe_ports,

@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from coldframe.controller.certificates import coldframe_certificate_fits, coldframe_request_asks_for
 from coldframe.keys import signing_request
-from plugins.filter.pki import coldframe_certificate_fits, coldframe_request_asks_for
 
 AUTHORITY = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority")])
 NAMES = ["IP:192.0.2.1", "DNS:localhost"]

@@ -1,4 +1,4 @@
-"""Tests of plugins/filter/roster.py: who the clients are, their partitions, and how it is shown."""
+"""Tests of coldframe/controller/roster.py: who the clients are, their partitions, and how it is shown."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,14 @@ import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
 
-from plugins.filter import roster
-from plugins.filter.roster import build_roster, coldframe_roster, coldframe_run_config, coldframe_status_table
+from coldframe.controller import roster
+from coldframe.controller.roster import (
+    build_roster,
+    coldframe_roster,
+    coldframe_run_config,
+    coldframe_status_table,
+)
+from plugins.filter.roster import FilterModule
 
 
 def machine(cores=4, **variables):
@@ -205,9 +211,9 @@ def test_the_table_is_aligned():
 
 
 def test_every_filter_is_documented():
-    folder = Path(roster.__file__).parent
-    for name in roster.FilterModule().filters():
-        text = yaml.safe_load((folder / f"{name}.yml").read_text(encoding="utf-8"))
+    for name in FilterModule().filters():
+        path = Path(__file__).parents[2] / "plugins" / "filter" / f"{name}.yml"
+        text = yaml.safe_load(path.read_text(encoding="utf-8"))
         assert text["DOCUMENTATION"]["name"] == name
         assert "_value" in text["RETURN"]
 

@@ -1,4 +1,4 @@
-"""Tests of plugins/module_utils/standing.py: whatever a deployment wrote and somebody changed is noticed."""
+"""Tests of coldframe/machine/standing.py: whatever a deployment wrote and somebody changed is noticed."""
 
 import os
 import time
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from plugins.module_utils import standing
+from coldframe.machine import standing
 
 
 @pytest.fixture

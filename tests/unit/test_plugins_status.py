@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from plugins.filter.status import (
+from coldframe.controller.settings import VERBS
+from coldframe.controller.status import (
     coldframe_before,
     coldframe_inventory,
     coldframe_moment,
@@ -14,7 +15,6 @@ from plugins.filter.status import (
     coldframe_submission,
     coldframe_with_keys,
 )
-from plugins.module_utils.variables import VERBS
 
 LIMITS = {"cpu": 0.5, "memory": 1 << 30, "pids": 256}
 USE = {"memory": 300 << 20, "cpu_seconds": 3.0, "throttled_share": 0.25, "oom_kills": 0}

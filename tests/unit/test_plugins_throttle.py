@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 import yaml
 
-from plugins.filter.throttle import (
+from coldframe.controller import throttle
+from coldframe.controller.checks import Machine
+from coldframe.controller.profiles import profile_limits
+from coldframe.controller.settings import Finding, cast, check_names
+from coldframe.controller.throttle_text import (
     coldframe_events,
     coldframe_proof_text,
     coldframe_speeds,
     coldframe_throttle_text,
     text_of,
 )
-from plugins.module_utils import throttle
-from plugins.module_utils.checks import Machine
-from plugins.module_utils.profiles import profile_limits
-from plugins.module_utils.variables import Finding, cast, check_names
-from plugins.modules.client_limits import build, difference, refusal
+from coldframe.machine.agent_request import build, difference, refusal
 
 ROSTER = [{"name": f"{machine}-{k}", "machine": machine} for machine in ("c1", "c2") for k in range(4)]
 PROFILES = {"raspberry-pi-4": {"cpu": 1.0, "memory": "4g"}, "lte": {"down": "20mbit", "delay": "50ms"}}

@@ -1,4 +1,4 @@
-"""Tests of plugins/module_utils/variables.py: what every variable may be, and what a wrong one is told."""
+"""Tests of coldframe/controller/settings.py: what every variable may be, and what a wrong one is told."""
 
 import inspect
 import itertools
@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fl import arguments
-from plugins.module_utils import variables
-from plugins.module_utils.variables import (
+from coldframe.controller import settings as variables
+from coldframe.controller.settings import (
     INVENTORY,
     VERBS,
     cast,
@@ -20,6 +19,7 @@ from plugins.module_utils.variables import (
     check_clients,
     check_names,
 )
+from fl import arguments
 
 
 def messages(findings):

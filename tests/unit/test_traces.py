@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from coldframe.controller import traces
-from plugins.module_utils.traces import read_trace
+from coldframe.controller.trace_file import read_trace
 
 CLIENTS = ["c1-0", "c1-1"]
 GOOD = """# a walk

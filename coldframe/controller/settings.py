@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from coldframe.units import KINDS, NOUNS, Wrong, format_rate, format_size
 from fl import arguments
-from plugins.module_utils.kinds import KINDS, NOUNS, Wrong, format_rate, format_size
 
 PARTITIONER_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "iid": (),

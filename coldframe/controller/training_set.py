@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from coldframe.controller.settings import EARLIER, Finding, typed
 from fl import data, partition
 from fl.formats import SourceError
-from plugins.module_utils.variables import EARLIER, Finding, typed
 
 
 def data_folder(settings: Mapping[str, Any], base: Path) -> Path | None:

@@ -10,11 +10,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from plugins.module_utils.checks import Machine
-from plugins.module_utils.kinds import format_size
-from plugins.module_utils.profiles import on_machine, profile_limits, speed_of
-from plugins.module_utils.traces import Trace, read_trace
-from plugins.module_utils.variables import Finding, nearest, typed
+from coldframe.controller.checks import Machine
+from coldframe.controller.profiles import on_machine, profile_limits, speed_of
+from coldframe.controller.settings import Finding, nearest, typed
+from coldframe.controller.trace_file import Trace, read_trace
+from coldframe.units import format_size
 
 LIMITS = ("cpu", "memory", "pids", "down", "up", "delay", "jitter", "loss")
 START_DELAY = 5.0  # seconds

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from plugins.module_utils.kinds import format_size
-from plugins.module_utils.profiles import speed_of
-from plugins.module_utils.variables import EARLIER, Finding, nearest, typed, vault_remedy
+from coldframe.controller.profiles import speed_of
+from coldframe.controller.settings import EARLIER, Finding, nearest, typed, vault_remedy
+from coldframe.units import format_size
 
 GB = 1 << 30
 DISK_WITHOUT_IMAGE = 4 * GB

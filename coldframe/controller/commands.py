@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,8 @@ from typing import Any
 from ansible import constants as C
 from ansible import context
 
-sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugins by path, not as a package
-
+from coldframe.controller.settings import EARLIER, INVENTORY, RUN, VERBS
 from coldframe.controller.terminal import ansible_playbook
-from plugins.module_utils.variables import EARLIER, INVENTORY, RUN, VERBS
 
 # What was typed and is no part of what stands belongs to the next verb too.
 ADDRESSING = ("fl_federation", "fl_results_dir")

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from plugins.module_utils.variables import VERBS, cast_value, nearest, typed
+from coldframe.controller.settings import VERBS, cast_value, nearest, typed
 
 PATH = Path(__file__).resolve().parents[2] / "group_vars" / "all" / "profiles.yml"
 

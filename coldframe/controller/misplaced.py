@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from coldframe.controller.settings import PARTITIONER_ARGUMENTS, VERBS, Finding, typed
 from fl import arguments
-from plugins.module_utils.variables import PARTITIONER_ARGUMENTS, VERBS, Finding, typed
 
 # Ansible's name for the words of an -e that belong to no variable.
 WORDS = "_raw_params"

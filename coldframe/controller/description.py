@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from plugins.module_utils.checks import Machine
-from plugins.module_utils.kinds import format_size
-from plugins.module_utils.variables import INVENTORY, Finding
+from coldframe.controller.checks import Machine
+from coldframe.controller.settings import INVENTORY, Finding
+from coldframe.units import format_size
 
 CLIENTS = "fl_client_"
 LIMITS = ("cpu", "memory", "pids", "down", "up", "delay", "jitter", "loss", "profile")

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plugins.module_utils.kinds import KINDS
-from plugins.module_utils.variables import VERBS, cast_value, nearest
+from coldframe.controller.settings import VERBS, cast_value, nearest
+from coldframe.units import KINDS
 
 YEAR = 366 * 86400  # seconds
 LIMITS = ("cpu", "memory", "down", "up", "delay", "online")

@@ -1,0 +1,13 @@
+"""Gives what our modules import the name that Ansible ships it by: no file is imported twice."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+from coldframe import machine
+
+for _path in Path(machine.__file__).parent.glob("[a-z]*.py"):
+    _module = importlib.import_module(f"coldframe.machine.{_path.stem}")
+    sys.modules[f"ansible.module_utils.{_path.stem}"] = _module
