@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from coldframe.controller.profiles import speed_of
-from coldframe.controller.settings import EARLIER, Finding, nearest, typed, vault_remedy
+from coldframe.controller.settings import EARLIER, SERVER_MEMORY, Finding, nearest, typed, vault_remedy
 from coldframe.units import format_size
 
 GB = 1 << 30
 DISK_WITHOUT_IMAGE = 4 * GB
 DISK_WITH_IMAGE = 1 * GB
 FILES = 100_000  # inodes: the images hold some 60,000 files
-SERVER_MEMORY = 700 << 20  # bytes that SuperLink, ServerApp and gateway take
 CLOCK_SKEW = 5.0  # seconds; signed requests and certificates depend on the clocks
 ENGINE_API = (1, 41)  # Docker 20.10
 PYTHON = (3, 9)
@@ -371,7 +370,7 @@ def check_disk(machine: Machine) -> list[Finding]:
 def check_memory(machine: Machine, clients: Sequence[Mapping[str, Any]]) -> list[Finding]:
     """The memory limits of the machine's clients, and the server's need, fit into it."""
     total = (machine.facts or {})["memory_total"]
-    server = SERVER_MEMORY if "fl_server" in machine.groups else 0
+    server = machine.settings.get("fl_server_memory", SERVER_MEMORY) if "fl_server" in machine.groups else 0
     limits = sum(client["memory"] for client in clients)
     if limits + server <= total:
         return []
@@ -379,6 +378,9 @@ def check_memory(machine: Machine, clients: Sequence[Mapping[str, Any]]) -> list
     need += f" and the server {format_size(server)}" if server else ""
     fair = max(total - server, 0) // max(len(clients), 1) >> 20
     remedy = f"type {typed('fl_client_memory', f'{fair}m')}, or " if fair >= 384 and clients else ""
+    left = (total - limits) >> 20
+    if server > SERVER_MEMORY <= left << 20:
+        remedy += f"type {typed('fl_server_memory', f'{left}m')}, or "
     return [
         Finding(
             f"{need}, and the machine has {format_size(total)}",

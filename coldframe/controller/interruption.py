@@ -10,6 +10,8 @@ from typing import Any
 
 # The parts that a run uses; monitoring is none of them.
 USED = ("server", "client", "agent")
+# What docker_container changes in a container that goes on.
+IN_PLACE = {"memory", "memory_swap"}
 # What docker_container says of a container that it only makes, or starts.
 HARMLESS = {"exists", "running"}
 LONG = 100  # characters
@@ -60,7 +62,8 @@ def of_container(what: str, made: Mapping[str, Any]) -> Iterator[str]:
         names -= {"image"}  # an id, of which the name says it better
     if made.get("changed") and names:
         words = [changed(name, before.get(name), after[name]) for name in sorted(names)]
-        yield f"{what} would be recreated ({'; '.join(words)})"
+        how = "would get another limit" if names <= IN_PLACE else "would be recreated"
+        yield f"{what} {how} ({'; '.join(words)})"
 
 
 def changed(name: str, before: Any, after: Any) -> str:

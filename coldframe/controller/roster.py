@@ -13,6 +13,7 @@ from coldframe.controller import profiles
 from coldframe.controller.settings import (
     CLIENT,
     RUN_CONFIG_KEYS,
+    SERVER_MEMORY,
     cast_value,
     nearest,
 )
@@ -179,6 +180,19 @@ def coldframe_size(value: object) -> int:
         return parse_size(value)
     except ValueError as error:
         raise AnsibleFilterError(f"{error}: write it like 512m or 1g") from error
+
+
+def coldframe_server_memory(given: object, machine: int) -> int:
+    """The bytes that the server's container may use: what is given, or half of the machine's memory.
+
+    Rounded, since what the kernel keeps for itself differs from one start of a machine to the next.
+
+    >>> coldframe_server_memory("", 8254390272) >> 20
+    3904
+    """
+    if given:
+        return coldframe_size(given)
+    return max(SERVER_MEMORY, int(machine) // 2 >> 26 << 26)
 
 
 def coldframe_run_config(run: Mapping[str, Any], oversubscribed: bool = False) -> dict[str, Any]:

@@ -97,6 +97,7 @@ class Variable:
 MONTH = 30 * 86400  # seconds
 CORES = 4096
 MEMORY = 16 << 40  # bytes
+SERVER_MEMORY = 700 << 20  # bytes that SuperLink, ServerApp and gateway take at least
 PIDS = 1 << 22  # the kernel's own limit
 RATE = 10**12  # bit/s
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
@@ -237,6 +238,7 @@ INVENTORY = _table(
     Variable("fl_data_dir", "path", "path/to/data", empty=True),
     Variable("fl_data_source", "choice", "auto", choices=("auto", "download", "npm", "folder")),
     Variable("fl_results_dir", "path", "results", empty=True),
+    Variable("fl_server_memory", "size", "2g", low=SERVER_MEMORY, most=MEMORY),
     Variable("fl_keep_runs", "whole", "50", low=1, most=100_000),
     Variable("fl_min_disk", "size", "4g"),
     Variable("grafana_port", "whole", "3000", low=1, high=65535),

@@ -56,7 +56,8 @@ def coldframe_inventory(
     machines = []
     for name in groups["fl_machines"]:
         facts = hostvars[name].get("machine_facts") or {}
-        engine = str((hostvars[name].get("coldframe_engine_version") or {}).get("stdout") or "").strip()
+        said = (hostvars[name].get("coldframe_engine_version") or {}).get("stdout_lines") or []
+        engine, server_memory = (str(line).strip() for line in [*said, "", ""][:2])
         roles = [role for role in ("server", "clients", "monitor") if name in groups.get(f"fl_{role}", [])]
         machines.append(
             {
@@ -68,6 +69,7 @@ def coldframe_inventory(
                 "system": (facts.get("os") or {}).get("pretty_name"),
                 "kernel": facts.get("kernel"),
                 "docker": engine or (facts.get("docker") or {}).get("version"),
+                "server_memory": int(server_memory) if server_memory.isdecimal() else None,
                 "cgroup": (facts.get("cgroup") or {}).get("version"),
                 "load": facts.get("load") if federation else None,
                 "other_containers": others(facts, federation) if federation else None,

@@ -5,22 +5,34 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
+from logging import ERROR
 from pathlib import Path
 from typing import Any
 
 import httpx
-from flwr.proto.runtime_pb2 import SendTaskHeartbeatRequest
+from flwr.common.constant import SubStatus
+from flwr.proto.runtime_pb2 import PushTaskOutputRequest, SendTaskHeartbeatRequest
+from flwr.supercore import log
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 
+from coldframe import cgroups
 from coldframe.recording.output import UNCLAIMED, VARIABLE, BoundedFile, copy_output
 
+# Added to what the kernel goes by where the container's memory is used up: the SuperLink, which all clients
+# and runs need, is to outlive the ServerApp of one run.
+OOM_SCORE = 500
+KILLED = "the ServerApp was killed by SIGKILL"
+OUT_OF_MEMORY = (
+    "the ServerApp was killed: the memory of the server's container was used up (fl_server_memory limits it)"
+)
 # How long a ServerApp may take to start before it has to speak for itself.
 START_SECONDS = 600.0
 
@@ -43,6 +55,8 @@ class Subprocess:
         process = (
             start_recorded(command, Path(state), **kwargs) if state else subprocess.Popen(command, **kwargs)
         )
+        with suppress(OSError):  # it has ended already
+            Path(f"/proc/{process.pid}/oom_score_adj").write_text(str(OOM_SCORE))
         threading.Thread(target=speak_for, args=(process, client, self.pause), daemon=True).start()
         return process
 
@@ -107,14 +121,25 @@ def speak_for(process: subprocess.Popen[bytes], client: RuntimeHttpClient, pause
     """
     deadline = time.monotonic() + START_SECONDS
     with closing(client):
+        killed = cgroups.own().oom_kills()
         while time.monotonic() < deadline:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(pause)
-                return
+                break
             try:
                 client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
             except httpx.TransportError:
                 continue  # the SuperLink is busy, or gone
             except httpx.HTTPStatusError:
                 break  # the task has ended
-    process.wait()
+        if process.wait() == -signal.SIGKILL:
+            report_death(client, cgroups.own().oom_kills() > killed)
+
+
+def report_death(client: RuntimeHttpClient, out_of_memory: bool) -> None:
+    """End the run of a ServerApp that was killed and could not say so: Flower finds it out a minute later."""
+    reason = OUT_OF_MEMORY if out_of_memory else KILLED
+    log(ERROR, reason)
+    request = PushTaskOutputRequest(sub_status=SubStatus.FAILED, details=reason)
+    with suppress(httpx.HTTPError):  # one that was stopped has ended already
+        client.PushTaskOutput(request)

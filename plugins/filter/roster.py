@@ -12,6 +12,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugi
 from coldframe.controller.roster import (
     coldframe_roster,
     coldframe_run_config,
+    coldframe_server_memory,
     coldframe_size,
     coldframe_status_table,
     state_files,
@@ -25,6 +26,7 @@ class FilterModule:
         return {
             "coldframe_roster": coldframe_roster,
             "coldframe_size": coldframe_size,
+            "coldframe_server_memory": coldframe_server_memory,
             "coldframe_run_config": coldframe_run_config,
             "coldframe_state_files": state_files,
             "coldframe_status_table": coldframe_status_table,

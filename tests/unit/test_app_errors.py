@@ -39,6 +39,18 @@ def main(grid, context):
         time.sleep(0.1)
     return [reply for reply in replies if reply.has_content()][0]
 """
+KILLED = """
+import os, signal
+from pathlib import Path
+from flwr.serverapp import ServerApp
+app = ServerApp()
+
+@app.main()
+def main(grid, context):
+    score = Path("/proc/self/oom_score_adj").read_text()
+    Path(context.run_config["out"]).write_text(f"[{score}]")
+    os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does where the memory is used up
+"""
 ADAPTED = [sys.executable, "-m", "coldframe.flower.adapters"]
 
 
@@ -72,6 +84,11 @@ def test_a_run_fails_with_its_clients_error_and_keeps_the_serverapps_output(tmp_
         run_id, reason = details[0]
         log = state / "runs" / str(run_id % 2**64) / "logs" / "serverapp.log"
         wait_until(lambda: "Exit Code" in log.read_text(), 10, "its output is not there")
+        first, app = list(details), write_app(tmp_path / "killed", CLIENT, "killed")
+        (app / "killed" / "server.py").write_text(KILLED)
+        assert started.run(app, []) == [500], "where memory is short, the kernel ends it before the SuperLink"
+        wait_until(lambda: ended() and len(details) > 1, 30, "the killed ServerApp's run does not end")
+        assert [item[1] for item in details if item not in first] == ["the ServerApp was killed by SIGKILL"]
     cause = "ModuleNotFoundError: No module named 'no_such_package' (in client.py line 4)"
     own = "IndexError: list index out of range (in server.py line 16)"
     node = reason.removeprefix(FLWR_PREFIX).partition(":")[0]

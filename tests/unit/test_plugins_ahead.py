@@ -52,6 +52,10 @@ def test_a_container_that_would_be_made_anew_is_named_with_what_of_it_differs() 
     assert harm(__fl_server_made=made) == [
         "the server on c1 would be recreated (image_name coldframe/fl:1 -> coldframe/fl:2)"
     ]
+    limit = {"changed": True, "diff": {"before": {"memory": 1 << 30}, "after": {"memory": 2 << 30}}}
+    assert harm(__fl_server_made=limit) == [
+        "the server on c1 would get another limit (memory 1073741824 -> 2147483648)"
+    ]
     assert harm(__fl_agent_made=made)[0].startswith("the agent on c1 would be recreated")
     long = {"changed": True, "diff": {"before": {"env": ["A=1"] * 40}, "after": {"env": ["A=2"] * 40}}}
     assert harm(__fl_server_made=long) == ["the server on c1 would be recreated (env)"]

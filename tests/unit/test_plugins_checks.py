@@ -331,6 +331,17 @@ def test_too_little_memory_for_the_limits():
     assert "-e fl_client_memory" not in only(checks.check_memory(machine(memory_total=GB), [client()] * 3))
 
 
+def test_memory_of_the_server_that_does_not_fit_beside_the_clients():
+    """What nobody has set is half of the machine's: that is a bound, not a need."""
+    asked = {"fl_server_memory": 6 * GB}
+    message = only(checks.check_memory(machine(memory_total=8 * GB, settings=asked), [client()] * 3))
+    assert "its 3 clients may use 3 GB and the server 6 GB, and the machine has 8 GB" in message
+    assert "type -e fl_client_memory=682m, or type -e fl_server_memory=5120m, or give it fewer" in message
+    assert checks.check_memory(machine(memory_total=8 * GB), [client()] * 7) == []
+    alone = machine("c", ("fl_clients",), memory_total=8 * GB, settings=asked)
+    assert checks.check_memory(alone, [client()] * 8) == []
+
+
 def test_more_quota_than_cores_is_a_warning_that_says_what_it_means():
     warning = checks.warn_cpu(machine(cpus=2), [client(cpu=1.0)] * 3)[0]
     assert "3 clients may use 3 cores, and it has 2: the run is recorded as oversubscribed" in warning

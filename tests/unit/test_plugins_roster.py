@@ -40,6 +40,15 @@ def test_clients_are_named_after_their_machine_and_numbered_through():
     }
 
 
+def test_server_may_use_what_is_given_or_half_of_the_machine():
+    """A machine's memory differs by some MB from one start to the next: the limit does not."""
+    of = roster.coldframe_server_memory
+    assert of("2g", 8 << 30) == 2 << 30
+    assert of("", 8 << 30) == 4 << 30
+    assert of("", (8 << 30) - (90 << 20)) == of("", (8 << 30) - (91 << 20)) == 3904 << 20
+    assert of("", 1 << 30) == of("", 0) == 700 << 20
+
+
 def test_partition_ids_stay_when_the_inventory_changes_its_order_or_grows():
     hostvars = {"a": machine(fl_client_count=2), "b": machine()}
     before = {"a-0": 0, "b-0": 1}

@@ -128,13 +128,15 @@ def test_inventory_of_a_run_joins_registration_limits_and_machines() -> None:
         "kernel": "6.1",
         "docker": {"version": "26"},
     }
-    hostvars = {"srv": {"machine_facts": facts}, "c1": {"coldframe_engine_version": {"stdout": "27"}}}
+    said = {"stdout_lines": ["26", str(2 << 30)]}
+    hostvars = {"srv": {"machine_facts": facts, "coldframe_engine_version": said}, "c1": {"coldframe_engine_version": {"stdout_lines": ["27", ""]}}}
     groups = {"fl_machines": ["srv", "c1"], "fl_server": ["srv"], "fl_clients": ["srv", "c1"]}
     found = coldframe_inventory(registered, roster, groups, hostvars)
     assert [(client["name"], client["cpu"]) for client in found["clients"]] == [("c1-0", 0.5), ("c1-1", None)]
     machine, silent = found["machines"]
     assert (machine["roles"], machine["cores"], machine["docker"]) == (["server", "clients"], 2, "26")
     assert (silent["name"], silent["cores"], silent["docker"]) == ("c1", None, "27")
+    assert [item["server_memory"] for item in found["machines"]] == [2 << 30, None]
     assert {item[key] for item in found["machines"] for key in ("load", "other_containers")} == {None}
 
 
