@@ -27,7 +27,7 @@ node build.mjs
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 COLDFRAME_REPOSITORY=$repository node render.mjs --prometheus "$url" --user coldframe --password-file "$state/monitoring/prometheus.password" \
-  --ca "$state/pki/ca.crt" --out "$work" "$@"
+  --ca "$state/pki/monitoring/ca.crt" --out "$work" "$@"
 mkdir -p "$repository/docs/img"
 for picture in "$work"/*.png; do
   "$repository/.venv/bin/python" - "$picture" "$repository/docs/img/dashboard-$(basename "$picture")" <<'PY'

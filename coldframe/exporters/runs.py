@@ -26,7 +26,7 @@ from typing import Any
 from coldframe.exporters import exposition
 from coldframe.exporters.exposition import Families, Page, labels
 from coldframe.recording.journal import Tail
-from coldframe.server.gateway import PKI
+from coldframe.server.gateway import METRICS, PKI
 
 RUNS = 20
 STATES = ("running", "completed", "failed", "diverged", "stopped")
@@ -388,6 +388,7 @@ def main(arguments: list[str]) -> int:
     """Serve on the loopback, until the end."""
     state = Path(os.environ.get("COLDFRAME_STATE", "/state"))
     certificates = {name: PKI / f"{name}.crt" for name in ("server", "ca")}
+    certificates["metrics"] = METRICS / "metrics.crt"
     page = Exporter(state, certificates).page
     guard = exposition.Guard(Path(arguments[1])) if len(arguments) > 1 else None
     exposition.Server(("127.0.0.1", int(arguments[0])), page, guard).serve_forever()

@@ -19,7 +19,11 @@ PKI = Path("/run/coldframe/pki")
 DIRECTORY = Path("/run/coldframe/gateway")
 CONFIG = DIRECTORY / "nginx.conf"
 # Not the SuperLink's own certificate, which nginx trusts: that lives and dies with the container.
-FILES = (CONFIG, DIRECTORY / "users", PKI / "server.crt", PKI / "server.key")
+METRICS = DIRECTORY / "metrics"
+FILES = (
+    *(CONFIG, DIRECTORY / "users", PKI / "server.crt", PKI / "server.key"),
+    *(METRICS / "metrics.crt", METRICS / "metrics.key"),
+)
 READ = Path("/tmp/gateway.read")
 NGINX = ("nginx", "-e", "stderr", "-c", str(CONFIG))
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import ssl
 import urllib.error
 from collections.abc import Iterator
 from datetime import datetime
@@ -120,6 +122,25 @@ def test_nothing_secret_is_in_a_metric_or_a_label(watched: WatchedLab) -> None:
     for place, text in texts.items():
         assert len(text) > 100
         assert [secret for secret in secrets if secret in text] == [], place
+
+
+def test_no_key_of_the_monitoring_can_pose_as_the_server_to_a_client(watched: WatchedLab) -> None:
+    """Clients trust another authority than Prometheus and its readers."""
+    ours, clients = watched.authority, watched.state / "pki" / "ca.crt"
+    for name in MACHINES:
+        trusted = sh(watched.hosts[name], f"cat /var/lib/coldframe/{FEDERATION}/ca/ca.crt")
+        assert trusted.strip() == clients.read_text().strip()
+    doors = [PORTS["node"], PORTS["containers"], PORTS["fl"], PORTS["prometheus"]]
+    for port, right, wrong in [*((port, ours, clients) for port in doors), (9092, clients, ours)]:
+        address = (watched.server.address, port)
+        for authority in (right, wrong):
+            context = ssl.create_default_context(cafile=str(authority))
+            with socket.create_connection(address, 5) as plain:
+                if authority is right:
+                    context.wrap_socket(plain, server_hostname=address[0]).close()
+                else:
+                    with pytest.raises(ssl.SSLCertVerificationError):
+                        context.wrap_socket(plain, server_hostname=address[0])
 
 
 def test_what_monitors_may_do_nothing_else(watched: WatchedLab) -> None:

@@ -46,7 +46,7 @@ class Work:
         if port not in self.ports:
             pytest.skip("Prometheus 3 is not tested: scripts/prometheus3.sh says why")
         address = f"https://{self.watched.server.address}:{port}"
-        authority = str(self.watched.state / "pki" / "ca.crt")
+        authority = str(self.watched.authority)
         return Prometheus(address, "coldframe", self.watched.password("prometheus"), authority)
 
 

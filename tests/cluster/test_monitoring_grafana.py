@@ -49,7 +49,7 @@ def archive(watched: WatchedLab, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def stand_in(watched: WatchedLab, path: str = "/api/health") -> dict[str, Any]:
     """What the container says that it was given, over TLS checked against the federation's authority."""
-    context = ssl.create_default_context(cafile=str(watched.state / "pki" / "ca.crt"))
+    context = ssl.create_default_context(cafile=str(watched.authority))
     url = f"https://{watched.server.address}:{GRAFANA_PORT}{path}"
     with urllib.request.urlopen(url, context=context, timeout=10) as answer:
         seen: dict[str, Any] = json.loads(answer.read())

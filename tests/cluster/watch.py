@@ -68,9 +68,14 @@ class WatchedLab(Lab):
         """A password that the controller has made: `prometheus` or `scrape`."""
         return (self.state / "monitoring" / f"{name}.password").read_text()
 
+    @property
+    def authority(self) -> Path:
+        """The certificate of the authority of the monitoring."""
+        return self.state / "pki" / "monitoring" / "ca.crt"
+
     def read(self, url: str, user: str, password: str) -> str:
         """What a server with a certificate of the federation answers to who knows the password."""
-        context = ssl.create_default_context(cafile=str(self.state / "pki" / "ca.crt"))
+        context = ssl.create_default_context(cafile=str(self.authority))
         login = base64.b64encode(f"{user}:{password}".encode()).decode()
         request = urllib.request.Request(url, headers={"Authorization": f"Basic {login}"})
         with urllib.request.urlopen(request, context=context, timeout=20) as answer:

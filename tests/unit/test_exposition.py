@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import datetime
 import http.client
+import itertools
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -89,6 +91,46 @@ def test_a_new_password_holds_at_once_and_the_old_one_no_more(tmp_path: Path) ->
     assert guard.admits(header("coldframe", "new"))
     (tmp_path / "users").unlink()
     assert guard.admits(header("coldframe", "new"))
+
+
+def test_guesses_cost_next_to_no_cpu_and_hold_up_nobody_who_knows_the_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait for one another; what is known is not hashed again. So nothing else in the server's container,
+    through whose gateway all training traffic goes, is kept from its work."""
+    guard = exposition.Guard(write_users(tmp_path, "right"))
+    assert guard.admits(header("coldframe", "right"))
+    hashes_made: list[bytes] = []
+    crypt, stop = guard._crypt, threading.Event()
+    guard._crypt = lambda *words: (hashes_made.append(words[0]), crypt(*words))[1]
+
+    def guess(name: int) -> None:
+        for number in itertools.count():
+            if stop.is_set():
+                return
+            assert not guard.admits(header("coldframe", f"{name}-{number}"))
+
+    guessers = [
+        threading.Thread(target=guess, args=(name,)) for name in range(16)
+    ]  # as many as nginx lets through
+    begin, used = time.monotonic(), time.process_time()
+    for guesser in guessers:
+        guesser.start()
+    admitted = 0
+    while time.monotonic() - begin < 1.2:
+        admitted += guard.admits(header("coldframe", "right"))
+        time.sleep(0.02)
+    seconds, used = time.monotonic() - begin, time.process_time() - used
+    tried = len(hashes_made)
+    print(f"16 guessers: {tried} guesses and {used:.3f} CPU-s in {seconds:.1f} s, {admitted} readers let in")
+    bound = seconds / exposition.WRONG_SECONDS + 1
+    monkeypatch.setattr(exposition, "WRONG_SECONDS", 0.0)
+    stop.set()
+    for guesser in guessers:
+        guesser.join()
+    assert tried <= bound
+    assert admitted > 2 * tried
+    assert used < 0.5
 
 
 def write_certificate(directory: Path, days: int = 30) -> Path:

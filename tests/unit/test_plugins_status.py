@@ -129,7 +129,10 @@ def test_inventory_of_a_run_joins_registration_limits_and_machines() -> None:
         "docker": {"version": "26"},
     }
     said = {"stdout_lines": ["26", str(2 << 30)]}
-    hostvars = {"srv": {"machine_facts": facts, "coldframe_engine_version": said}, "c1": {"coldframe_engine_version": {"stdout_lines": ["27", ""]}}}
+    hostvars = {
+        "srv": {"machine_facts": facts, "coldframe_engine_version": said},
+        "c1": {"coldframe_engine_version": {"stdout_lines": ["27", ""]}},
+    }
     groups = {"fl_machines": ["srv", "c1"], "fl_server": ["srv"], "fl_clients": ["srv", "c1"]}
     found = coldframe_inventory(registered, roster, groups, hostvars)
     assert [(client["name"], client["cpu"]) for client in found["clients"]] == [("c1-0", 0.5), ("c1-1", None)]
