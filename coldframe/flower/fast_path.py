@@ -215,6 +215,9 @@ class LeanPath:
 
         async def read(request: Request) -> Response:
             body.append(await self._fleet_body(request))
+            if scope["path"] == f"{FLEET}activate-node":
+                # It has started anew: what the process before was given died with it, and its run knows.
+                self.mail.unclaimed.pop(request.state.sender, None)
             return Response()
 
         refusal = await http_error_translator(Request(dict(scope), receive), read)

@@ -76,6 +76,7 @@ class RecordingGrid(Grid):
             message_id = message.metadata.message_id
             self._since[message_id] = activated.get(message.metadata.dst_node_id)
             self._recorder.sent(message, exchange, message_id in accepted)
+        self._recorder.connected(set(activated), exchanges[-1])
         return message_ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
@@ -132,6 +133,9 @@ class RecordingGrid(Grid):
                 continue
             now, before = activated.get(pending.message.metadata.dst_node_id), self._since.get(message_id)
             if now and before and now != before:
+                if not self._recorder.lost_with_its_client(message_id, now):
+                    self._since[message_id] = now  # it works on it, or will
+                    continue
                 error = Error(ErrorCode.NODE_UNAVAILABLE, "the client restarted before it could reply")
                 errors.append(Message(error, reply_to=pending.message))
         return errors

@@ -23,8 +23,10 @@ from typing import Any
 import numpy as np
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.app.message import remove_content_from_message
+from flwr.common.constant import ErrorCode
 
 from coldframe.recording.app_errors import readable
+from coldframe.recording.delivery import died_with_it
 from coldframe.recording.journal import Journal
 from coldframe.recording.named_grid import NO_REPLY, Client, read_roster
 from coldframe.recording.replies import LONGEST_NAME, MOST_METRICS, clean
@@ -109,6 +111,8 @@ class Recorder:
         self._offset = 0  # rounds of strategies that came before
         self._exchange: Exchange | None = None
         self._pairs: set[tuple[str, int]] = set()
+        self._seen: set[int] = set()  # nodes that were connected when messages were sent
+        self._away: set[int] = set()  # those of them that are not connected
 
     # The clients.
 
@@ -324,6 +328,25 @@ class Recorder:
         if self._round is not None and exchange.round == self._round.number:
             self._round.failures += 1
             self._round.last = time.monotonic()
+
+    @harmless
+    def connected(self, nodes: set[int], exchange: Exchange) -> None:
+        """Note who is connected when messages are sent, and who was before and is not any more.
+
+        Nobody sends a message to a client that is away: without this a run would go on without it and say
+        nothing.
+        """
+        with self._lock:
+            away = self._seen - nodes - exchange.expected
+            for node_id in sorted(away - self._away, key=self.order):
+                reason = f"the client was not connected when the phase {phase_of(exchange.kind)} began"
+                self._failed(exchange, node_id, ErrorCode.NODE_UNAVAILABLE, reason)
+            self._seen |= nodes
+            self._away = away
+
+    def lost_with_its_client(self, message_id: str, activated: str) -> bool:
+        """Say whether a client that was activated anew had fetched a message before."""
+        return died_with_it(self._roster.with_name("superlink.db"), message_id, activated)
 
     # The end of a round, and of the run.
 

@@ -96,8 +96,7 @@ def test_a_new_password_holds_at_once_and_the_old_one_no_more(tmp_path: Path) ->
 def test_guesses_cost_next_to_no_cpu_and_hold_up_nobody_who_knows_the_password(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They wait for one another; what is known is not hashed again. So nothing else in the server's container,
-    through whose gateway all training traffic goes, is kept from its work."""
+    """They wait for one another, and what is known is not hashed again: the gateway beside them goes on."""
     guard = exposition.Guard(write_users(tmp_path, "right"))
     assert guard.admits(header("coldframe", "right"))
     hashes_made: list[bytes] = []

@@ -13,7 +13,9 @@ import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
+from flwr.supercore.state.schema.linkstate_models import MessageIns
 from flwr.supercore.task_identity import TaskIdentity
+from sqlalchemy import create_engine, insert
 
 from coldframe.recording import grid as recording
 from coldframe.recording import rounds, server
@@ -123,6 +125,52 @@ def test_a_client_that_restarts_is_an_error_reply_and_is_not_waited_for(made: An
     assert [event["client"] for event in events(made, "failure")] == ["b"]
     made.fake.silent = set()
     assert len(made.grid.send_and_receive(messages())) == 2, "the next message is not held against it"
+
+
+@pytest.mark.parametrize(
+    ("fetched", "lost"),
+    [("2026-11-30T10:00:00+00:00", True), ("", False), ("2026-11-30T10:00:09+00:00", False), (None, True)],
+    ids=["before it restarted", "not yet", "after it restarted", "nobody knows"],
+)
+def test_a_client_that_restarts_is_lost_only_with_a_message_that_it_had_fetched(
+    made: Any, fetched: str | None, lost: bool
+) -> None:
+    """By Flower's own table of messages. What it had not fetched it fetches now, and not in vain."""
+    database = create_engine(f"sqlite:///{made.folder / 'superlink.db'}")
+    MessageIns.__table__.create(database)  # type: ignore[attr-defined]
+    made.fake.silent, made.fake.activated[7] = {7}, "2026-11-30T09:00:00+00:00"
+    ids = made.grid.push_messages(messages())
+    if fetched is not None:
+        with database.begin() as connection:
+            for name in ids:
+                connection.execute(insert(MessageIns).values(message_id=name, delivered_at=fetched))
+    made.grid.pull_messages(ids)
+    made.fake.activated[7] = "2026-11-30T10:00:05+00:00"
+    assert [reply.has_error() for reply in made.grid.pull_messages(ids)] == [True] * lost
+    assert [event["client"] for event in events(made, "failure")] == ["b"] * lost
+
+
+def test_a_client_that_vanishes_between_two_phases_is_a_failure_once(made: Any) -> None:
+    def train() -> None:
+        nodes = made.grid.get_node_ids()
+        made.grid.send_and_receive([Message(RecordDict(), node, "train") for node in nodes])
+
+    train()
+    assert events(made, "failure") == []
+    del made.fake.activated[7]
+    train()
+    train()
+    made.fake.activated[7] = "again"
+    train()
+    del made.fake.activated[7]
+    train()
+    failures = events(made, "failure")
+    assert [(event["round"], event["client"], event["phase"]) for event in failures] == [
+        (2, "b", "train"),
+        (5, "b", "train"),
+    ]
+    assert {event["code"] for event in failures} == {ErrorCode.NODE_UNAVAILABLE}
+    assert failures[0]["reason"] == "the client was not connected when the phase train began"
 
 
 def test_who_is_too_late_is_a_failure_of_this_client(made: Any) -> None:
