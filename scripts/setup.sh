@@ -57,7 +57,7 @@ fi
 
 # --- virtual environment ---------------------------------------------------------------------------------------------
 # One for each set of packages. --dev has all that the verbs need, so a checkout that has it keeps it.
-key=$( { cat requirements.txt scripts/setup.sh; "$python" -VV; uname -m; } | sha256sum | cut -c1-12)
+key=$( { cat requirements.txt collections/bundle.txt scripts/setup.sh; "$python" -VV; uname -m; } | sha256sum | cut -c1-12)
 devkey=$(sha256sum requirements-dev.txt | cut -c1-12)
 venv=$cache/venvs/$key${mode:+-$mode}
 if [ -z "$mode" ] && [ "$(readlink .venv 2>/dev/null)" = "$venv-dev" ] && [ -e "$venv-dev/.controller" ]; then
@@ -84,9 +84,8 @@ if [ ! -e "$venv/.controller" ]; then
   pip_install -r "$venv/controller.txt"
   # The ansible bundle is 50 MB of collections; these four are all that is used.
   say "Ansible collections"
-  bundle=12.3.0
-  "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info >= (3, 12))' || bundle=14.5.0
-  "$venv/bin/python" -m pip download --disable-pip-version-check -q --no-deps --dest "$venv/bundle" "ansible==$bundle" 2>"$venv/pip.err" || { cat "$venv/pip.err" >&2; die "the ansible bundle $bundle could not be fetched"; }
+  "$venv/bin/python" -m pip download --disable-pip-version-check -q --no-deps --require-hashes --only-binary=:all: --dest "$venv/bundle" -r collections/bundle.txt 2>"$venv/pip.err" ||
+    { cat "$venv/pip.err" >&2; die "the bundle of Ansible's collections could not be fetched, or is another than collections/bundle.txt says: see above"; }
   "$venv/bin/python" - "$venv"/bundle/ansible-*.whl <<'PY'
 import sys, sysconfig, zipfile
 wanted = tuple(f"ansible_collections/{name}/" for name in

@@ -82,7 +82,9 @@ def _names(item: x509.Certificate | x509.CertificateSigningRequest) -> set[x509.
 
 def certificates_last(directory: Path, days: int, now: datetime) -> bool:
     """Say whether all certificates that this controller has signed last for so many days more."""
-    signed = [path for name in ("server.crt", "metrics.crt", "machines/*.crt") for path in directory.glob(name)]
+    signed = [
+        path for name in ("server.crt", "metrics.crt", "machines/*.crt") for path in directory.glob(name)
+    ]
     ends = (x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc for path in signed)
     return all(end - now > timedelta(days=days) for end in ends)
 

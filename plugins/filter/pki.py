@@ -12,6 +12,7 @@ from coldframe.controller.certificates import (
     coldframe_certificate_fits,
     coldframe_request_asks_for,
 )
+from coldframe.controller.openpgp import coldframe_key_fingerprints
 
 
 class FilterModule:
@@ -22,4 +23,5 @@ class FilterModule:
         return {
             "coldframe_certificate_fits": coldframe_certificate_fits,
             "coldframe_request_asks_for": coldframe_request_asks_for,
+            "coldframe_key_fingerprints": coldframe_key_fingerprints,
         }

@@ -47,6 +47,23 @@ def test_image_and_controller_hold_the_same_versions() -> None:
     assert image == {name: controller.get(name) for name in image}
 
 
+def test_every_package_of_the_image_but_torch_is_locked_with_hashes() -> None:
+    """`scripts/lock.sh` makes the file anew. The hashes are those of all indexes, so none is named."""
+    text = (ROOT / "coldframe" / "requirements.lock").read_text(encoding="utf-8")
+    blocks = re.findall(
+        r"^([a-z][\w.-]*)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", text, re.MULTILINE
+    )
+    locked = {name: version for name, version, _ in blocks}
+    assert len(blocks) == len(re.findall(r"^[a-z]", text, re.MULTILINE)) > 50
+    assert "://" not in text
+    image = pins(ROOT / "coldframe" / "requirements.txt")
+    assert locked.keys() & {"torch", "torchvision"} == set()
+    assert {name: version for name, version in image.items() if not name.startswith("torch")} == {
+        name: locked.get(name) for name in image if not name.startswith("torch")
+    }
+    assert locked["pip"] == pins(ROOT / "requirements.txt")["pip"]
+
+
 def test_group_vars_name_the_images_versions() -> None:
     assert versions() == pins(ROOT / "coldframe" / "requirements.txt")
 

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from coldframe.controller.certificates import coldframe_certificate_fits, coldframe_request_asks_for
+from coldframe.controller.openpgp import coldframe_key_fingerprints
 from coldframe.keys import signing_request
 
 AUTHORITY = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority")])
@@ -121,3 +122,44 @@ SAN = x509.SubjectAlternativeName([x509.DNSName("localhost")])
 def test_a_request_for_anything_else_is_not_signed(asked: str) -> None:
     assert coldframe_request_asks_for(request(SAN), "server", ["DNS:localhost"])
     assert not coldframe_request_asks_for(asked, "server", ["DNS:localhost"])
+
+
+# Made by gpg: a key that signs, with a subkey that encrypts.
+KEY = """\
+-----BEGIN PGP PUBLIC KEY BLOCK-----
+
+mDMEaw21RRYJKwYBBAHaRw8BAQdAeo8+4LmFWnvfihRlLel8h+3z9b3BB7PvbqzK
+IYXdRZy0F3Rlc3QgPHRlc3RAZXhhbXBsZS5vcmc+iJAEExYIADgWIQTdzVfQHVr6
+5dVG1+BPcPu9YTenOQUCaw21RQIbAwULCQgHAgYVCgkICwIEFgIDAQIeAQIXgAAK
+CRBPcPu9YTenOWbTAP4z6DmhtbpbQPkD99jvgpVpEUm++MlUKR+dQXXh7NiwXgD/
+bwOxinVhtZvQCoZ3YLXsRjzOc198vDT+H6Tc22XaowO4OARrDbVFEgorBgEEAZdV
+AQUBAQdA6VH4RDHcd2dp6Uh7ThTt7uMBdLPyYcscON7uP0GOklgDAQgHiHgEGBYI
+ACAWIQTdzVfQHVr65dVG1+BPcPu9YTenOQUCaw21RQIbDAAKCRBPcPu9YTenOSAK
+APsG2bEVpuSy2U+M9lAWrlIk88+i57wTM+dFzbwPUpVPBgD/YhTuIYZtDUFJHsuF
+j/KGBPpYSq9yg4A6iZJNm/tbPAE=
+=xKjg
+-----END PGP PUBLIC KEY BLOCK-----
+"""
+FINGERPRINT = "DDCD57D01D5AFAE5D546D7E04F70FBBD6137A739"
+
+
+def test_fingerprints_of_keys_are_those_that_gpg_shows() -> None:
+    """Of each key in the text: one that is added to the right one does not go unseen."""
+    assert coldframe_key_fingerprints(KEY) == [FINGERPRINT]
+    assert coldframe_key_fingerprints(KEY.replace("\n", "\r\n")) == [FINGERPRINT]
+    assert coldframe_key_fingerprints(KEY + KEY) == [FINGERPRINT] * 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "<html>sign in first</html>",
+        KEY[:200],
+        KEY.replace("mDMEaw21", "mDMEaw22"),
+        KEY.replace("mDME", "!"),
+    ],
+    ids=["nothing", "a page", "cut", "another key", "no base64"],
+)
+def test_another_text_has_not_the_fingerprint(text: str) -> None:
+    assert FINGERPRINT not in coldframe_key_fingerprints(text)
