@@ -54,7 +54,7 @@ EXAMPLES = r"""
   deployed:
     root: /var/lib/coldframe/coldframe
     federation: coldframe
-    data: /var/lib/coldframe/data/mnist
+    data: /var/lib/coldframe/coldframe/data/mnist
     plan: "{{ coldframe_plan.deployment }}"
   become: true
 """

@@ -412,7 +412,7 @@ def deployment(path: str, federation: str, data: str, images: list[str]) -> dict
     noted = read_record(root) if federation else {}
     if not noted:
         return {"noted": {}, "found": {}}
-    directory = Path(path) / "data" / Path(data).name if data else None
+    directory = root / "data" / Path(data).name if data else None
     return {"noted": noted, "found": look(root, federation, directory, images)}
 
 

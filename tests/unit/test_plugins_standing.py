@@ -16,6 +16,7 @@ def federation(tmp_path: Path) -> Path:
         *("ca/ca.crt", "keys/one-0", "clients/one-0.json", "gateway/nginx.conf", "server/clients.json"),
         *(
             "server/superlink.db",
+            "data/mnist/train_x.npy",
             "scratch/one-0/runs/7/app/files/a.npz",
             "agent/limits/one-0.json",
             "prometheus/data/wal",
@@ -33,6 +34,7 @@ def federation(tmp_path: Path) -> Path:
     "name",
     [
         "server/superlink.db",
+        "data/mnist/train_x.npy",  # it has a digest of its own
         "scratch/one-0/runs/7/app/files/a.npz",
         "agent/limits/one-0.json",
         "prometheus/data/wal",
