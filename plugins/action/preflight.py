@@ -22,7 +22,7 @@ from ansible.utils.vars import load_extra_vars
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugins by path, not as a package
 
-from coldframe.controller import certificates, checks, commands, purge, throttle, training_set
+from coldframe.controller import certificates, checks, commands, purge, resolution, throttle, training_set
 from coldframe.controller import description as described
 from coldframe.controller.checks import Machine
 from coldframe.controller.misplaced import misplaced
@@ -182,6 +182,8 @@ class ActionModule(ActionBase):
         monitor = next((m.name for m in machines if "fl_monitor" in m.groups), server.name if server else "")
         if verb == "site":
             findings += checks.check_identity(answered)
+            monitored = server is not None and server.settings.get("fl_monitoring", True)
+            findings += resolution.check_resolution(machines, monitor if monitored else "")
             builder = str(
                 (server.settings.get("fl_image_builder") if server else "") or (server.name if server else "")
             )

@@ -16,6 +16,7 @@ from coldframe.controller.monitoring import (
     coldframe_target_files,
     coldframe_targets,
 )
+from coldframe.controller.resolution import coldframe_names
 
 
 class FilterModule:
@@ -26,6 +27,7 @@ class FilterModule:
         return {
             "coldframe_certificate_names": coldframe_certificate_names,
             "coldframe_host": coldframe_host,
+            "coldframe_names": coldframe_names,
             "coldframe_ports": coldframe_ports,
             "coldframe_target_files": coldframe_target_files,
             "coldframe_targets": coldframe_targets,

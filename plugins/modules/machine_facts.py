@@ -50,6 +50,11 @@ options:
     type: list
     elements: str
     default: []
+  names:
+    description: Names of machines; how each can be resolved here is returned, as C(resolved).
+    type: list
+    elements: str
+    default: []
   limits:
     description: Ask the federation's agent for the limits that its clients have now.
     type: bool
@@ -406,6 +411,16 @@ def netem() -> bool:
     )
 
 
+def resolved(name: str) -> str:
+    """How a name is resolved: by C(dns), by the hosts file alone (C(hosts)), or not at all; C(unknown) where
+    nobody can tell."""
+    if not shutil.which("getent"):
+        return "unknown"
+    if command("getent", "-s", "dns", "ahosts", name)[0] == 0:
+        return "dns"
+    return "hosts" if command("getent", "ahosts", name)[0] == 0 else ""
+
+
 def deployment(path: str, federation: str, data: str, images: list[str]) -> dict[str, Any]:
     """What a federation's last deployment has noted of itself, and if it has, what is found now."""
     root = Path(path) / federation
@@ -471,6 +486,7 @@ def main() -> None:
             "federation": {"type": "str", "default": ""},
             "data": {"type": "str", "default": ""},
             "images": {"type": "list", "elements": "str", "default": []},
+            "names": {"type": "list", "elements": "str", "default": []},
             "limits": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
@@ -496,6 +512,7 @@ def main() -> None:
         machine_id=hashlib.sha256(identity.encode()).hexdigest()[:16] if identity else "",
         address=address(),
         netem=netem(),
+        resolved={name: resolved(name) for name in module.params["names"]},
         agent=limits(module.params["path"], module.params["federation"]) if module.params["limits"] else {},
         deployment=deployment(*(module.params[name] for name in ("path", "federation", "data", "images"))),
         calibration=json.loads(read(f"{module.params['path']}/calibration.json") or "{}"),

@@ -107,3 +107,11 @@ def test_the_file_system_of_a_path_that_is_not_there_yet_is_its_parents(tmp_path
     found = facts.disk(str(tmp_path / "a" / "b"))
     assert found["path"] == str(tmp_path)
     assert found["device"] == tmp_path.stat().st_dev and found["free"] > 0
+
+
+def test_a_name_of_dns_is_told_from_one_of_the_hosts_file(monkeypatch):
+    """By glibc's own command: this machine's hosts file names the loopback, and no DNS knows .invalid."""
+    assert facts.resolved("localhost") in ("hosts", "dns")
+    assert facts.resolved("nobody.invalid") == ""
+    monkeypatch.setattr(facts.shutil, "which", lambda _name: None)
+    assert facts.resolved("localhost") == "unknown"
