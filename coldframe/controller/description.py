@@ -204,19 +204,33 @@ def describe(
 
 
 def newest(machines: Iterable[Machine], federation: str) -> tuple[Description, str]:
-    """Return the last description that a machine with containers of the federation has, and the deployment's
-    plan; both empty where there is none: nothing stands, or an older version has deployed it."""
-    found: list[tuple[dict[str, Any], str]] = []
+    """Return the description that the server's machine has, and the deployment's plan.
+
+    Where it has none (the server is about to move there, or it does not answer), the last one that a machine
+    with containers of the federation has. So no machine of clients decides what verbs follow while the
+    server's answers. Both are empty where there is none: nothing stands, or an older version has deployed it.
+    """
+    found: list[tuple[bool, dict[str, Any], str]] = []
     for machine in machines:
         facts = machine.facts or {}
         noted = facts.get("deployment", {}).get("noted", {})
         containers = facts.get("docker", {}).get("containers", [])
-        if noted.get("description") and any(item["federation"] == federation for item in containers):
-            found.append((noted["description"], str(noted["plan"])))
+        if is_whole(noted.get("description")) and any(
+            item["federation"] == federation for item in containers
+        ):
+            found.append(("fl_server" in machine.groups, noted["description"], str(noted["plan"])))
     if not found:
         return Description(), ""
-    last, plan = max(found, key=lambda item: float(item[0]["time"]))
+    _, last, plan = max(found, key=lambda item: (item[0], float(item[1]["time"])))
     return Description(last["machines"], last["roster"], last["typed"]), plan
+
+
+def is_whole(description: object) -> bool:
+    """Whether what a machine has is a description, and not something else that somebody has put there."""
+    kinds = {"time": int | float, "machines": Mapping, "roster": list, "typed": Mapping}
+    return isinstance(description, Mapping) and all(
+        isinstance(description.get(key), kind) for key, kind in kinds.items()
+    )
 
 
 def to_set(

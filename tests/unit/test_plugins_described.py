@@ -177,3 +177,32 @@ def test_of_several_descriptions_the_last_counts_and_without_containers_none() -
         "a", facts={"deployment": {"noted": {"plan": "p"}}, "docker": {"containers": [{"federation": "lab"}]}}
     )
     assert not described.newest([old], "lab")[0]
+
+
+def test_the_servers_machine_has_the_say_and_what_is_no_description_is_none() -> None:
+    """A machine of clients that names a later time changes nothing for the others."""
+
+    def machine(name, group, description):
+        noted = {"plan": name, "description": description}
+        facts = {"deployment": {"noted": noted}, "docker": {"containers": [{"federation": "lab"}]}}
+        return Machine(name, frozenset({group}), facts=facts)
+
+    def described_at(time, **changes):
+        return {
+            "time": time,
+            "machines": {"a": {"settings": {"at": time}}},
+            "roster": [],
+            "typed": {},
+            **changes,
+        }
+
+    server, client = (
+        machine("srv", "fl_server", described_at(1)),
+        machine("c1", "fl_clients", described_at(9e9)),
+    )
+    for order in ([server, client], [client, server]):
+        assert described.newest(order, "lab")[1] == "srv"
+    moving = machine("srv", "fl_server", None)
+    assert described.newest([moving, client], "lab")[1] == "c1"
+    for torn in ("x", [], described_at("x"), described_at(5, roster="x"), described_at(5, machines=[])):
+        assert described.newest([machine("c1", "fl_clients", torn)], "lab")[1] == ""
