@@ -6,6 +6,10 @@ of one. Each tenth task raises, calls os._exit, is killed, takes more memory tha
 it), hangs past the time to live of its message, dies while it replies, or leaves threads and processes
 behind. It has to fail with the right reason, and the next one has to work. Compared are the client's
 processes, threads, open files and memory after the first twenty tasks and after the last.
+
+With `--runs N` it is the server that endures: N runs of an app with a model of 4.6 MB and three exchanges, on
+one SuperLink with TLS, its executor, the FL exporter, which is read after each run, and two clients. Compared
+are memory, threads, open files and disk after the first ten runs and after the last, when the server is idle.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import endurance_server  # noqa: E402
 from tests.unit.flower import Federation, federation, wait_until, write_app  # noqa: E402
 
 TASKS, FIRST = 200, 20
@@ -177,10 +182,15 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="100 tasks with all cores, 60 with a tenth of one"
     )
+    parser.add_argument("--runs", type=int, metavar="N", help="so many runs of a server instead")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
     arguments = parser.parse_args()
     where = {"cores": os.cpu_count(), "load_before": os.getloadavg()[0]}
     figures: dict[str, dict[str, float]] = {}
+    if arguments.runs:
+        figures = endurance_server.endure(arguments.runs)
+        write(arguments.json, figures, where)
+        return
     group = Group(f"coldframe-endurance-{os.getpid()}")
     group.limit(memory=MEMORY)
     try:
@@ -197,8 +207,13 @@ def main() -> None:
             group.limit(cpu=float(os.cpu_count() or 1))  # so that it can end quickly
     finally:
         group.remove()
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"figures": figures, "ratios": {}, "machine": where}, indent=1))
+    write(arguments.json, figures, where)
+
+
+def write(path: Path | None, figures: dict[str, dict[str, float]], where: dict[str, Any]) -> None:
+    """Write the figures, if there is a file for them."""
+    if path:
+        path.write_text(json.dumps({"figures": figures, "ratios": {}, "machine": where}, indent=1))
 
 
 if __name__ == "__main__":

@@ -101,6 +101,11 @@ def keep_freed_memory(megabytes: int | None = None) -> None:
         libc.mallopt(_M_ARENA_MAX, 1)
 
 
+def give_back_memory() -> None:
+    """Have malloc give the kernel all that is free, wherever it lies."""
+    ctypes.CDLL(None).malloc_trim(0)
+
+
 def thread_count() -> int:
     """Return the number of threads of this process, those of C libraries included."""
     return len(list(Path("/proc/self/task").iterdir()))

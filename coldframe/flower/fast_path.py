@@ -49,6 +49,7 @@ from coldframe.flower.object_batches import (
     PushAnswers,
     PushRequests,
 )
+from coldframe.supervise import give_back_memory
 
 # How long a request for something that is not there yet is held. Whoever asks has a time limit of 30 s.
 HOLD_SECONDS = 5.0
@@ -56,6 +57,9 @@ HOLD_SECONDS = 5.0
 SERVERAPP_HOLD_SECONDS = 2.0
 # A message whose sender has stopped pushing its objects is handed out as it is, as flwr does.
 STALLED_SECONDS = 60.0
+
+# A SuperLink through which no object has gone for so long gives back the memory that they took.
+REST_SECONDS = 30.0
 
 FLEET = "/v1/fleet/"
 BODY_BYTES = 4 << 20  # of a Fleet call; a message's tree has some 70 bytes per object
@@ -167,6 +171,7 @@ class LeanPath:
         # One at a time: the interpreter runs one at a time anyway, and SQLite would make writers wait.
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="lean-path")
         self.loop: asyncio.AbstractEventLoop | None = None
+        self.worked: float | None = None  # when an object was stored; None since memory was given back
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a known call, hand on any other."""
@@ -236,6 +241,12 @@ class LeanPath:
         """Run a function in the worker thread, away from the event loop."""
         assert self.loop is not None
         return await self.loop.run_in_executor(self.worker, function)
+
+    async def rest(self) -> None:
+        """Give back the memory of a run that has ended: else a server has the most that any run took."""
+        if self.worked is not None and time.monotonic() - self.worked > REST_SECONDS:
+            self.worked = None
+            await self.work(give_back_memory)
 
     def ring_from_thread(self, receiver: Hashable) -> None:
         """Wake the requests that are held for a receiver, from outside the event loop."""
@@ -352,6 +363,7 @@ async def push_objects(path: LeanPath, request: Request, handle: Handle) -> Answ
     """Store objects."""
     charge(path, request, request.state.batch)
     answers: Any = await path.work(handle)
+    path.worked = time.monotonic()
     for item, answer in zip(request.state.batch, answers, strict=True):
         if answer.stored:
             path.mail.arrived(item.object_id)
@@ -431,6 +443,7 @@ async def push_object(path: LeanPath, request: Request, handle: Handle) -> Answe
     """Store an object."""
     charge(path, request, [request.state.protobuf_request])
     response: Any = await path.work(handle)
+    path.worked = time.monotonic()
     if response.stored:
         path.mail.arrived(request.state.protobuf_request.object_id)
     return response
@@ -460,6 +473,8 @@ async def pull_as_node(path: LeanPath, request: Request, handle: Handle) -> Answ
     if response.messages_list:
         path.mail.unclaimed[node_id] = response
         path.mail.stored.pop((response.messages_list[0].metadata.run_id, node_id), None)
+    else:
+        await path.rest()
     return response
 
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from coldframe.keys import own_certificate
+
 ROOT = Path(__file__).parents[2]
 
 MANIFEST = """
@@ -71,12 +73,26 @@ def main(grid, context):
 
 @dataclass
 class Federation:
-    """A SuperLink with its nodes; every process is ended by `stop`, by its id."""
+    """A SuperLink with its nodes; every process is ended by `stop`, by its id.
+
+    With `authenticate` there is TLS, and only nodes with a registered key are let in.
+    """
 
     home: Path
     environment: dict[str, str] = field(default_factory=dict)
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     link_port: int = 0
+    certificate: Path | None = None
+
+    def authenticate(self) -> None:
+        """Make a certificate for the SuperLink, before it is started."""
+        self.certificate = self.home / "superlink.crt"
+        own_certificate(self.certificate, self.home / "superlink.key", ["DNS:localhost", "IP:127.0.0.1"])
+
+    @property
+    def trust(self) -> list[str]:
+        """The options of who calls the SuperLink."""
+        return ["--root-certificates", str(self.certificate)] if self.certificate else ["--insecure"]
 
     def start(self, name: str, command: list[str], **environment: str) -> subprocess.Popen[bytes]:
         """Start one process; its output goes to `<home>/<name>.log`."""
@@ -96,11 +112,16 @@ class Federation:
     def start_link(self, command: list[str], *options: str) -> None:
         """Start a SuperLink, which starts its ServerApps itself unless told otherwise, till it answers."""
         self.link_port = free_port()
+        security = ["--insecure"]
+        if self.certificate:
+            key = self.certificate.with_suffix(".key")
+            security = ["--ssl-certfile", str(self.certificate), "--ssl-keyfile", str(key)]
+            security += ["--ssl-ca-certfile", str(self.certificate), "--enable-supernode-auth"]
         self.start(
             "superlink",
             [
                 *command,
-                "--insecure",
+                *security,
                 "--port",
                 str(self.link_port),
                 "--disable-runtime-dependency-installation",
@@ -108,23 +129,26 @@ class Federation:
             ],
         )
         wait_for_port(self.link_port)
+        trust = f'root-certificates = "{self.certificate}"' if self.certificate else "insecure = true"
         (self.home / "config.toml").write_text(
             f'[superlink]\ndefault = "test"\n[superlink.test]\naddress = "127.0.0.1:{self.link_port}"\n'
-            "insecure = true\n"
+            f"{trust}\n"
         )
 
     def start_node(
-        self, command: list[str], executor: list[str], **environment: str
+        self, command: list[str], executor: list[str], key: Path | None = None, **environment: str
     ) -> subprocess.Popen[bytes]:
-        """Start a SuperNode in process isolation and its executor; return the executor."""
+        """Start a SuperNode in process isolation, with a key or without, and its executor; return that."""
         port = free_port()
         secret = self.home / f"secret-{port}"
         secret.write_bytes(secrets.token_bytes(32))
         auth = ["--superexec-auth-secret-file", str(secret)]
-        link = ["--insecure", "--superlink", f"127.0.0.1:{self.link_port}"]
+        link = [*self.trust, "--superlink", f"127.0.0.1:{self.link_port}"]
+        link += ["--auth-supernode-private-key", str(key)] if key else []
         self.start(
             f"supernode-{port}",
             [*command, *link, "--host", "127.0.0.1", "--port", str(port), "--isolation", "process", *auth],
+            **environment,
         )
         wait_for_port(port)
         return self.start(

@@ -265,7 +265,7 @@ def test_a_reply_that_is_none_is_its_senders_failure(
 def test_a_node_that_starts_anew_is_not_given_again_what_its_run_has_given_up(link: Link) -> None:
     """What a node was sent and has not begun to fetch is sent again, unless its process has died with it."""
     path = link.app.middleware_stack
-    while not isinstance(path, leanpath.LeanPath):
+    while not isinstance(path, fast_path.LeanPath):
         path = path.app
     sent = fleet_pb2.PullMessagesResponse()
     sent.messages_list.add().metadata.message_id = "f" * 64
