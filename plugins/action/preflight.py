@@ -170,9 +170,11 @@ class ActionModule(ActionBase):
                 findings += training_set.check_training_set(values, folder, len(roster), cache / "data")
 
         # An earlier run can be fetched or stopped, too, while other machines than the server are away.
-        spared = server.name if server and any(values.get(name) for name in EARLIER) else ""
+        alone = verb == "connect" or any(values.get(name) for name in EARLIER)
+        spared = server.name if server and alone else ""
         for finding in checks.check_answers(machines):
-            if verb in ("status", "teardown") or (spared and finding.machine != spared):
+            without = verb in ("status", "teardown") or values.get("close")
+            if without or (spared and finding.machine != spared):
                 warnings.append(str(finding))
             else:
                 findings.append(finding)
