@@ -17,7 +17,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugi
 
 from coldframe.controller.connection import ConnectionFailed, open_connection
 
-RELAY = ("python3", "-m", "coldframe.relay")
+RELAY = ("python3", "-m", "coldframe.server.relay")
 
 
 class ActionModule(ActionBase):

@@ -1,6 +1,6 @@
 """Passes one connection to the SuperLink on, between the standard streams and the container's loopback.
 
-    docker exec -i <federation>-server python3 -m coldframe.relay
+    docker exec -i <federation>-server python3 -m coldframe.server.relay
 
 connect.yml starts one for each connection that a `flwr` command opens on the controller: the SuperLink stays
 on the loopback, and nothing listens for it anywhere else. What is passed on is the client's own TLS.
@@ -22,7 +22,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-from coldframe.server import SUPERLINK, SUPERLINK_CERTIFICATE
+from coldframe.server.container import SUPERLINK, SUPERLINK_CERTIFICATE
 
 BEGIN = b"BEGIN\n"
 GREETING = b"COLDFRAME-CONTROL "
