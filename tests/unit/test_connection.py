@@ -122,9 +122,13 @@ def test_a_way_that_has_changed_is_taken_anew(link: Link, place: Path) -> None:
 
 
 @pytest.mark.parametrize("asks", [True, False], ids=["asks", "does not ask"])
-def test_sudo_is_told_its_password_and_the_server_never(link: Link, place: Path, asks: bool) -> None:
+def test_sudo_is_told_its_password_and_the_server_never(
+    link: Link, place: Path, tmp_path: Path, asks: bool
+) -> None:
     """Sudo reads a line, or, where it remembers, none; and what the shell says first is no greeting."""
-    before = "echo BECOME-SUCCESS-abc;" + ('read -r word; [ "$word" = "se cret" ] || exit 1;' if asks else "")
+    (tmp_path / "password").write_text("se cret")
+    sudo = f'read -r word; [ "$word" = "$(cat {tmp_path}/password)" ] || exit 1;'
+    before = f"echo BECOME-SUCCESS-abc; {sudo if asks else ''}"
     opened = open_connection(place, "cold", link.relay(before), "se cret")
     assert ask(opened["port"], place / "superlink.crt", b"a") == b"A"
     assert not any(b"se cret" in path.read_bytes() for path in place.iterdir())

@@ -47,7 +47,7 @@ def test_it_is_opened_by_docker_exec_and_says_what_matters_to_flwr(connect, tmp_
         code, output, opened = connect(link.relay(), **proxy)
         assert code == 0, output
         called = (tmp_path / "called").read_text().split()
-        assert called == "exec --interactive lab-server python3 -m coldframe.server.relay".split()
+        assert called == ["exec", "--interactive", "lab-server", "python3", "-m", "coldframe.server.relay"]
         assert opened["changed"] and opened["proxied"]
         assert ask(opened["port"], tmp_path / "connection" / "superlink.crt", b"a") == b"A"
         code, output, again = connect(link.relay(), **proxy | {"NO_PROXY": "127.0.0.1"})

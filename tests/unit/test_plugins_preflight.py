@@ -409,7 +409,7 @@ def test_an_app_is_packed_before_anything_is_changed_and_judged(preflight, tmp_p
     code, output, plan = preflight(given, wrong, *cache, verb="run")
     assert code != 0 and plan is None
     for words in (
-        'num-server-rounds="2", which is a text, and [tool.flwr.app.config] of tests/cluster/apps/counting has a',
+        'num-server-rounds="2", which is a text, and [tool.flwr.app.config] of tests/cluster/apps/counting',
         """type -e '{"run_config": {"num-server-rounds": 2}}'""",
         "did you mean step?",
         "Nothing was changed.",
