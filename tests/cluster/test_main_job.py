@@ -552,7 +552,8 @@ def test_flowers_own_command_works_through_a_connection_that_nobody_else_sees(fe
         return done.stdout + done.stderr
 
     output = federation.must("connect.yml").output
-    assert "flwr run . coldframe --stream" in output
+    for words in ("flwr run . coldframe --stream", "flwr stop RUN_ID coldframe", "-e collect=RUN_ID"):
+        assert words in output
     port = re.findall(r"127\.0\.0\.1:(\d+)", output)[0]
     ours = subprocess.run(["ss", "-ltnH"], capture_output=True, text=True, check=True).stdout.split()
     assert [word for word in ours if word.endswith(f":{port}")] == [f"127.0.0.1:{port}"]
