@@ -6,8 +6,8 @@ connect.yml opens it. A process of the user's on the controller listens on 127.0
 connection that it accepts, a command that reaches the server's container (over SSH, or docker alone) and
 passes the bytes on there (`coldframe.server.relay`). Between two uses nothing of it is on the machine.
 
-DIRECTORY, the user's own, holds `lock` (held while the process lives), `state.json` (its id, port and
-command), `superlink.crt` (what `flwr` trusts; the TLS is between `flwr` and the SuperLink) and `log`.
+DIRECTORY, the user's own, holds `lock` (with the process's id, and held while it lives), `state.json` (its
+port and command), `superlink.crt` (what `flwr` trusts: its TLS ends at the SuperLink) and `log`.
 
 Any user of the controller can connect to a port of its loopback, and Control asks nobody who they are: so a
 connection is only accepted if the process at its other end is the same user's.
@@ -253,6 +253,16 @@ def is_open(directory: Path) -> bool:
         return not free
 
 
+def holder(directory: Path) -> int | None:
+    """Return the id of the process that holds the lock; None where it has just ended or begun."""
+    try:
+        pid = int((directory / "lock").read_text(encoding="ascii"))
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (OSError, ValueError):
+        return None
+    return pid if os.fsencode(directory) in words else None
+
+
 def clear(directory: Path, name: str) -> None:
     """Remove the named connection, if it is this one's."""
     file = Path(read_state(directory).get("config") or flower_config.path())
@@ -301,7 +311,8 @@ def open_connection(directory: Path, name: str, command: Sequence[str], answer: 
         raise ConnectionFailed(why)
     state = read_state(directory)
     if is_open(directory):
-        same = state["command"] == list(command) and state["config"] == str(flower_config.path())
+        config = str(flower_config.path())
+        same = state.get("command") == list(command) and state.get("config") == config
         if same and answers(directory, name):
             return {**state, "changed": False}
         close_connection(directory, name)
@@ -362,15 +373,15 @@ def close_connection(directory: Path, name: str) -> bool:
         If the process does not end.
     """
     was_open = is_open(directory)
-    if was_open:
-        os.kill(int(read_state(directory)["pid"]), signal.SIGTERM)
-        deadline = time.monotonic() + 20
-        while is_open(directory):
-            if time.monotonic() > deadline:
-                raise ConnectionFailed(
-                    f"its process does not end: type kill -9 {read_state(directory)['pid']}"
-                )
-            time.sleep(0.05)
+    deadline, told = time.monotonic() + 20, 0
+    while is_open(directory):
+        pid = holder(directory)
+        if pid and pid != told:
+            os.kill(pid, signal.SIGTERM)
+            told = pid
+        if time.monotonic() > deadline:
+            raise ConnectionFailed(f"its process does not end: type kill -9 {pid}")
+        time.sleep(0.05)
     clear(directory, name)
     return was_open
 
@@ -389,6 +400,7 @@ def serve(directory: Path) -> int:
         try:
             if not free:
                 raise ConnectionFailed("another call of connect.yml is opening it: type it again")
+            (directory / "lock").write_text(str(os.getpid()), encoding="ascii")
             asyncio.run(server.serve(ready))
         except (ConnectionFailed, OSError, ValueError) as error:
             print(error, flush=True)

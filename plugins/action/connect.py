@@ -60,6 +60,8 @@ class ActionModule(ActionBase):
         if become and not self._is_same_user():
             answer = str(become.get_option("become_pass", playcontext=self._play_context) or "")
             text = become.build_become_command(text, connection._shell)
+            # Ansible's mark is another one each time, and the same command finds the connection that is open.
+            text = text.replace(become._id, "coldframe")
         if connection.transport == "local":
             return ["/bin/sh", "-c", text], answer
         if connection.transport != "ssh":

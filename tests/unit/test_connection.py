@@ -169,6 +169,16 @@ def test_a_connection_that_was_killed_is_cleared_away(link: Link, place: Path) -
     assert "cold" not in flower_config.connections(flower_config.path().read_text())
 
 
+def test_a_process_that_only_has_its_id_is_never_ended(link: Link, place: Path) -> None:
+    """The lock's file was left by a process of before, whose id is another's now."""
+    open_connection(place, "cold", link.relay())
+    pid = (place / "lock").read_text()
+    (place / "lock").write_text(str(os.getpid()))
+    assert connection.holder(place) is None
+    (place / "lock").write_text(pid)
+    assert connection.holder(place) == int(pid)
+
+
 def test_only_the_lines_of_the_connection_change(tmp_path: Path) -> None:
     entry = {"address": "127.0.0.1:7", "root-certificates": "/a b/c.crt"}
     once = flower_config.put(MINE, "cold", entry)

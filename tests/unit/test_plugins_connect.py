@@ -55,6 +55,22 @@ def test_it_is_opened_by_docker_exec_and_says_what_matters_to_flwr(connect, tmp_
         assert again["pid"] == opened["pid"]
 
 
+def test_it_is_found_open_by_who_becomes_root_too(connect, tmp_path):
+    with Link(tmp_path).serving() as link:
+        sudo = tmp_path / "sudo"
+        sudo.write_text('#!/bin/sh\nwhile [ "$1" != /bin/sh ]; do shift; done\nexec "$@"\n')
+        sudo.chmod(0o755)
+        become = {
+            "ANSIBLE_BECOME": "true",
+            "ANSIBLE_BECOME_EXE": str(sudo),
+            "ANSIBLE_BECOME_USER": "operator",
+        }
+        found = [connect(link.relay(), **become) for _ in range(2)]
+        assert [code for code, _, _ in found] == [0, 0], found
+        assert [result["changed"] for _, _, result in found] == [True, False]
+        assert str(sudo) in found[0][2]["command"][2]
+
+
 def test_a_server_that_does_not_answer_is_one_line(connect, tmp_path):
     code, output, _result = connect(["sh", "-c", "echo no such container >&2; exit 1"])
     assert code != 0
