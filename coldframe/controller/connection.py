@@ -111,7 +111,7 @@ class Server:
             line = b""
         if not line:
             await end(process, 0)
-            raise ConnectionFailed(f"the server does not answer: see {self.directory / 'log'}")
+            raise ConnectionFailed(unanswered(self.directory))
         about = json.loads(line.removeprefix(GREETING))
         self.flwr = about["flwr"]
         write(self.directory / "superlink.crt", about["certificate"])
@@ -119,7 +119,8 @@ class Server:
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Pass one connection on, if it is this user's."""
-        if self.open >= MOST or owner(self.port, writer.get_extra_info("peername")[1]) != os.getuid():
+        peer = writer.get_extra_info("peername")
+        if self.open >= MOST or not peer or owner(self.port, peer[1]) != os.getuid():
             writer.transport.abort()
             return
         self.open += 1
@@ -130,6 +131,9 @@ class Server:
         finally:
             self.open -= 1
             self.used = time.monotonic()
+            writer.close()
+            with contextlib.suppress(OSError, TimeoutError):
+                await asyncio.wait_for(writer.wait_closed(), LINGER)  # what is on its way arrives
             writer.transport.abort()
 
     async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -223,6 +227,13 @@ def say(directory: Path, text: str) -> None:
     """Append a line to the connection's log."""
     with (directory / "log").open("a", encoding="utf-8") as log:
         log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}\n")
+
+
+def unanswered(directory: Path) -> str:
+    """Say that the server does not answer, with the last that was said of it."""
+    lines = (directory / "log").read_text(encoding="utf-8", errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing is said why")
+    return f"the server does not answer ({last}): see {directory / 'log'}"
 
 
 def read_state(directory: Path) -> dict[str, Any]:
@@ -336,7 +347,7 @@ def open_connection(directory: Path, name: str, command: Sequence[str], answer: 
         if answers(directory, name):
             return {**read_state(directory), "changed": True}
         close_connection(directory, name)
-        raise ConnectionFailed(f"the SuperLink does not answer: see {directory / 'log'}")
+        raise ConnectionFailed(unanswered(directory))
     process.wait()
     raise ConnectionFailed(told.strip() or f"it ended with code {process.returncode}")
 

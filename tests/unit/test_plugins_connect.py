@@ -74,6 +74,6 @@ def test_it_is_found_open_by_who_becomes_root_too(connect, tmp_path):
 def test_a_server_that_does_not_answer_is_one_line(connect, tmp_path):
     code, output, _result = connect(["sh", "-c", "echo no such container >&2; exit 1"])
     assert code != 0
-    assert f"No connection: the server does not answer: see {tmp_path}/connection/log" in " ".join(
+    assert f"the server does not answer (no such container): see {tmp_path}/connection/log" in " ".join(
         output.split()
     )
