@@ -7,7 +7,6 @@ An app is a folder, a FAB (what `flwr build` makes), or a folder of a git reposi
 from __future__ import annotations
 
 import ast
-import difflib
 import hashlib
 import io
 import json
@@ -24,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from coldframe.controller.settings import nearest
 
 MANIFEST = "pyproject.toml"
 CONTENT = ".info/CONTENT"
@@ -419,8 +420,3 @@ def judge_config(given: Mapping[str, Any], manifest: Mapping[str, Any], app: str
             )
             problems.append((problem, f"type -e '{wanted}'"))
     return problems
-
-
-def nearest(word: str, known: Any) -> str:
-    """Return the known word that a word is most like, or nothing."""
-    return next(iter(difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.5)), "")
