@@ -18,7 +18,7 @@ endif
 # Bytecode is kept, also where the environment says otherwise: torch, flwr and Ansible are imported by hundreds of processes.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: up down setup setup-dev engine test lint test-unit test-plugins test-runtime test-cluster test-lane-a test-lane-b test-vagrant test-python313 test-kernel test-libvirt hosts hosts-down screenshots help
+.PHONY: up down connect disconnect setup setup-dev engine test lint test-unit test-plugins test-runtime test-cluster test-lane-a test-lane-b test-vagrant test-python313 test-kernel test-libvirt hosts hosts-down screenshots help
 
 help:  ## Show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -28,6 +28,12 @@ up: setup  ## Deploy on this machine and train: make up [CLIENTS=3 ROUNDS=5]
 
 down: setup  ## Remove the containers of `make up` (ARGS='-e purge=true' deletes everything, once you have said yes)
 	$(PLAYBOOK) teardown.yml $(ARGS)
+
+connect: setup  ## Let the command flwr reach the federation: flwr run . coldframe
+	$(PLAYBOOK) connect.yml $(ARGS)
+
+disconnect: setup  ## Close that connection
+	$(PLAYBOOK) connect.yml -e close=true $(ARGS)
 
 setup:  ## Prepare the controller: .venv and a few Debian packages
 	@scripts/setup.sh

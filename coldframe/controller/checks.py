@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import re
-import tomllib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from coldframe.controller.profiles import speed_of
-from coldframe.controller.settings import EARLIER, SERVER_MEMORY, Finding, nearest, typed, vault_remedy
+from coldframe.controller.settings import EARLIER, SERVER_MEMORY, Finding, typed, vault_remedy
 from coldframe.units import format_size
 
 GB = 1 << 30
@@ -536,44 +535,10 @@ def check_controller(values: Mapping[str, Any], settings: Mapping[str, Any], bas
                 "leave one out: the first is for a container, the second for a server of your own",
             )
         )
-    if app := values.get("app"):
-        findings += _check_app(app, values.get("run_config", {}), base)
     trace = values.get("trace")
     if trace and not (base / Path(trace).expanduser()).is_file():
         findings.append(Finding(f"trace={trace} is no file on this machine", "type -e trace=FILE"))
     return findings
-
-
-def _check_app(app: str, run_config: Mapping[str, Any], base: Path) -> list[Finding]:
-    """The folder is a Flower app, and its manifest has each key that the run's configuration sets."""
-    another = "type -e app=DIR with the folder of a Flower app, or leave it out to run ours"
-    manifest = base / Path(app).expanduser() / "pyproject.toml"
-    if not manifest.is_file():
-        return [Finding(f"app={app} is no Flower app: there is no {app}/pyproject.toml", another)]
-    try:
-        described = tomllib.loads(manifest.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        return [Finding(f"{app}/pyproject.toml cannot be read ({error})", "mend it")]
-    flower = described.get("tool", {}).get("flwr", {}).get("app")
-    if flower is None:
-        return [Finding(f"app={app} is no Flower app: its pyproject.toml has no [tool.flwr.app]", another)]
-    known = _flat(flower.get("config", {}))
-    findings = []
-    for key in _flat(run_config):
-        if key not in known:
-            near = nearest(key, known)
-            remedy = f"did you mean {near}?" if near else f"it has {', '.join(known) or 'none'}."
-            problem = f"run_config has the key {key}, which [tool.flwr.app.config] of {app} does not have"
-            findings.append(Finding(problem, f"{remedy} A key has to stand there first, with its default"))
-    return findings
-
-
-def _flat(config: Mapping[str, Any], above: str = "") -> list[str]:
-    """The keys of a run's configuration as Flower names them: those of a table with its name before them."""
-    names = []
-    for key, value in config.items():
-        names += _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else [f"{above}{key}"]
-    return names
 
 
 def check_runs(verb: str, values: Mapping[str, Any], going: Sequence[str], typed_too: str) -> list[Finding]:

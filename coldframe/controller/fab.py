@@ -1,27 +1,82 @@
-"""Packs a Flower app directory into a FAB, on the controller.
+"""Packs a Flower app into a FAB, on the controller, and says what is wrong with one that cannot be run.
 
-python -m coldframe.controller.fab APP_DIR OUT_DIR    prints the file's path
+python -m coldframe.controller.fab APP OUT_DIR                prints the file's path
+python -m coldframe.controller.fab APP OUT_DIR --config JSON  prints JSON: path, commit, clean, problems
+
+APP is a folder, a FAB, or a folder of a git repository: see `coldframe.controller.app`.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
-from flwr.cli.build import build_fab_from_disk
+from flwr.cli import build
+from flwr.common.constant import FAB_MAX_SIZE
+
+from coldframe.controller import app
+
+build.FAB_MAX_SIZE = sys.maxsize  # of the packing alone: `judge_size` refuses, and names the largest files
+
+
+def pack(found: app.Found, manifest: dict[str, Any]) -> bytes:
+    """Return the FAB of an app that can be run.
+
+    Raises
+    ------
+    app.Refused
+        If it cannot.
+    """
+    if found.path.is_file():
+        content = found.path.read_bytes()
+    else:
+        try:
+            content = build.build_fab_from_disk(found.path)
+        except Exception as error:  # of many kinds: a pattern, a licence, a file that cannot be read
+            text = " ".join(str(getattr(error, "message", error)).split())
+            raise app.Refused(
+                f"app={found.given} cannot be packed: {text}", "correct its pyproject.toml"
+            ) from None
+    files = app.read_fab(found.given, content)
+    app.judge_size(found, len(content), FAB_MAX_SIZE, files)
+    app.judge_components(found, manifest, files)
+    return content
 
 
 def main(arguments: list[str]) -> int:
     """Build the FAB and name it by its content, so that an unchanged app is not shipped again."""
-    app, directory = Path(arguments[0]), Path(arguments[1])
-    content = build_fab_from_disk(app)
-    path = directory / f"{hashlib.sha256(content).hexdigest()[:16]}.fab"
-    directory.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        path.write_bytes(content)
-    print(path)
-    return 0
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("app")
+    parser.add_argument("directory", type=Path, help="gets the FAB")
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "coldframe")
+    parser.add_argument("--name", default="", help="what the app was called by who typed it")
+    parser.add_argument("--config", type=json.loads, help="the run's configuration: judge it, and print JSON")
+    given = parser.parse_args(arguments)
+    told: dict[str, Any] = {"path": "", "commit": None, "clean": None, "problems": []}
+    try:
+        found = app.find(given.app, Path.cwd(), given.cache, given.name)
+        told |= {"commit": found.commit, "clean": found.clean}
+        manifest = app.read_manifest(found)
+        told["problems"] = app.judge_config(given.config or {}, manifest, found.given)
+        content = pack(found, manifest)
+        path = given.directory / f"{hashlib.sha256(content).hexdigest()[:16]}.fab"
+        given.directory.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.write_bytes(content)
+        told["path"] = str(path)
+    except app.Refused as refused:
+        told["problems"].append((refused.problem, refused.remedy))
+    if given.config is not None:
+        print(json.dumps(told))
+        return 0
+    for problem, remedy in told["problems"]:
+        print(f"{problem}: {remedy}", file=sys.stderr)
+    print(told["path"])
+    return 1 if told["problems"] else 0
 
 
 if __name__ == "__main__":

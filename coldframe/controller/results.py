@@ -418,14 +418,22 @@ def write_surroundings(
 ) -> tuple[dict[str, Any], list[Event]]:
     """Write the inventory, with the limits that held when the run began, and the agents' events; give both.
 
-    A run that an older version has submitted has no note: its inventory is that of the collection.
+    A run that was not submitted by run.yml has no note: then what the agents tell at the collection counts.
     """
     inventory = read_json(arguments.inventory)
     given = arguments.events
     lines = given.read_text(encoding="utf-8").splitlines() if given and given.exists() else []
     events: list[Event] = [json.loads(line) for line in lines]
     begin: list[Event] = []
-    if noted:
+    if not noted and run.first is not None and (found := read_json(arguments.found)):
+        took_part = {client["name"] for client in run.started.get("clients", [])}
+        there = [client for client in found["clients"] if not took_part or client["name"] in took_part]
+        clients = submission.looking_back(there, events, run.first)
+        # What else the machines did is that of the collection, not of the run.
+        machines = inventory.get("machines", [])
+        inventory = submission.inventory({**found, "machines": machines}, clients, inventory)
+        begin = submission.in_force(clients, run.first)
+    elif noted:
         first = run.first or max((client["read_at"] for client in noted["clients"]), default=0.0)
         clients = submission.at_start(noted["clients"], events, first)
         inventory = submission.inventory(noted, clients, inventory)
@@ -512,6 +520,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--run-id", help="for a run without a journal (default: name of the source folder)")
     parser.add_argument("--record", type=Path, help="JSON file: what SuperLink says of the run")
     parser.add_argument("--inventory", type=Path, help="JSON file: federation, clients, machines of the run")
+    parser.add_argument("--found", type=Path, help="JSON file: what the agents tell now, as submitted.json")
     parser.add_argument("--versions", type=Path, help="JSON file: versions that the journal does not know")
     parser.add_argument("--events", type=Path, help="events.jsonl: changes of limits during the run")
     parser.add_argument("--status", choices=STATUSES, help="how the run ended, as SuperLink says")

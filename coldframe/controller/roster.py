@@ -10,6 +10,7 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 
 from coldframe.controller import profiles
+from coldframe.controller.app import flatten
 from coldframe.controller.settings import (
     CLIENT,
     RUN_CONFIG_KEYS,
@@ -201,7 +202,7 @@ def coldframe_run_config(run: Mapping[str, Any], oversubscribed: bool = False) -
     Dictionaries become JSON, since Flower's run config is flat. Another app (``app``) gets its ``run_config``
     alone.
     """
-    given = dict(run.get("run_config") or {})
+    given = flatten(run.get("run_config") or {})
     if run.get("app"):
         return given
     config = {key: _flat(run[name]) for name, key in RUN_CONFIG_KEYS.items() if run.get(name) is not None}

@@ -174,6 +174,7 @@ VERBS: dict[str, dict[str, Variable]] = {
         Variable("trace_loop", "truth", "true", False),
     ),
     "status": _table(Variable("output", "choice", "json", "table", choices=("table", "json"))),
+    "connect": _table(Variable("close", "truth", "true", False)),
     "calibrate": _table(  # cpu: it has one thread
         Variable("cpu", "number", "0.1", low=0.05, high=1),
         Variable("seconds", "number", "30", 5.0, low=1, high=3600),

@@ -6,6 +6,9 @@
 - `clients`: name, machine, partition_id, profile, the limits that the kernel held, `desired`, `baseline`, and
   `read_at` (unix time of the client's machine)
 - `machines`, `federation`, `server`, `versions`
+
+A run that was submitted with Flower's own command has no such note. Then the agents tell at the collection
+what they read now and what has changed since the run began.
 """
 
 from __future__ import annotations
@@ -45,6 +48,31 @@ def at_start(
     return found
 
 
+def looking_back(
+    clients: Iterable[Mapping[str, Any]], events: Sequence[Event], first: float
+) -> list[dict[str, Any]]:
+    """Return the clients with the limits that held when the run began, from what was read after it.
+
+    What nobody has changed since then held. What was changed is what the last change before the run says; if
+    the agents know of none, it is None, and its name is in ``unknown``.
+    """
+    found = []
+    for client in clients:
+        then = {**client, "desired": dict(client["desired"]), "unknown": []}
+        for key in SHOWN:
+            own = [item for item in events if item["client"] == client["name"] and key in item["requested"]]
+            if not any(item["time"] >= first for item in own):
+                continue
+            before = next((item for item in reversed(own) if item["time"] < first), {})
+            if before.get("verified"):
+                then[key], then["desired"][key] = before["verified"][key], before["requested"][key]
+            else:
+                then[key] = then["desired"][key] = None
+                then["unknown"].append(key)
+        found.append(then)
+    return found
+
+
 def in_force(clients: Iterable[Mapping[str, Any]], first: float) -> list[Event]:
     """Return an event for each client that did not have its baseline when the run began."""
     events = []
@@ -54,7 +82,7 @@ def in_force(clients: Iterable[Mapping[str, Any]], first: float) -> list[Event]:
         if not client["running"]:
             continue
         other = {**limits.differences(baseline, held), **limits.differences(client["desired"], baseline)}
-        keys = [key for key in SHOWN if key in other]
+        keys = [key for key in SHOWN if key in other and key not in client.get("unknown", ())]
         if keys:
             requested = {key: client["desired"].get(key) for key in keys}
             events.append(
@@ -86,7 +114,7 @@ def inventory(
         The inventory at the time of the collection.
     """
     known = {item["name"]: item for item in found.get("clients", [])}
-    aside = ("desired", "read_at", "running")
+    aside = ("desired", "read_at", "running", "unknown")
     held = {
         client["name"]: {key: value for key, value in client.items() if key not in aside}
         for client in clients

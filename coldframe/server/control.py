@@ -40,6 +40,7 @@ from coldframe.recording.journal import read_journal
 from coldframe.server.container import SUPERLINK, SUPERLINK_CERTIFICATE
 from coldframe.server.retention import PRUNED, prune
 
+NOTE = "submitted.json"
 BAR = "\x1e"  # a line that starts with it carries a progress bar's state as JSON
 
 
@@ -156,7 +157,7 @@ def submit(
     if note:
         folder = state_directory() / "runs" / str(response.run_id)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "submitted.json").write_text(note, encoding="utf-8")
+        (folder / NOTE).write_text(note, encoding="utf-8")
     try:
         pruned = prune(state_directory() / "runs", keep)
     except OSError as error:  # the run is on its way all the same
@@ -191,6 +192,8 @@ def list_runs(client: ControlHttpClient) -> list[dict[str, Any]]:
             "bytes_sent": run.bytes_sent,
             "bytes_received": run.bytes_recv,
             "pruned": (state_directory() / "runs" / str(run.run_id) / PRUNED).exists(),
+            # By run.yml: no note comes with a run of Flower's own command.
+            "noted": (state_directory() / "runs" / str(run.run_id) / NOTE).exists(),
             **(progress(str(run.run_id)) if run.status.status == "running" else {}),
         }
         for run in client.ListRuns(ListRunsRequest()).run_dict.values()

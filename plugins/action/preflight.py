@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +25,16 @@ from ansible.utils.vars import load_extra_vars
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugins by path, not as a package
 
-from coldframe.controller import certificates, checks, commands, purge, resolution, throttle, training_set
+from coldframe.controller import (
+    app,
+    certificates,
+    checks,
+    commands,
+    purge,
+    resolution,
+    throttle,
+    training_set,
+)
 from coldframe.controller import description as described
 from coldframe.controller.checks import Machine
 from coldframe.controller.misplaced import misplaced
@@ -131,6 +143,8 @@ class ActionModule(ActionBase):
         server = next((m for m in machines if server and m.name == server.name), None)
         findings += checks.check_controller(values, server.settings if server else {}, Path.cwd())
         warnings += checks.warn_foreign_app(values, extra, RUN_CONFIG_KEYS)
+        packed, found = _app(values, hostvars[server.name] if server else {})
+        findings += found
 
         limited = bool(context.CLIARGS.get("subset"))
         # These may look at a part of the machines; every other verb needs the whole federation.
@@ -170,9 +184,11 @@ class ActionModule(ActionBase):
                 findings += training_set.check_training_set(values, folder, len(roster), cache / "data")
 
         # An earlier run can be fetched or stopped, too, while other machines than the server are away.
-        spared = server.name if server and any(values.get(name) for name in EARLIER) else ""
+        alone = verb == "connect" or any(values.get(name) for name in EARLIER)
+        spared = server.name if server and alone else ""
         for finding in checks.check_answers(machines):
-            if verb in ("status", "teardown") or (spared and finding.machine != spared):
+            without = verb in ("status", "teardown") or values.get("close")
+            if without or (spared and finding.machine != spared):
                 warnings.append(str(finding))
             else:
                 findings.append(finding)
@@ -271,12 +287,13 @@ class ActionModule(ActionBase):
             "changed": False,
             "run": values,
             "run_config": run_config,
+            "fab": packed.get("path", ""),
             "roster": shown,
             "oversubscribed": oversubscribed,
             **deployment,
             "requests": requests,
             "going": going,
-            "checkout": _checkout() if verb in ("site", "run") else {},
+            "checkout": {**_checkout(), **_commit(packed)} if verb in ("site", "run") else {},
             "verb_arguments": verb_arguments,
             "site_arguments": site_arguments,
             "run_arguments": " ".join(commands.of_the_run(extra)),
@@ -285,6 +302,46 @@ class ActionModule(ActionBase):
             "stamp": time.time(),
             "warned": warnings,
         }
+
+
+def _app(values: Mapping[str, Any], variables: Mapping[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
+    """Pack the app of the user's that is to run; its FAB and commit, and what is wrong with it."""
+    given = values.get("app")
+    if not given or not variables or any(values.get(name) for name in EARLIER):
+        manifest = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+        known = {k: v for k, v in values.get("run_config", {}).items() if k in RUN_CONFIG_KEYS.values()}
+        problems = [] if given else app.judge_config(known, manifest, "our app")
+        return {}, [Finding(*problem) for problem in problems]
+    folders = [
+        Path(str(variables.get(name) or "~/.cache/coldframe")).expanduser()
+        for name in ("coldframe_controller_state", "coldframe_cache")
+    ]
+    place = given if given.startswith(app.GIT) else str(Path.cwd() / given)
+    words = [place, str(folders[0] / "fabs"), "--cache", str(folders[1]), "--name", given]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "coldframe.controller.fab",
+            *words,
+            "--config",
+            json.dumps(values["run_config"]),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        why = " ".join(done.stderr.split("\n")[-2:]).strip()
+        return {}, [Finding(f"app={given} cannot be packed ({why})", "type -e app=DIR with another app")]
+    told = json.loads(done.stdout.splitlines()[-1])
+    return told, [Finding(*problem) for problem in told["problems"]]
+
+
+def _commit(packed: Mapping[str, Any]) -> dict[str, Any]:
+    """Which commit an app of the user's is of, for the run's records."""
+    return {f"app_{key}": packed[key] for key in ("commit", "clean") if packed}
 
 
 def _holds_data(machine: Machine) -> bool:

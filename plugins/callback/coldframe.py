@@ -40,7 +40,7 @@ ANSIBLE = (2, 19)  # of requirements.txt
 PROBE = "machine_facts"  # preflight tells what became of it
 LIVE = ("follow", "preflight")
 # Their failures are whole messages: what is wrong, and what to type.
-TOLD_ONCE = (*LIVE, "client_containers", "client_limits", "ansible.builtin.assert")
+TOLD_ONCE = (*LIVE, "client_containers", "connect", "client_limits", "ansible.builtin.assert")
 
 
 def foreign_environment(packages: Sequence[str] = PACKAGES, version: str = __version__) -> str:

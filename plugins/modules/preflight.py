@@ -39,6 +39,10 @@ run_config:
   description: The same as the run config of the Flower app.
   type: dict
   returned: success
+fab:
+  description: The packed app of the user's; empty where our own is to run, which is packed later.
+  type: str
+  returned: success
 roster:
   description: The clients, without partition ids, which are given at the server's machine.
   type: list
@@ -54,7 +58,8 @@ to_set:
   elements: dict
   returned: success
 checkout:
-  description: The commit of this checkout, and whether it is clean; both None where there is no git.
+  description: The commit of this checkout, and whether it is clean; both None where there is no git. The same
+    of an app of the user's as C(app_commit) and C(app_clean).
   type: dict
   returned: success
 verb_arguments:

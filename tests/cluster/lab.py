@@ -113,7 +113,9 @@ class Lab:
 
     def environment(self) -> dict[str, str]:
         """Keep what the verbs write on the controller apart from the user's own federations."""
-        return {**os.environ, "XDG_STATE_HOME": str(self.directory / "state"), "PYTHONUNBUFFERED": "1"}
+        own = {"XDG_STATE_HOME": str(self.directory / "state"), "FLWR_HOME": str(self.directory / "flwr")}
+        quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+        return {**os.environ, **own, **quiet, "PYTHONUNBUFFERED": "1"}
 
     def command(self, verb: str, *arguments: str, **variables: Any) -> list[str]:
         """The command line of a verb."""

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import secrets
 import shlex
 import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import textwrap
 import urllib.error
 import urllib.request
@@ -489,22 +491,28 @@ def test_status_shows_the_federation(federation: Lab) -> None:
 
 
 # Two apps as Flower's documentation writes them: one of numpy alone, one that trains with torch.
-@pytest.mark.parametrize(
-    ("name", "config"),
-    [
-        ("counting", {"num-server-rounds": 2, "step": 0.5}),
-        ("regression", {"num-server-rounds": 2, "learning-rate": 0.2}),
-    ],
-    ids=["numpy", "torch"],
-)
-def test_foreign_app_trains(federation: Lab, name: str, config: dict[str, float]) -> None:
+
+
+def test_foreign_app_trains(federation: Lab) -> None:
     """An app that knows nothing of Coldframe, with run_config passed through; it checks its own result."""
-    federation.must("run.yml", app=str(APPS / name), run_config=config)
-    summary = federation.summary()
+    config = {"num-server-rounds": 2, "learning-rate": 0.2}
+    federation.must("run.yml", app=str(APPS / "regression"), run_config=config)
+    check_recorded(federation, "regression")
+    # Nothing of our own training's variables, and which commit of the app it was.
+    latest = federation.results / "latest"
+    assert yaml.safe_load((latest / "config.yml").read_text()) == {
+        "app": str(APPS / "regression"),
+        "run_config": config,
+    }
+    assert {"app_commit", "app_clean"} <= federation.summary()["versions"].keys()
+
+
+def check_recorded(federation: Lab, name: str) -> None:
+    """The newest results are those of two rounds of an app, with all that was learnt beneath it; of accuracy
+    it tells nothing."""
+    summary, latest = federation.summary(), federation.results / "latest"
     assert summary["status"] == "completed"
     assert summary["wall_seconds"] > 0
-    # The recording beneath it has seen two rounds; of accuracy neither app tells anything.
-    latest = federation.results / "latest"
     assert (summary["rounds"], summary["clients"], summary["accuracy"]) == (2, len(CLIENTS), None)
     assert summary["model_sha256"] is not None and (latest / "model.npz").exists()
     replies = list(csv.DictReader((latest / "clients.csv").open()))
@@ -515,11 +523,7 @@ def test_foreign_app_trains(federation: Lab, name: str, config: dict[str, float]
     assert written == ({"final_model.npz"} if name == "counting" else set())
     record = json.loads((latest / "superlink.json").read_text())
     assert min(record["bytes_sent"], record["bytes_received"]) > 0, record
-    # Nothing of our own training's variables, and the limits that the agents have read.
-    assert yaml.safe_load((latest / "config.yml").read_text()) == {
-        "app": str(APPS / name),
-        "run_config": config,
-    }
+    # The limits that the agents have read.
     inventory = json.loads((latest / "inventory.json").read_text())
     assert {client["name"]: client["cpu"] for client in inventory["clients"]} == dict.fromkeys(CLIENTS, CPU)
     assert (latest / "logs" / "c2" / "coldframe-small.log").stat().st_size > 0
@@ -528,3 +532,48 @@ def test_foreign_app_trains(federation: Lab, name: str, config: dict[str, float]
     report = (latest / "report.html").read_text()
     for words in (f"Federated run of the app somebody/{name}", "Traffic", "Wall time", *CLIENTS):
         assert words in report, words
+
+
+def test_flowers_own_command_works_through_a_connection_that_nobody_else_sees(federation: Lab) -> None:
+    """make connect, then flwr run, ls, log and stop in an app's folder; runs are recorded like all others.
+    Neither the server's machine nor this one listens for anybody else, and make disconnect ends it."""
+    listening = federation.on_server(LISTENING)
+
+    def flwr(*words: str, check: bool = True) -> str:
+        program = str(Path(sys.executable).with_name("flwr"))
+        done = subprocess.run(
+            [program, *words],
+            cwd=APPS / "counting",
+            env=federation.environment(),
+            capture_output=True,
+            text=True,
+        )
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    output = federation.must("connect.yml").output
+    for words in ("flwr run . coldframe --stream", "flwr stop RUN_ID coldframe", "-e collect=RUN_ID"):
+        assert words in output
+    port = re.findall(r"127\.0\.0\.1:(\d+)", output)[0]
+    ours = subprocess.run(["ss", "-ltnH"], capture_output=True, text=True, check=True).stdout.split()
+    assert [word for word in ours if word.endswith(f":{port}")] == [f"127.0.0.1:{port}"]
+    config = "num-server-rounds=2 step=0.5"
+    streamed = flwr("run", ".", "coldframe", "--stream", "--run-config", config)
+    assert "[ROUND 2/2]" in streamed
+    collected = re.findall(r"started run (\d+)", streamed)[0]
+    stopped = json.loads(flwr("run", ".", "coldframe", "-c", "num-server-rounds=500", "--format", "json"))[
+        "run-id"
+    ]
+    federation.wait_for("its start", lambda: "ROUND 1/500" in flwr("log", stopped, "coldframe", "--show"), 60)
+    flwr("stop", stopped, "coldframe")
+    listed = json.loads(flwr("ls", "coldframe", "--format", "json"))["runs"]
+    found = {run["run-id"]: run["status"] for run in listed if run["run-id"] in (collected, stopped)}
+    assert found == {collected: "finished:completed", stopped: "finished:stopped"}
+    assert federation.on_server(LISTENING) == listening
+    federation.must("run.yml", collect=collected)
+    check_recorded(federation, "counting")
+    # Nobody has noted what was typed: the app's own configuration is known, and no more.
+    known = {"num-server-rounds": 2, "step": 0.5}
+    assert yaml.safe_load((federation.results / "latest" / "config.yml").read_text()) == known
+    assert federation.must("connect.yml", close="true").changed["localhost"] == 1
+    assert "not found" in flwr("ls", "coldframe", check=False)

@@ -467,10 +467,8 @@ def test_folder_is_judged_by_what_prepares_it(tmp_path, prepared):
 
 
 def test_paths_on_the_controller(tmp_path):
-    (tmp_path / "app").mkdir()
     message = only(checks.check_controller({}, {"fl_data_dir": "nowhere"}, tmp_path))
     assert message.startswith("fl_data_dir=nowhere is no folder on this machine: type -e fl_data_dir=DIR")
-    assert "there is no app/pyproject.toml" in only(checks.check_controller({"app": "app"}, {}, tmp_path))
     assert "trace=t is no file" in only(checks.check_controller({"trace": "t"}, {}, tmp_path))
     assert "there is no fl_data_dir" in only(
         checks.check_controller({}, {"fl_data_source": "folder"}, tmp_path)
@@ -481,32 +479,7 @@ def test_paths_on_the_controller(tmp_path):
     (tmp_path / "g.tar").touch()
     grafana = {"grafana_archive": "g.tar", "grafana_directory": "/srv/grafana"}
     assert "are both given: leave one out" in only(checks.check_controller({}, grafana, tmp_path))
-    (tmp_path / "app" / "pyproject.toml").write_text("[tool.flwr.app]\npublisher = 'us'\n")
-    assert checks.check_controller({"app": "app"}, {"fl_data_dir": str(tmp_path)}, tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    ("manifest", "run_config", "message"),
-    [
-        ("", {}, "app=app is no Flower app: its pyproject.toml has no [tool.flwr.app]: type -e app=DIR"),
-        ("a = [", {}, "app/pyproject.toml cannot be read ("),
-        ("[tool.flwr.app]", {"lr": 1}, "run_config has the key lr, which [tool.flwr.app.config] of app does"),
-        ("[tool.flwr.app]", {"lr": 1}, "it has none. A key has to stand there first, with its default"),
-        ("[tool.flwr.app.config]\nrounds = 3", {"round": 1}, "did you mean rounds?"),
-        ("[tool.flwr.app.config]\nmodel.width = 3", {"model": {"with": 1}}, "did you mean model.width?"),
-    ],
-)
-def test_a_configuration_that_the_app_does_not_have_names_the_key(tmp_path, manifest, run_config, message):
-    (tmp_path / "app").mkdir()
-    (tmp_path / "app" / "pyproject.toml").write_text(manifest)
-    values = {"app": "app", "run_config": run_config}
-    assert message in only(checks.check_controller(values, {}, tmp_path))
-
-
-def test_a_configuration_that_the_app_has_is_passed_on(tmp_path):
-    (tmp_path / "pyproject.toml").write_text("[tool.flwr.app.config]\nmodel.width = 3\nrounds = 1")
-    for run_config in ({"model.width": 4, "rounds": 2}, {"model": {"width": 4}}):
-        assert checks.check_controller({"app": ".", "run_config": run_config}, {}, tmp_path) == []
+    assert checks.check_controller({}, {"fl_data_dir": str(tmp_path)}, tmp_path) == []
 
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)

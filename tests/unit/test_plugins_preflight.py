@@ -399,3 +399,34 @@ def test_a_machine_that_stands_twice_in_the_inventory_is_an_error_with_its_line(
     assert "Found duplicate mapping key 'bench'" in done.stderr
     assert f"{tmp_path}/lab.yml:4:" in done.stderr
     assert "PLAY [" not in done.stdout
+
+
+def test_an_app_is_packed_before_anything_is_changed_and_judged(preflight, tmp_path):
+    """With its configuration; the message bears what was typed, and not where it was found."""
+    cache = (f"coldframe_controller_state={tmp_path}/state", f"coldframe_cache={tmp_path}/cache")
+    given = "app=tests/cluster/apps/counting"
+    wrong = json.dumps({"run_config": {"num-server-rounds": "2", "steps": 1}})
+    code, output, plan = preflight(given, wrong, *cache, verb="run")
+    assert code != 0 and plan is None
+    for words in (
+        'num-server-rounds="2", which is a text, and [tool.flwr.app.config] of tests/cluster/apps/counting',
+        """type -e '{"run_config": {"num-server-rounds": 2}}'""",
+        "did you mean step?",
+        "Nothing was changed.",
+    ):
+        assert words in " ".join(output.split()), output
+    right = json.dumps({"run_config": {"num-server-rounds": 2}})
+    code, output, plan = preflight(given, right, *cache, verb="run")
+    assert code == 0, output
+    assert Path(plan["fab"]).parent == tmp_path / "state" / "fabs"
+    assert plan["run_config"] == {"num-server-rounds": 2}
+    assert {"commit", "clean", "app_commit", "app_clean"} <= plan["checkout"].keys()
+    code, output, _plan = preflight("app=nowhere", verb="run")
+    assert code != 0
+    assert "app=nowhere is no folder and no file: type -e app=DIR" in output
+
+
+def test_our_own_configuration_has_types_too(preflight):
+    code, output, _plan = preflight('{"run_config": {"seed": "one"}}', verb="run")
+    assert code != 0
+    assert """type -e '{"run_config": {"seed": 0}}'""" in output

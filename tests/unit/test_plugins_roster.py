@@ -194,9 +194,9 @@ def test_run_config_is_flat_and_named_as_the_app_names_it():
     }
 
 
-def test_the_run_config_of_another_app_passes_through_untouched():
-    run = {"rounds": 3, "app": "elsewhere", "run_config": {"epochs": 2, "deep": "x"}}
-    assert coldframe_run_config(run) == {"epochs": 2, "deep": "x"}
+def test_the_run_config_of_another_app_passes_through_with_flat_keys():
+    run = {"rounds": 3, "app": "elsewhere", "run_config": {"epochs": 2, "deep": "x", "model": {"width": 3}}}
+    assert coldframe_run_config(run) == {"epochs": 2, "deep": "x", "model.width": 3}
 
 
 def test_size_filter():

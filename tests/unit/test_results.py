@@ -636,3 +636,50 @@ def test_files_of_a_serverapp_are_in_the_results_and_what_is_left_out_is_named(
     words = capsys.readouterr().out
     assert "files       2 of the ServerApp" in words
     assert "left out    huge.bin: 9.00 GB" in words
+
+
+def test_a_run_of_flowers_own_command_has_the_limits_that_the_agents_can_still_tell(tmp_path: Path) -> None:
+    """Nothing was noted when it was submitted: what has been changed since, and by nobody before, is null."""
+    start = 1_700_000_000.0
+    source = write_journal(tmp_path / "run", make_events(start=start))
+    events = [
+        throttle(start - 500, "lab-0", cpu=0.25),  # and so it is still
+        throttle(start - 500, "lab-1", cpu=0.2),
+        throttle(start + 10, "lab-1", cpu=0.4),
+        throttle(start + 20, "lab-2", memory=1 << 29),
+        throttle(start + 9000, "lab-2", cpu=0.1),
+    ]
+    now = json.loads(json.dumps(NOTE)) | {"variables": {"rounds": 99}}
+    for client, limits in zip(
+        now["clients"], ({}, {"cpu": 0.4}, {"cpu": 0.1, "memory": 1 << 29}), strict=True
+    ):
+        client |= {**limits, "read_at": start + 9999}
+        client["desired"] |= limits
+    now["clients"].append({**now["clients"][0], "name": "later-0"})  # deployed after the run
+    now["machines"][0] |= {"load": 7.0}
+    given = {
+        "events": "".join(events),
+        "found": json.dumps(now),
+        "inventory": json.dumps({"machines": [{**NOTE["machines"][0], "load": None}], "clients": []}),
+    }
+    options = []
+    for option, text in given.items():
+        (tmp_path / option).write_text(text, encoding="utf-8")
+        options += [f"--{option}", str(tmp_path / option)]
+    collect(source, tmp_path / "out", *options)
+    out = tmp_path / "out" / "latest"
+    found = json.loads((out / "inventory.json").read_text(encoding="utf-8"))
+    clients = {client["name"]: client for client in found["clients"]}
+    assert set(clients) == set(NAMES)
+    assert [clients[name]["cpu"] for name in NAMES] == [0.25, 0.2, None]
+    assert [clients[name]["memory"] for name in NAMES] == [1 << 30, 1 << 30, None]
+    assert {clients[name]["baseline"]["cpu"] for name in NAMES} == {0.5}
+    assert [machine["load"] for machine in found["machines"]] == [None]
+    lines = [json.loads(line) for line in (out / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(line["client"], line["cause"], line["verified"]) for line in lines] == [
+        ("lab-0", "in force", {"cpu": 0.25}),
+        ("lab-1", "in force", {"cpu": 0.2}),
+        ("lab-1", "throttle", {"cpu": 0.4}),
+        ("lab-2", "throttle", {"memory": 1 << 29}),
+    ]
+    assert "rounds" not in yaml.safe_load((out / "config.yml").read_text(encoding="utf-8"))
