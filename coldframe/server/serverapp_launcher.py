@@ -1,4 +1,4 @@
-"""Starts ServerApps with their adapters, says that they live while they start, and keeps what they print."""
+"""Starts ServerApps with Coldframe's changes, sends heartbeats while they start, and keeps their output."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from flwr.supercore.runtime import RuntimeHttpClient
 
 from coldframe.recording.output import UNCLAIMED, VARIABLE, BoundedFile, copy_output
 
-# How long a ServerApp may take to start before it has to speak for itself.
+# How long a ServerApp may take to start before it has to send heartbeats itself.
 START_SECONDS = 600.0
 
 
 class Subprocess:
-    """What flwr's executor takes for the module subprocess; `pause` as in `speak_for`."""
+    """What flwr's executor takes for the module subprocess; `pause` as in `send_heartbeats`."""
 
     DEVNULL = subprocess.DEVNULL
 
@@ -34,7 +34,7 @@ class Subprocess:
         self.pause = pause
 
     def Popen(self, command: list[str], **kwargs: Any) -> subprocess.Popen[bytes]:
-        """Start a process; a ServerApp with its adapters."""
+        """Start a process; a ServerApp with Coldframe's changes."""
         if command[0] != "flwr-serverapp":
             return subprocess.Popen(command, **kwargs)
         client = task_client(command)
@@ -43,7 +43,7 @@ class Subprocess:
         process = (
             start_recorded(command, Path(state), **kwargs) if state else subprocess.Popen(command, **kwargs)
         )
-        threading.Thread(target=speak_for, args=(process, client, self.pause), daemon=True).start()
+        threading.Thread(target=send_heartbeats, args=(process, client, self.pause), daemon=True).start()
         return process
 
 
@@ -93,7 +93,7 @@ def task_client(command: Sequence[str]) -> RuntimeHttpClient:
     )
 
 
-def speak_for(process: subprocess.Popen[bytes], client: RuntimeHttpClient, pause: float) -> None:
+def send_heartbeats(process: subprocess.Popen[bytes], client: RuntimeHttpClient, pause: float) -> None:
     """Send a task's heartbeats until its process has ended, or has had the time to send its own.
 
     Parameters
