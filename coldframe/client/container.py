@@ -14,7 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from coldframe.server.container import is_warm, write_secret
+from coldframe.flower.version import runtime, warning
+from coldframe.server.container import write_secret
 from coldframe.supervise import THREAD_VARIABLES, Child, say, supervise
 
 RUNTIME = "127.0.0.1:9094"  # the SuperNode's API for the executor: the container's own loopback
@@ -121,10 +122,13 @@ def main() -> int:
     path = CLIENTS / f"{os.environ['COLDFRAME_CLIENT']}.json"
     config = node_config(json.loads(path.read_text()))
     secret = write_secret(Path("/tmp/superexec.secret"))
-    processes = children(os.environ["COLDFRAME_SUPERLINK"], config, secret, is_warm())
+    found = runtime()
+    if text := warning(found):
+        say(text)
+    processes = children(os.environ["COLDFRAME_SUPERLINK"], config, secret, found.is_warm)
     watch = StateWatch(path, processes[0])
     say(f"client {os.environ['COLDFRAME_CLIENT']} starts: {config}")
-    if is_warm():
+    if found.is_warm:
         preload()
     return supervise(processes, watch)
 

@@ -9,7 +9,7 @@ A task that dies without a reply (killed, out of memory, `os._exit`) would keep 
 minute, and in some places for ever. The executor sees the end of the process, so it sends the error reply
 that flwr would have made up.
 
-Environment: `COLDFRAME_PRELOAD` (default `torch,numpy`): what the zygote imports besides flwr.
+Environment: `COLDFRAME_PRELOAD` (default PRELOAD): what the zygote imports besides flwr.
 """
 
 from __future__ import annotations
@@ -47,15 +47,17 @@ from flwr.supernode.runtime.run_clientapp import push_message
 from coldframe import cgroups
 from coldframe.client import zygote
 from coldframe.client.zygote import DONE, PACKET, REPLIED
-from coldframe.flower import adapters
-from coldframe.supervise import THREAD_VARIABLES, Forked, thread_count
+from coldframe.flower import superexec
+from coldframe.flower.version import runtime, warning
+from coldframe.supervise import THREAD_VARIABLES, Forked, say, thread_count
 
+PRELOAD = "torch,numpy"
 PACKAGES = Path(__file__).parents[2]  # the directory of the package coldframe
 
 # A task that has replied may still run exit handlers; flwr forces its exit after 5 s, so by then it hangs.
 SETTLE_SECONDS = 10.0
-# How often a SuperNode is asked for tasks that does not hold the question until there is one.
-UNHELD_SECONDS = 0.3
+# How often a SuperNode that does not hold the request until there is a task is asked again.
+POLL_SECONDS = 0.3
 # A zygote that cannot start (no memory for its imports) is tried again, but not in a busy loop.
 RESTART_SECONDS = 5.0
 OUT_OF_MEMORY = "out of memory (OOM): the kernel killed its process at the client's memory limit"
@@ -97,8 +99,8 @@ class WarmExecutor:
         self._ready = False
         self._closing = False
         self._asked, self._launched = 0.0, False
-        self._keeper = threading.Thread(target=self._keep_zygote, name="zygote-keeper", daemon=True)
-        self._keeper.start()
+        self._zygotes = threading.Thread(target=self._run_zygotes, name="zygotes", daemon=True)
+        self._zygotes.start()
 
     def get_eligible_capacity(
         self,
@@ -146,9 +148,9 @@ class WarmExecutor:
         return LaunchResult.accepted()
 
     def reconcile(self) -> None:
-        """Keep the SuperExec from asking too often a SuperNode that does not hold the question."""
-        if time.monotonic() - self._asked < UNHELD_SECONDS and not self._launched:
-            time.sleep(UNHELD_SECONDS)
+        """Keep the SuperExec from asking a SuperNode too often that does not hold the request."""
+        if time.monotonic() - self._asked < POLL_SECONDS and not self._launched:
+            time.sleep(POLL_SECONDS)
         self._asked, self._launched = time.monotonic(), False
 
     def close(self) -> None:
@@ -160,7 +162,7 @@ class WarmExecutor:
                 self._control.shutdown(socket.SHUT_RDWR)
         if task is not None:
             report_death(task, "the executor was stopped")
-        self._keeper.join(3)
+        self._zygotes.join(3)
 
     def _order(self, **order: Any) -> None:
         assert self._control is not None and self._task is not None
@@ -173,7 +175,7 @@ class WarmExecutor:
             with contextlib.suppress(OSError):  # it is dead already
                 self._order(do="kill")
 
-    def _keep_zygote(self) -> None:
+    def _run_zygotes(self) -> None:
         """Start the zygote, follow it to its end, start another."""
         while not self._closing:
             try:
@@ -211,7 +213,7 @@ class WarmExecutor:
                 time.sleep(RESTART_SECONDS)
 
     def _launch_cold(self, task: Task) -> None:
-        """Start a task as flwr does; its SuperNode is told if even that is not possible."""
+        """Start a task as flwr does; report to its SuperNode if even that is not possible."""
         try:
             self._cold.launch(task.spec)
         except OSError as error:
@@ -391,10 +393,15 @@ def _start_zygote(modules: list[str]) -> tuple[socket.socket, subprocess.Popen[b
 
 
 def main() -> None:
-    """Run `flower-superexec` with the warm executor."""
-    adapters.install("executor")
-    if adapters.enabled():
-        # The pause after each question; `reconcile` makes it longer where that is needed.
+    """Run `flower-superexec` with the warm executor; without it where the runtime is stock."""
+    found = runtime()
+    if text := warning(found):
+        say(text)
+    if found.is_warm:
+        modules = [name for name in os.environ.get("COLDFRAME_PRELOAD", PRELOAD).split(",") if name]
+        first = fork_zygote(modules)  # now: later there are threads
+        superexec.use_executor(lambda: WarmExecutor(modules, first))
+        # The pause after each request for a task; `reconcile` makes it longer where that is needed.
         os.environ.setdefault("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "0.01")
     flower_superexec()
 

@@ -36,17 +36,19 @@ from typing import Any, NoReturn
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.supercore.exit.exit_handler import registered_exit_handlers
 from flwr.supercore.tls import validate_and_resolve_root_certificates
+from flwr.supercore.utils import get_flwr_home
 from flwr.supernode.runtime.run_clientapp import run_clientapp
 
 from coldframe import cgroups
 from coldframe.client import lazydynamo
-from coldframe.flower import adapters
+from coldframe.flower import clientapp
 from coldframe.recording import client as recording
+from coldframe.recording.app_errors import describe
 from coldframe.recording.task_log import BEGIN, END
 from coldframe.supervise import keep_freed_memory, thread_count
 
 PACKET = 1 << 16
-# What a child has told the SuperNode so far; a child writes it into memory that it shares with the zygote.
+# What a child has reported to the SuperNode; it writes it into memory that it shares with the zygote.
 NOTHING, REPLIED, DONE = 0, 1, 2
 # What modules import only at its first use, which would be in every task.
 LAZY = {"numpy": ["numpy.random"]}
@@ -77,10 +79,9 @@ def preload(modules: list[str]) -> list[str]:
             if error.name != name.partition(".")[0]:
                 raise
             print(f"zygote: {name} is not installed, not preloaded", file=sys.stderr, flush=True)
-    adapters.install("task")
-    if adapters.enabled():
-        lazydynamo.install()
-    recording.install()  # around the functions of the adapters
+    clientapp.apply(lambda error: describe(error, get_flwr_home().absolute()))
+    lazydynamo.install()
+    recording.install()  # around the functions of `clientapp`
     reseed()  # torch looks for every kind of device at the first time, 3 ms; each task has its own seed
     # Children share these pages; a collection in a child would write to all of them.
     gc.collect()
@@ -108,7 +109,7 @@ def serve(control: socket.socket, modules: list[str], environment: dict[str, str
         waiting: list[Any] = [control] if child is None else [control, child.pidfd]
         readable = select.select(waiting, [], [])[0]
         if child is not None and child.pidfd in readable:
-            end = _bury(child)
+            end = _reap(child)
             log_task(END)
             _send(control, event="ended", task=child.task_id, **end)
             child = None
@@ -118,7 +119,7 @@ def serve(control: socket.socket, modules: list[str], environment: dict[str, str
         if not packet:
             if child is not None:
                 _kill_group(child.pid)
-                _bury(child)
+                _reap(child)
             return
         order = json.loads(packet)
         if order["do"] == "kill":
@@ -210,7 +211,7 @@ def reseed() -> None:
 
 
 def _run_task(control: socket.socket, order: dict[str, Any], progress: mmap.mmap) -> NoReturn:
-    """Run flwr's own ClientApp process to its end, and note for the executor what the SuperNode was told."""
+    """Run flwr's own ClientApp process to its end, and note what was reported to the SuperNode."""
 
     def on_message(message: bytes) -> None:
         log_task(BEGIN.format(ProtoMessage.FromString(message).metadata.run_id))
@@ -220,9 +221,7 @@ def _run_task(control: socket.socket, order: dict[str, Any], progress: mmap.mmap
     def on_progress(state: int) -> None:
         progress[0] = state
 
-    adapters.task_events.on_message = on_message
-    adapters.task_events.on_reply = lambda: on_progress(REPLIED)
-    adapters.task_events.on_done = lambda: on_progress(DONE)
+    clientapp.report_progress(on_message, lambda: on_progress(REPLIED), lambda: on_progress(DONE))
     spec = order["spec"]
     code = 1
     try:
@@ -248,7 +247,7 @@ def _run_task(control: socket.socket, order: dict[str, Any], progress: mmap.mmap
     os._exit(code & 0xFF)
 
 
-def _bury(child: Child) -> dict[str, int]:
+def _reap(child: Child) -> dict[str, int]:
     """Reap an ended child and end all that it left behind."""
     # Wait without reaping first: while the child is a zombie, its process group's number is nobody else's.
     os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)

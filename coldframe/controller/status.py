@@ -272,7 +272,7 @@ def coldframe_status_text(status: Mapping[str, Any]) -> list[str]:
         for run in status["runs"][:SHOWN_RUNS]
     ]
     return [
-        f"Federation {status['federation']}   gateway {status['gateway']}",
+        f"Federation {status['federation']}   gateway {status['gateway']}   runtime: {status['runtime']}",
         f"Certificates: server until {until(status['certificate_expires'])}, "
         f"authority until {until(status['authority_expires'])}",
         "",

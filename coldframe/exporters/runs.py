@@ -16,17 +16,16 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from coldframe.exporters import exposition
 from coldframe.exporters.exposition import Families, Page, labels
+from coldframe.flower import database
+from coldframe.flower.database import Node, Record
 from coldframe.recording.journal import Tail
 from coldframe.server.gateway import METRICS, PKI
+from coldframe.supervise import say
 
 RUNS = 20
 STATES = ("running", "completed", "failed", "diverged", "stopped")
@@ -45,7 +44,6 @@ REASON_OF_CODE = {
     7: "exception",
     8: "exception",
 }
-HEARTBEATS = 2  # a node counts as online for so many intervals after its last heartbeat
 
 # By metric of a run: the field of the journal's event `round` that it shows.
 ROUND_FIELDS = {
@@ -122,19 +120,6 @@ def reason_of(event: dict[str, Any]) -> str:
     if event.get("code") == -1 and "could not be sent" in text:
         return "lost"
     return REASON_OF_CODE.get(event.get("code", 0), "other")
-
-
-@dataclass(frozen=True)
-class Record:
-    """What the SuperLink knows of a run; times are unix seconds, or None."""
-
-    run_id: str
-    app: str
-    down: int
-    up: int
-    started: float | None
-    finished: float | None
-    status: str
 
 
 class Run:
@@ -294,12 +279,13 @@ class Exporter:
         self.runs: dict[str, Run] = {}
         self.expiry = exposition.Expiry(certificates or {})
         self.process = exposition.own_process()
+        self._unread = ""  # why the SuperLink's database could not be read the last time
 
     def page(self) -> str:
         """Return the metrics as they are now."""
         begin = time.perf_counter()
         page = Page(FAMILIES)
-        nodes, records = read_superlink(self.state / "superlink.db")
+        nodes, records = self._superlink()
         for run in self._newest(records):
             run.update(records.get(run.run_id))
             page.extend(run.page())
@@ -322,66 +308,41 @@ class Exporter:
         self.runs = {run_id: self.runs[run_id] for run_id in newest}
         return list(self.runs.values())
 
-    def _clients(self, page: Page, nodes: dict[str, tuple[bool, float]]) -> None:
+    def _superlink(self) -> tuple[dict[str, Node] | None, dict[str, Record]]:
+        """Return what the SuperLink knows of nodes and runs; no nodes where its database cannot be read.
+
+        The metrics of who is connected are absent then: none is shown as disconnected.
+        """
+        try:
+            nodes, records = database.read_nodes_and_runs(self.state / database.NAME)
+        except (database.SchemaError, sqlite3.Error) as error:
+            if str(error) != self._unread:
+                self._unread = str(error)
+                say(f"fl_client_connected and fl_clients are not shown: {error}")
+            return None, {}
+        self._unread = ""
+        return nodes, records
+
+    def _clients(self, page: Page, nodes: dict[str, Node] | None) -> None:
         try:
             roster = json.loads((self.state / "nodes.json").read_text())
         except (OSError, ValueError):
             return  # before the first registration
         online = 0
         for node_id, client in roster.items():
-            connected, heard = nodes.get(node_id, (False, 0.0))
-            online += connected
+            node = (nodes or {}).get(node_id, Node(online=False, heard=0.0))
+            online += node.online
             text = labels({"client": client["name"], "partition": client["partition_id"]})
-            page.add("fl_client_connected", text, int(connected))
+            page.add("fl_client_connected", text, None if nodes is None else int(node.online))
             seen = max(
-                [heard, *(run.clients.get(client["name"], {}).get("seen", 0.0) for run in self.runs.values())]
+                [
+                    node.heard,
+                    *(run.clients.get(client["name"], {}).get("seen", 0.0) for run in self.runs.values()),
+                ]
             )
             page.add("fl_client_last_seen_timestamp_seconds", text, seen or None)
         page.add("fl_clients", 'state="registered"', len(roster))
-        page.add("fl_clients", 'state="online"', online)
-
-
-def read_superlink(database: Path) -> tuple[dict[str, tuple[bool, float]], dict[str, Record]]:
-    """Return, by id, the nodes (online? last heartbeat) and runs that the SuperLink has in its records.
-
-    Both are empty where there are none yet, or where they are being made over.
-    """
-    now = time.time()
-    try:
-        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=1.0)) as connection:
-            nodes = {
-                str(node_id % 2**64): (
-                    status == "online" and until > now,
-                    until - HEARTBEATS * interval if until else 0.0,
-                )
-                for node_id, status, until, interval in connection.execute(
-                    "SELECT node_id, status, coalesce(online_until, 0), coalesce(heartbeat_interval, 0) "
-                    "FROM node WHERE status != 'unregistered'"
-                )
-            }
-            return nodes, {record.run_id: record for record in _records(connection)}
-    except sqlite3.Error:
-        return {}, {}
-
-
-def _records(connection: sqlite3.Connection) -> Iterator[Record]:
-    rows = connection.execute(
-        "SELECT run.run_id, fab_id, bytes_sent, bytes_recv, pending_at, running_at, finished_at, sub_status "
-        "FROM run JOIN task ON task.task_id = run.primary_task_id"
-    )
-    for run_id, app, down, up, pending, running, finished, status in rows:
-        started = _unix(running) or _unix(pending)
-        yield Record(
-            str(run_id % 2**64), app or "", down, up, started, _unix(finished), status if finished else ""
-        )
-
-
-def _unix(text: str | None) -> float | None:
-    """Return the unix seconds of the SuperLink's times, which are UTC, whether or not they say so."""
-    if not text:
-        return None
-    moment = datetime.fromisoformat(text)
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        page.add("fl_clients", 'state="online"', None if nodes is None else online)
 
 
 def main(arguments: list[str]) -> int:

@@ -1,7 +1,8 @@
 """An HTTP client of the standard library in the place where flwr's protobuf client keeps its `httpx.Client`.
 
-A request through httpx costs 1.2 to 1.8 ms of CPU, and a round makes a hundred. `LeanClient` has the three
-methods of `httpx.Client` that flwr uses, takes and returns httpx's own `Request` and `Response` (flwr's
+A small request through httpx costs 0.65 ms of CPU, here 0.27, one of 5 MB 9.5 and 3.3 ms, and a round makes
+a hundred; the first request of a process, which every task has, costs 40 ms and 3 ms. `HttpClient` has the
+three methods of `httpx.Client` that flwr uses, takes and returns httpx's own `Request` and `Response` (flwr's
 interceptors sign and read them), raises httpx's own errors (flwr's retries look at them), and verifies
 servers with the SSL context that httpx would have made. Streams, redirects and proxies are left to httpx.
 """
@@ -19,7 +20,7 @@ from typing import Any
 import httpx
 
 
-class LeanClient:
+class HttpClient:
     """What flwr needs of `httpx.Client`, over connections that are kept alive.
 
     Parameters

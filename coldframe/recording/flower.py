@@ -1,50 +1,63 @@
-"""What the recording relies on in flwr; one that reads otherwise is left alone, with a warning."""
+"""What the recording relies on in flwr. An untested flwr that has all of it is recorded, too."""
 
 from __future__ import annotations
 
-import flwr
+import functools
+import importlib
 
-from coldframe.flower.version import SEAMS, digest
+from coldframe.flower.version import installed, is_tested
 from coldframe.supervise import say
 
 OWN_APP = "coldframe/coldframe"  # publisher and name of our own app, which keeps its own record
 OWN_SERVER_APP = "fl.server_app:app"  # and of a copy of it under another name
 # Of a reply: the client's own figures of its task, taken out again before the app's server sees it.
 SYSTEM_RECORD = "coldframe.system"
-# By process and seam: the digest of the source that was read.
-RELIES_ON: dict[str, dict[str, str]] = {
-    "serverapp": {
-        "run_serverapp": "2cf00cc3bc7e",
-        "run_app": "a3c8972eda36",
-        "strategy": "c166601a6d85",
-        "legacy_strategy": "0f2b29859989",
-        "legacy_server": "0c7f611c3f0f",
-        "legacy_app": "7dea2b37b0d0",
-        "default_workflow": "866c7974d30c",
-        "http_grid": "72e288cdc292",
-    },
-    "clientapp": {
-        "clientapp_runtime": "fa6612aaeda9",  # the module: functions of it are adapters' by then
-        "call_app": "9ac8d938c6ee",
-    },
+# By process: what is replaced, and what its replacements were written for.
+RELIES_ON: dict[str, tuple[str, ...]] = {
+    "serverapp": (
+        "flwr.superlink.runtime.run_serverapp:run_serverapp",
+        "flwr.superlink.runtime.run_serverapp:run_",
+        "flwr.server.run_serverapp:run",
+        "flwr.serverapp.strategy.strategy:Strategy",
+        "flwr.server.strategy.strategy:Strategy",
+        "flwr.server.server:fit_clients",
+        "flwr.server.server:evaluate_clients",
+        "flwr.server.compat.app:start_grid",
+        "flwr.server.compat.app:run_fl",
+        "flwr.server.workflow.default_workflows:DefaultWorkflow.__call__",
+        "flwr.superlink.grid.http_grid:HttpGrid",
+        "flwr.superlink.grid.http_grid:inflate_object_from_contents",
+        "flwr.superlink.grid.http_grid:make_message",
+    ),
+    "clientapp": (
+        "flwr.supernode.runtime.run_clientapp:run_clientapp",
+        "flwr.supernode.runtime.run_clientapp:pull_task_input",
+        "flwr.supernode.runtime.run_clientapp:install_from_fab",
+        "flwr.supernode.runtime.run_clientapp:push_message",
+        "flwr.clientapp.client_app:ClientApp.__call__",
+    ),
 }
 
 
-def moved(process: str) -> list[str]:
-    """Return one line for each thing that a process relies on and this flwr has otherwise."""
-    return [
-        f"{SEAMS[seam]}: expected {expected}, found {found}"
-        for seam, expected in RELIES_ON[process].items()
-        if (found := digest(seam)) != expected
-    ]
+def missing(process: str) -> list[str]:
+    """Return what a process relies on and this flwr does not have."""
+    found = []
+    for place in RELIES_ON[process]:
+        module, _, path = place.partition(":")
+        try:
+            functools.reduce(getattr, path.split("."), importlib.import_module(module))
+        except (ImportError, AttributeError):
+            found.append(place)
+    return found
 
 
 def is_known(process: str) -> bool:
-    """Whether this flwr is one that was read; says what differs if not."""
-    differences = moved(process)
-    if differences:
+    """Whether a process can be recorded: its flwr is tested, or has what is replaced; says what it lacks."""
+    if is_tested(installed()):
+        return True
+    if lacks := missing(process):
         say(
-            f"flwr {flwr.__version__} is not the flwr that the recording was written for: the app runs"
-            " without a directory to write to and without a record:\n  " + "\n  ".join(differences)
+            f"flwr {installed()} is untested and lacks what the recording replaces: the app runs without a"
+            f" directory to write to and without a record: {', '.join(lacks)}"
         )
-    return not differences
+    return not lacks

@@ -10,13 +10,12 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import sqlite3
 import subprocess
 import sys
-from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 
+from coldframe.flower import database
+from coldframe.flower.version import runtime, warning
 from coldframe.recording.journal import Journal, read_journal
 from coldframe.recording.output import UNCLAIMED
 from coldframe.server import gateway
@@ -32,13 +31,8 @@ USERS = Path("/run/coldframe/gateway/users")  # who may read metrics
 
 RESTARTED = "the server restarted in the middle of the run"
 
-# flwr's own commands with Coldframe's adapters, in place of flower-superlink and the like.
+# flwr's own commands with Coldframe's changes, in place of flower-superlink and the like.
 ADAPTED = [sys.executable, "-m", "coldframe.flower.adapters"]
-
-
-def is_warm() -> bool:
-    """Return whether the warm runtime is wanted, or Flower's own, stock one."""
-    return os.environ.get("COLDFRAME_RUNTIME", "warm") == "warm"
 
 
 def children(state: Path, secret: Path, warm: bool) -> list[Child]:
@@ -54,7 +48,7 @@ def children(state: Path, secret: Path, warm: bool) -> list[Child]:
                 *("--ssl-certfile", str(SUPERLINK_CERTIFICATE), "--ssl-keyfile", str(SUPERLINK_KEY)),
                 *("--ssl-ca-certfile", str(SUPERLINK_CERTIFICATE), "--enable-supernode-auth"),
                 *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
-                *("--database", str(state / "superlink.db"), "--disable-runtime-dependency-installation"),
+                *("--database", str(state / database.NAME), "--disable-runtime-dependency-installation"),
             ],
         ),
         Child("gateway", ["nginx", "-e", "stderr", "-g", "daemon off;", "-c", str(gateway.CONFIG)]),
@@ -90,46 +84,13 @@ def make_certificate(certificate: Path, key: Path) -> None:
     subprocess.run([sys.executable, "-m", "coldframe.keys", *words], check=True, stdout=subprocess.DEVNULL)
 
 
-def forget_presence(database: Path) -> None:
-    """Mark every node in the SuperLink's database as offline, as Flower does when a node says goodbye.
-
-    A node counts as online for two heartbeats (60 s) after its last one. After a restart that would be said
-    of clients that are gone, and a run submitted at once would be given to them. Those that live say so again
-    with their next heartbeat. Plain SQL: Flower's own state would keep 100 MB of imports in this process.
-    """
-    if not database.exists():
-        return
-    with closing(sqlite3.connect(database)) as connection, connection:
-        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name = 'node'")
-        if tables.fetchone():
-            now = datetime.now(UTC)
-            connection.execute(
-                "UPDATE node SET status = 'offline', last_deactivated_at = ?, online_until = ?"
-                " WHERE status = 'online'",
-                (now.isoformat(), now.timestamp()),
-            )
-
-
 def fail_interrupted_runs(state: Path) -> None:
     """Mark the runs that were going when the server went down as failed, with the reason.
 
-    Their ServerApps were this container's processes. Flower would find that out a minute later, and say that
-    they had expired; runs that nobody has started yet stay as they are.
+    Their ServerApps were this container's processes.
     """
-    database = state / "superlink.db"
-    if not database.exists():
-        return
-    with closing(sqlite3.connect(database)) as connection, connection:
-        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name = 'task'")
-        if not tables.fetchone():
-            return
-        ended = connection.execute(
-            "UPDATE task SET finished_at = ?, sub_status = 'failed', details = ?, active_until = NULL,"
-            " token = NULL WHERE starting_at IS NOT NULL AND finished_at IS NULL RETURNING run_id",
-            (datetime.now(UTC).isoformat(), RESTARTED),
-        ).fetchall()
-    for (number,) in ended:
-        path = state / "runs" / str(number % 2**64) / "journal.jsonl"  # the database holds it with a sign
+    for run_id in database.fail_started_tasks(state / database.NAME, RESTARTED):
+        path = state / "runs" / run_id / "journal.jsonl"
         events = {event["event"] for event in read_journal(path)}
         if events and "run_finished" not in events:
             journal = Journal(path)
@@ -142,12 +103,18 @@ def main() -> int:
     state = Path(os.environ.get("COLDFRAME_STATE", "/state"))
     (state / "runs").mkdir(parents=True, exist_ok=True)
     shutil.rmtree(state / UNCLAIMED, ignore_errors=True)  # of ServerApps that ended with the server
-    forget_presence(state / "superlink.db")
-    fail_interrupted_runs(state)
+    try:
+        database.mark_nodes_offline(state / database.NAME)
+        fail_interrupted_runs(state)
+    except database.SchemaError as error:  # Flower finds both out by itself, a minute later
+        say(f"nodes and runs of before the restart keep their state for a minute: {error}")
     make_certificate(SUPERLINK_CERTIFICATE, SUPERLINK_KEY)
     gateway.note()
+    found = runtime()
+    if text := warning(found):
+        say(text)
     say("server starts")
-    return supervise(children(state, write_secret(Path("/tmp/superexec.secret")), is_warm()))
+    return supervise(children(state, write_secret(Path("/tmp/superexec.secret")), found.is_warm))
 
 
 if __name__ == "__main__":

@@ -11,11 +11,9 @@ import argparse
 import hashlib
 import json
 import os
-import sqlite3
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,6 +33,8 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
+from coldframe.flower import database
+from coldframe.flower.version import runtime
 from coldframe.recording.app_errors import FLWR_PREFIX
 from coldframe.recording.journal import read_journal
 from coldframe.server.container import SUPERLINK, SUPERLINK_CERTIFICATE
@@ -57,18 +57,6 @@ def connect() -> ControlHttpClient:
 def state_directory() -> Path:
     """Return the directory that outlives the server container."""
     return Path(os.environ.get("COLDFRAME_STATE", "/state"))
-
-
-def forget(key: bytes) -> None:
-    """Let go of a node that has been unregistered.
-
-    The SuperLink keeps its record, and refuses its key for good: that of a client that has left the roster
-    and comes back with its machine.
-    """
-    database = state_directory() / "superlink.db"
-    if database.exists():
-        with closing(sqlite3.connect(database, timeout=30.0)) as connection, connection:
-            connection.execute("DELETE FROM node WHERE public_key = ? AND status = 'unregistered'", (key,))
 
 
 def register(client: ControlHttpClient, clients: list[dict[str, Any]]) -> dict[str, Any]:
@@ -97,7 +85,10 @@ def register(client: ControlHttpClient, clients: list[dict[str, Any]]) -> dict[s
             del known[key_bytes]
     for key_bytes, item in wanted.items():
         if key_bytes not in known:
-            forget(key_bytes)
+            try:
+                database.delete_unregistered_node(state_directory() / database.NAME, key_bytes)
+            except database.SchemaError as error:
+                print(f"a client that was removed once may be refused: {error}", file=sys.stderr)
             response = client.RegisterNode(RegisterNodeRequest(public_key=key_bytes, name=item["name"]))
             known[key_bytes] = response.node_id
             added.append(item["name"])
@@ -367,6 +358,8 @@ def main() -> int:
             note = sys.stdin.read()
             result = submit(client, arguments.fab, config, arguments.keep, arguments.others, note)
         elif arguments.command == "follow":
+            if (found := runtime()).reason:
+                print(f"runtime: {found}", flush=True)
             result = follow(client, arguments.run_id)
         elif arguments.command == "stop":
             result = {"stopped": client.StopRun(StopRunRequest(run_id=int(arguments.run_id))).success}
@@ -374,7 +367,7 @@ def main() -> int:
             runs = list_runs(client)
             result = [{**run, "concurrent_with": concurrent_with(run, runs)} for run in runs]
         else:
-            result = list_nodes(client)
+            result = {"runtime": str(runtime()), "nodes": list_nodes(client)}
     finally:
         client.close()
     print(json.dumps(result))

@@ -1,4 +1,4 @@
-"""Starts ServerApps with their adapters, says that they live while they start, and keeps what they print."""
+"""Starts ServerApps with Coldframe's changes, sends heartbeats while they start, and keeps their output."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ KILLED = "the ServerApp was killed by SIGKILL"
 OUT_OF_MEMORY = (
     "the ServerApp was killed: the memory of the server's container was used up (fl_server_memory limits it)"
 )
-# How long a ServerApp may take to start before it has to speak for itself.
+# How long a ServerApp may take to start before it has to send heartbeats itself.
 START_SECONDS = 600.0
 
 
 class Subprocess:
-    """What flwr's executor takes for the module subprocess; `pause` as in `speak_for`."""
+    """What flwr's executor takes for the module subprocess; `pause` as in `send_heartbeats`."""
 
     DEVNULL = subprocess.DEVNULL
 
@@ -46,7 +46,7 @@ class Subprocess:
         self.pause = pause
 
     def Popen(self, command: list[str], **kwargs: Any) -> subprocess.Popen[bytes]:
-        """Start a process; a ServerApp with its adapters."""
+        """Start a process; a ServerApp with Coldframe's changes."""
         if command[0] != "flwr-serverapp":
             return subprocess.Popen(command, **kwargs)
         client = task_client(command)
@@ -57,7 +57,7 @@ class Subprocess:
         )
         with suppress(OSError):  # it has ended already
             Path(f"/proc/{process.pid}/oom_score_adj").write_text(str(OOM_SCORE))
-        threading.Thread(target=speak_for, args=(process, client, self.pause), daemon=True).start()
+        threading.Thread(target=send_heartbeats, args=(process, client, self.pause), daemon=True).start()
         return process
 
 
@@ -107,7 +107,7 @@ def task_client(command: Sequence[str]) -> RuntimeHttpClient:
     )
 
 
-def speak_for(process: subprocess.Popen[bytes], client: RuntimeHttpClient, pause: float) -> None:
+def send_heartbeats(process: subprocess.Popen[bytes], client: RuntimeHttpClient, pause: float) -> None:
     """Send a task's heartbeats until its process has ended, or has had the time to send its own.
 
     Parameters

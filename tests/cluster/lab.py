@@ -201,7 +201,7 @@ class Lab:
 
     def nodes(self) -> list[dict[str, Any]]:
         """The registered clients, as the SuperLink sees them; none while it does not answer."""
-        found: list[dict[str, Any]] = self.control("nodes", check=False) or []
+        found: list[dict[str, Any]] = (self.control("nodes", check=False) or {}).get("nodes", [])
         return found
 
     def online(self) -> set[str]:

@@ -148,7 +148,7 @@ def test_results_folder_holds_the_run(federation: Lab) -> None:
     assert names >= {"versions.json", "model.pt", "rounds.png", "partitions.png", "clients.png"}
     summary = federation.summary()
     assert len((latest / "rounds.csv").read_text().splitlines()) >= summary["rounds"] + 1
-    assert json.loads((latest / "versions.json").read_text())["flwr"] == "1.41.0"
+    assert json.loads((latest / "versions.json").read_text())["flwr"] == "1.42.0"
     report = (latest / "report.html").read_text()
     assert f"{summary['accuracy']:.4f}" in report
     titles = ["Accuracy and loss", "Time by phase of the round", "Clients over time"]

@@ -1,4 +1,4 @@
-"""The adapters over flwr: what they rely on is there, they refuse what flwr refuses, flwr works without."""
+"""The changes to flwr: the fast path refuses what flwr refuses, the HTTP client fails as httpx does."""
 
 from __future__ import annotations
 
@@ -43,37 +43,18 @@ from flwr.supernode import main as supernode
 from flwr.supernode.nodestate import NodeStateFactory
 from flwr.supernode.runtime import run_clientapp
 
-from coldframe.flower import adapters, fast_path, version
-from coldframe.flower.http_client import LeanClient
+from coldframe.flower import clientapp, fast_path
+from coldframe.flower import superlink as superlink_changes
+from coldframe.flower.fast_path import FastPath, PendingMessages
+from coldframe.flower.fast_path_calls import superlink_calls, supernode_calls
+from coldframe.flower.http_client import HttpClient
 from tests.unit.flower import federation, write_app
-from tests.unit.test_executor import CLIENT, EXECUTOR
+from tests.unit.test_executor import CLIENT
 
 PROTOBUF = {"content-type": PROTOBUF_MEDIA_TYPE}
 
 
-@pytest.mark.parametrize("process", sorted({entry.process for entry in adapters.ADAPTERS}))
-def test_what_the_adapters_rely_on_is_where_it_was(process: str) -> None:
-    assert adapters.check(process) == []
-
-
-def test_a_flwr_that_has_moved_stops_the_process_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(version.SEAMS, "node_auth", "flwr.superlink.routers.fleet.elsewhere:")
-    with pytest.raises(adapters.AdapterError, match=r"elsewhere(.|\n)*COLDFRAME_ADAPTERS=0"):
-        adapters.install("superlink")
-
-
-def test_everything_works_without_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLDFRAME_ADAPTERS", "0")
-    with federation(tmp_path / "federation") as started:
-        started.start_link([sys.executable, "-m", "coldframe.flower.adapters", "superlink"])
-        executor = started.start_node(
-            [sys.executable, "-m", "coldframe.flower.adapters", "supernode"], EXECUTOR
-        )
-        (answer,) = started.run(write_app(tmp_path / "app", CLIENT.format(generation=1)), [{"do": "echo"}])
-    assert answer["parent"] == executor.pid, "flwr's own executor started the task"
-
-
-def test_who_comes_back_without_a_goodbye_is_let_in_at_once(
+def test_node_that_ended_without_a_goodbye_is_activated_again_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same key is activated again while it counts as connected; who is not registered is not."""
@@ -86,7 +67,7 @@ def test_who_comes_back_without_a_goodbye_is_let_in_at_once(
     assert not state.activate_node(node, 30.0), "flwr turns it away"
     (before,) = state.get_node_info(node_ids=[node])
 
-    adapters.let_in_who_comes_back()
+    superlink_changes.allow_reactivation_of_online_node()
     assert state.activate_node(node, 30.0)
     (after,) = state.get_node_info(node_ids=[node])
     assert after.status == before.status == "online"
@@ -108,7 +89,7 @@ def test_a_task_has_no_telemetry_where_it_is_off_and_its_first_heartbeat_waits(
     ):
         monkeypatch.setattr(module, name, getattr(module, name))  # and have it undone
     monkeypatch.setattr(telemetry, "FLWR_TELEMETRY_ENABLED", enabled)
-    adapters.leave_out_what_a_short_task_needs_not()
+    clientapp.skip_telemetry_and_first_heartbeat()
     assert (run_clientapp.event is flwr_event) == (exit_module.event is flwr_event) == (enabled == "1")
     if enabled == "0":
         event = telemetry.EventType.FLWR_CLIENTAPP_RUN_ENTER
@@ -122,12 +103,13 @@ def test_a_task_has_no_telemetry_where_it_is_off_and_its_first_heartbeat_waits(
     assert beats == [], "stopped before the first"
 
 
-# The adapters' commands in a world in which a ServerApp has to say within 2 s that it lives.
+# The commands where a ServerApp has to send its first heartbeat within 2 s.
 HURRIED = """
 from flwr.common import constant
 constant.HEARTBEAT_DEFAULT_INTERVAL = 2
+from coldframe.flower import changes
+changes.FIRST_HEARTBEAT_SECONDS = 0.5
 from coldframe.flower import adapters
-adapters.SIGN_SECONDS = 0.5
 adapters.main()
 """
 SLOW_START = """
@@ -235,29 +217,29 @@ def ask(app: Any, path: str, body: bytes, headers: dict[str, str]) -> tuple[int,
 
 
 @pytest.mark.parametrize("name", refused_by_superlink())
-def test_the_lean_path_of_a_superlink_refuses_what_flwr_refuses(name: str) -> None:
+def test_the_fast_path_of_a_superlink_refuses_what_flwr_refuses(name: str) -> None:
     path, body, headers = refused_by_superlink()[name]
-    stock, lean = superlink.create_app(), superlink.create_app()
-    lean.add_middleware(fast_path.LeanPath, calls=fast_path.superlink_calls())
+    stock, fast = superlink.create_app(), superlink.create_app()
+    fast.add_middleware(FastPath, calls=superlink_calls())
     status, text = ask(stock, path, body, headers)
     assert status == EXPECTED.get(name, 401)
-    assert path in fast_path.superlink_calls(), "the request takes the lean path"
+    assert path in superlink_calls(), "the request takes the fast path"
     if name == "no protobuf":  # from nobody: that is found out before the body is read
-        status, text = 401, ask(lean, path, b"", {})[1]
-    assert ask(lean, path, body, headers) == (status, text)
+        status, text = 401, ask(fast, path, b"", {})[1]
+    assert ask(fast, path, body, headers) == (status, text)
 
 
 @pytest.mark.parametrize("name", refused_by_supernode())
-def test_the_lean_path_of_a_supernode_refuses_what_flwr_refuses(name: str) -> None:
+def test_the_fast_path_of_a_supernode_refuses_what_flwr_refuses(name: str) -> None:
     path, body, headers = refused_by_supernode()[name]
-    calls = fast_path.supernode_calls(lambda: True)
+    calls = supernode_calls(lambda: True)
     secret = secrets.token_bytes(32)
-    stock, lean = (supernode.create_app(NodeStateFactory(ObjectStoreFactory()), secret) for _ in range(2))
-    lean.add_middleware(fast_path.LeanPath, calls=calls)
+    stock, fast = (supernode.create_app(NodeStateFactory(ObjectStoreFactory()), secret) for _ in range(2))
+    fast.add_middleware(FastPath, calls=calls)
     status, text = ask(stock, path, body, headers)
     assert status == EXPECTED.get(name, 401)
-    assert path in calls, "the request takes the lean path"
-    assert ask(lean, path, body, headers) == (status, text)
+    assert path in calls, "the request takes the fast path"
+    assert ask(fast, path, body, headers) == (status, text)
 
 
 def message(number: int, objects: int, reply_to: str = "") -> tuple[Any, Any]:
@@ -274,34 +256,34 @@ def message(number: int, objects: int, reply_to: str = "") -> tuple[Any, Any]:
 
 def test_a_message_is_delivered_when_its_last_object_has_arrived() -> None:
     async def story() -> None:
-        mail = fast_path.Mail()
-        bell = asyncio.get_running_loop().create_future()
-        mail.waiting["node"].add(bell)
-        mail.expect(*message(1, objects=2), receiver="node")
-        mail.narrow(["m1"], {"m1", "m1-1"})
-        for name, rung in (("m1", False), ("m1-0", False), ("m1-1", True)):
-            assert bell.done() is False
-            assert bool(mail.arriving("node")) is True
-            mail.arrived(name)
-            assert bell.done() is rung
-        assert mail.arriving("node") == set()
-        assert not mail.parcels
+        pending = PendingMessages()
+        notified = asyncio.get_running_loop().create_future()
+        pending.waiting["node"].add(notified)
+        pending.add(*message(1, objects=2), receiver="node")
+        pending.expect_only(["m1"], {"m1", "m1-1"})
+        for name, complete in (("m1", False), ("m1-0", False), ("m1-1", True)):
+            assert notified.done() is False
+            assert bool(pending.incomplete_for("node")) is True
+            pending.object_stored(name)
+            assert notified.done() is complete
+        assert pending.incomplete_for("node") == set()
+        assert not pending.messages
 
     asyncio.run(story())
 
 
-def test_a_message_whose_sender_has_stopped_is_not_waited_for_for_ever(
+def test_a_message_whose_sender_has_stopped_is_not_waited_for_without_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    mail = fast_path.Mail()
-    mail.expect(*message(1, objects=1), receiver="node")
-    assert mail.arriving("node")
+    pending = PendingMessages()
+    pending.add(*message(1, objects=1), receiver="node")
+    assert pending.incomplete_for("node")
     monkeypatch.setattr(fast_path, "STALLED_SECONDS", -1.0)
-    assert not mail.arriving("node")
+    assert not pending.incomplete_for("node")
 
 
-def test_who_was_held_for_nothing_leaves_no_trace() -> None:
-    """A question that nothing came for until its time was over."""
+def test_a_request_that_was_held_in_vain_leaves_nothing_behind() -> None:
+    """Nothing came for it until its time was up."""
 
     class Patient:
         async def receive(self) -> None:
@@ -310,10 +292,10 @@ def test_who_was_held_for_nothing_leaves_no_trace() -> None:
     async def nothing() -> None:
         return None
 
-    async def held() -> fast_path.Mail:
-        path = fast_path.LeanPath(superlink.create_app(), calls={})
+    async def held() -> PendingMessages:
+        path = FastPath(superlink.create_app(), calls={})
         assert await path.hold(cast(Any, Patient()), "node", 0.05, nothing, bool) is None
-        return path.mail
+        return path.pending
 
     assert not asyncio.run(held()).waiting
 
@@ -393,15 +375,15 @@ def make_certificate(directory: Path, name: str) -> tuple[Path, Path]:
     return paths
 
 
-def post(client: LeanClient, url: str, body: bytes = b"x", timeout: float = 5.0) -> httpx.Response:
+def post(client: HttpClient, url: str, body: bytes = b"x", timeout: float = 5.0) -> httpx.Response:
     """Send one request."""
     return client.send(client.build_request("POST", url, content=body, timeout=timeout))
 
 
-def test_the_lean_client_keeps_its_connection_until_the_server_closes_it(
+def test_the_http_client_keeps_its_connection_until_the_server_closes_it(
     serve: Callable[[str | None], str],
 ) -> None:
-    url, client = serve(None), LeanClient(verify=True, timeout=5.0)
+    url, client = serve(None), HttpClient(verify=True, timeout=5.0)
     assert [post(client, f"{url}/", b"abc").content for _ in range(3)] == [b"abc"] * 3
     assert post(client, f"{url}/busy").status_code == 503
     assert len(Server.connections) == 1
@@ -411,8 +393,8 @@ def test_the_lean_client_keeps_its_connection_until_the_server_closes_it(
     client.close()
 
 
-def test_the_lean_client_raises_the_errors_that_flwr_retries(serve: Callable[[str | None], str]) -> None:
-    url, client = serve(None), LeanClient(verify=True, timeout=5.0)
+def test_the_http_client_raises_the_errors_that_flwr_retries(serve: Callable[[str | None], str]) -> None:
+    url, client = serve(None), HttpClient(verify=True, timeout=5.0)
     with pytest.raises(httpx.ReadTimeout):
         post(client, f"{url}/silent", timeout=0.2)
     with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
@@ -422,13 +404,13 @@ def test_the_lean_client_raises_the_errors_that_flwr_retries(serve: Callable[[st
     client.close()
 
 
-def test_the_lean_client_verifies_who_it_talks_to(serve: Callable[[str | None], str], tmp_path: Path) -> None:
+def test_the_http_client_verifies_who_it_talks_to(serve: Callable[[str | None], str], tmp_path: Path) -> None:
     url = serve("127.0.0.1")
     trusted = ssl.create_default_context(cafile=str(tmp_path / "127.0.0.1.crt"))
-    assert post(LeanClient(verify=trusted, timeout=5.0), f"{url}/").status_code == 200
+    assert post(HttpClient(verify=trusted, timeout=5.0), f"{url}/").status_code == 200
     with pytest.raises(httpx.ConnectError, match="certificate verify failed"):
-        post(LeanClient(verify=True, timeout=5.0), f"{url}/")
+        post(HttpClient(verify=True, timeout=5.0), f"{url}/")
     other = serve("127.0.0.2")
     context = ssl.create_default_context(cafile=str(tmp_path / "127.0.0.2.crt"))
     with pytest.raises(httpx.ConnectError, match="certificate is not valid"):
-        post(LeanClient(verify=context, timeout=5.0), f"{other}/")
+        post(HttpClient(verify=context, timeout=5.0), f"{other}/")

@@ -21,7 +21,7 @@ from flwr.supernode import main as supernode
 from flwr.supernode.nodestate import NodeStateFactory
 from google.protobuf.message import DecodeError
 
-from coldframe.flower import fast_path, object_batches
+from coldframe.flower import fast_path, fast_path_calls, object_batches
 from tests.unit.test_adapters import ask, refused_by_superlink
 
 NODE = Node(node_id=(1 << 64) - 5)
@@ -29,15 +29,14 @@ NODE = Node(node_id=(1 << 64) - 5)
 
 def test_a_batch_comes_out_as_it_went_in() -> None:
     item = message_pb2.PushObjectRequest(node=NODE, run_id=3, object_id="a", session_id="s")
-    long = message_pb2.PushObjectRequest(
-        object_content=secrets.token_bytes(object_batches.LONG_BYTES), **fields(item)
+    large = message_pb2.PushObjectRequest(
+        object_content=secrets.token_bytes(object_batches.BESIDE_BYTES), **fields(item)
     )
-    sent, received = object_batches.PushRequests([item, long, item]), object_batches.PushRequests()
+    sent, received = object_batches.PushRequests([item, large, item]), object_batches.PushRequests()
     received.ParseFromString(sent.SerializeToString())
-    assert [object_batches._whole(each) for each in received] == list(sent)
+    assert [type(each) is object_batches.Item for each in received] == [False, True, False]
+    assert [object_batches.whole(each) for each in received] == list(sent)
     assert received.SerializeToString() == sent.SerializeToString()
-    # The body of a long one is written by hand: flwr's protobuf reads the same from it.
-    assert message_pb2.PushObjectRequest.FromString(b"".join(object_batches._serialize(long))) == long
 
 
 def fields(item: Any) -> dict[str, Any]:
@@ -45,80 +44,43 @@ def fields(item: Any) -> dict[str, Any]:
     return {field.name: value for field, value in item.ListFields()}
 
 
-def test_a_long_item_is_read_as_protobuf_reads_it() -> None:
-    """Whatever the order of its fields, with fields that it does not know, and with a content given twice."""
-    rest = message_pb2.PushObjectRequest(node=NODE, run_id=3, object_id="a").SerializeToString()
-    content = b"".join(
-        object_batches._serialize(message_pb2.PushObjectRequest(object_content=bytes(1 << 16)))
-    )
-    other = message_pb2.PushObjectRequest(object_content=b"7" * 70_000).SerializeToString()
-    # Field 127, of three wire types.
-    unknown = b"\xf8\x07\x01" + b"\xf9\x07" + bytes(8) + b"\xfd\x07" + bytes(4)
-    for body in (
-        content + rest,
-        rest + content,
-        rest + unknown + other + content,
-        content + rest + other + unknown,
-    ):
-        received = object_batches.PushRequests()
-        received.ParseFromString(len(body).to_bytes(object_batches.SIZE_BYTES, "big") + body)
-        (item,) = received
-        expected = message_pb2.PushObjectRequest.FromString(body)
-        assert item.object_content == expected.object_content
-        assert (item.node, item.run_id, item.object_id) == (NODE, 3, "a")
+def item_of(message: bytes, content: bytes = b"", sizes: tuple[int, int] | None = None) -> bytes:
+    """Return one item of a batch, with the right sizes or others."""
+    return object_batches.SIZES.pack(*(sizes or (len(message), len(content)))) + message + content
 
 
-def test_a_flood_of_fields_is_left_to_protobuf() -> None:
-    """Nobody knows yet who sent it, and a loop in Python over millions of fields would stop the server."""
-    content = message_pb2.PushObjectRequest(object_content=LONG).SerializeToString()
-    for others, kept in (
-        (object_batches.MOST_FIELDS - 1, object_batches.Long),
-        (object_batches.MOST_FIELDS, None),
-    ):
-        item = object_batches._parse(
-            message_pb2.PushObjectRequest, memoryview(b"\x10\x03" * others + content)
-        )
-        assert type(item) is (kept or message_pb2.PushObjectRequest)
-        assert object_batches._whole(item) == message_pb2.PushObjectRequest(run_id=3, object_content=LONG)
-
-
-LONG = bytes(object_batches.LONG_BYTES)
+STORED = message_pb2.PushObjectResponse(stored=True).SerializeToString()
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("kind", "body"),
     [
-        *(
-            b"\0",
-            b"\0\0\0\5abc",
-            b"\0\0\0\2\xff\xff",
-            bytes(object_batches.SIZE_BYTES * (object_batches.MOST + 1)),
-        ),
-        *(b"\0\1\0\3" + start + LONG for start in (b"\x0b\0\0", b"\x22\xff\x7f", b"\x00\0\0")),
-        b"\0\1\0\1" + LONG + b"\x80",
-        b"\0\1\0\0" + b"\xff" * len(LONG),
+        (object_batches.PushRequests, b"\0\0\0"),
+        (object_batches.PushRequests, item_of(b"abc", sizes=(5, 0))),
+        (object_batches.PushRequests, item_of(b"", b"abc", sizes=(0, 4))),
+        (object_batches.PushRequests, item_of(b"", sizes=(2**32 - 1, 2**32 - 1))),
+        (object_batches.PushRequests, item_of(b"\xff\xff")),
+        (object_batches.PushRequests, item_of(b"") * (object_batches.MAX_ITEMS + 1)),
+        (object_batches.PushAnswers, item_of(STORED, b"content")),
     ],
-    ids=[
-        *("half a size", "truncated", "no message", "a flood"),
-        *("group", "size of another field", "field 0", "half a key", "endless key"),
-    ],
+    ids=["half a size", "truncated", "truncated content", "huge", "no message", "a flood", "no content"],
 )
-def test_what_is_no_batch_is_refused(body: bytes) -> None:
+def test_what_is_no_batch_is_refused(kind: type[object_batches.Batch], body: bytes) -> None:
     with pytest.raises(DecodeError):
-        object_batches.PushRequests().ParseFromString(body)
+        kind().ParseFromString(body)
 
 
-def lean_superlink() -> Any:
-    """Return flwr's application of a SuperLink behind the lean path."""
+def fast_superlink() -> Any:
+    """Return flwr's application of a SuperLink behind the fast path."""
     app = superlink.create_app()
-    app.add_middleware(fast_path.LeanPath, calls=fast_path.superlink_calls())
+    app.add_middleware(fast_path.FastPath, calls=fast_path_calls.superlink_calls())
     return app
 
 
-def lean_supernode() -> Any:
-    """Return flwr's application of a SuperNode behind the lean path."""
+def fast_supernode() -> Any:
+    """Return flwr's application of a SuperNode behind the fast path."""
     app = supernode.create_app(NodeStateFactory(ObjectStoreFactory()), secrets.token_bytes(32))
-    app.add_middleware(fast_path.LeanPath, calls=fast_path.supernode_calls(lambda: True))
+    app.add_middleware(fast_path.FastPath, calls=fast_path_calls.supernode_calls(lambda: True))
     return app
 
 
@@ -139,13 +101,13 @@ def test_a_batch_is_refused_as_a_single_object_is(name: str, action: str) -> Non
     many: Any = object_batches.PullRequests if action == "pull" else object_batches.PushRequests
     expected = ask(superlink.create_app(), path, item.SerializeToString(), headers)
     assert expected[0] in (401, 412, 415)
-    assert ask(lean_superlink(), f"{path}s", many([item, item]).SerializeToString(), headers) == expected
+    assert ask(fast_superlink(), f"{path}-batch", many([item, item]).SerializeToString(), headers) == expected
     if path.startswith("/v1/runtime"):
-        status, _ = ask(lean_supernode(), f"{path}s", many([item]).SerializeToString(), headers)
+        status, _ = ask(fast_supernode(), f"{path}-batch", many([item]).SerializeToString(), headers)
         assert status == expected[0]
 
 
-@pytest.mark.parametrize("path", ["/v1/fleet/pull-objects", "/v1/runtime/push-objects"])
+@pytest.mark.parametrize("path", ["/v1/fleet/pull-object-batch", "/v1/runtime/push-object-batch"])
 def test_a_server_without_batches_says_that_there_are_none(path: str) -> None:
     """The sender takes a 404, and no other error, for a reason to send objects one by one."""
     for app in (
@@ -171,14 +133,14 @@ def test_a_batch_of_two_nodes_or_runs_is_refused_before_anybody_is_asked(
         return lambda: message_pb2.PullObjectResponse()
 
     single = fast_path.Call(message_pb2.PullObjectRequest, authorize)
-    call = fast_path.together(single, object_batches.PullRequests, object_batches.PullAnswers, lambda _: None)
+    call = fast_path.batched(single, object_batches.PullRequests, object_batches.PullAnswers, lambda _: None)
     app = superlink.create_app()
-    app.add_middleware(fast_path.LeanPath, calls={"/v1/runtime/pull-objects": call})
+    app.add_middleware(fast_path.FastPath, calls={"/v1/runtime/pull-object-batch": call})
     items = object_batches.PullRequests(
         message_pb2.PullObjectRequest(object_id="a", **which)
         for which in ([{"node": Node(node_id=1), "run_id": 1}, other] if other else [])
     )
-    status, _ = ask(app, "/v1/runtime/pull-objects", items.SerializeToString(), {})
+    status, _ = ask(app, "/v1/runtime/pull-object-batch", items.SerializeToString(), {})
     assert (status, asked) == (400, [])
 
 
@@ -241,7 +203,7 @@ OBJECTS = {str(number): bytes([number]) * 100 for number in range(1, 6)}
 
 @pytest.mark.parametrize(
     ("knows", "asked"),
-    [(True, [("push-objects", 5)]), (False, [("push-objects", 5), *[("push-object", 1)] * 5])],
+    [(True, [("push-object-batch", 5)]), (False, [("push-object-batch", 5), *[("push-object", 1)] * 5])],
 )
 def test_objects_are_pushed_in_one_request_where_the_server_takes_it(
     knows: bool, asked: list[tuple[str, int]]
@@ -256,20 +218,20 @@ def test_objects_are_pushed_in_one_request_where_the_server_takes_it(
 
 
 def test_no_batch_has_more_objects_than_a_server_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_batches, "MOST", 2)
+    monkeypatch.setattr(object_batches, "MAX_ITEMS", 2)
     client = FleetHttpClient()
     object_batches.push_contents(iter(OBJECTS.items()), client.push_function())
-    assert client.asked == [("push-objects", 2), ("push-objects", 2), ("push-object", 1)]
+    assert client.asked == [("push-object-batch", 2), ("push-object-batch", 2), ("push-object", 1)]
     client.asked.clear()
     assert object_batches.pull_objects(pytest.fail, OBJECTS, client.pull_function()) == OBJECTS  # type: ignore[arg-type]
-    assert client.asked == [("pull-objects", 2), ("pull-objects", 2), ("pull-object", 1)]
+    assert client.asked == [("pull-object-batch", 2), ("pull-object-batch", 2), ("pull-object", 1)]
 
 
 @pytest.mark.parametrize("knows", [True, False])
-def test_long_objects_arrive_whole(knows: bool) -> None:
+def test_large_objects_arrive_whole(knows: bool) -> None:
     """flwr's function gets none of theirs but the first's, and the server's single calls get all of it."""
     client = FleetHttpClient(knows)
-    contents = {str(number): secrets.token_bytes(object_batches.LONG_BYTES + number) for number in range(3)}
+    contents = {str(number): secrets.token_bytes(object_batches.BESIDE_BYTES + number) for number in range(3)}
     contents["short"] = b"short"
     object_batches.push_contents(iter(contents.items()), client.push_function())
     assert client.objects == contents
@@ -278,9 +240,9 @@ def test_long_objects_arrive_whole(knows: bool) -> None:
     assert client.objects == {"1": contents["1"]}
 
 
-def test_a_function_that_does_not_come_to_push_gets_all_of_a_long_object() -> None:
+def test_a_function_that_does_not_come_to_push_gets_all_of_a_large_object() -> None:
     stored: dict[str, bytes] = {}
-    contents = {str(number): secrets.token_bytes(object_batches.LONG_BYTES) for number in range(3)}
+    contents = {str(number): secrets.token_bytes(object_batches.BESIDE_BYTES) for number in range(3)}
     object_batches.push_contents(iter(contents.items()), stored.__setitem__)
     assert stored == contents
 
@@ -297,16 +259,16 @@ def test_large_objects_are_pushed_in_several_requests(monkeypatch: pytest.Monkey
     monkeypatch.setattr(object_batches, "BATCH_BYTES", 250)
     client = FleetHttpClient()
     object_batches.push_contents(iter(OBJECTS.items()), client.push_function())
-    assert client.asked == [("push-objects", 2), ("push-objects", 2), ("push-object", 1)]
+    assert client.asked == [("push-object-batch", 2), ("push-object-batch", 2), ("push-object", 1)]
     assert client.objects == OBJECTS
 
 
 @pytest.mark.parametrize(
     ("knows", "room", "asked"),
     [
-        (True, 1000, [("pull-objects", 5)]),
-        (True, 200, [("pull-objects", 5), ("pull-objects", 3), ("pull-object", 1)]),
-        (False, 0, [("pull-objects", 5), *[("pull-object", 1)] * 5]),
+        (True, 1000, [("pull-object-batch", 5)]),
+        (True, 200, [("pull-object-batch", 5), ("pull-object-batch", 3), ("pull-object", 1)]),
+        (False, 0, [("pull-object-batch", 5), *[("pull-object", 1)] * 5]),
     ],
 )
 def test_objects_are_pulled_in_as_few_requests_as_the_server_allows(

@@ -283,8 +283,8 @@ def test_a_zygote_that_is_killed_with_an_order_unread_is_replaced(monkeypatch: p
     wait_until(lambda: warm._control is zygotes[1][0] and warm._ready, 5, "there is no second one")
     warm._closing = True
     zygotes[1][1].close()
-    warm._keeper.join(5)
-    assert not warm._keeper.is_alive()
+    warm._zygotes.join(5)
+    assert not warm._zygotes.is_alive()
 
 
 def test_a_zygote_that_dies_is_replaced_and_its_task_is_one_failed_task(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from coldframe.exporters import runs as fl_exporter
 from coldframe.exporters.runs import FAMILIES, PHASES, REASONS, RUNS, STATES, Exporter, reason_of
+from coldframe.flower import database
 from coldframe.recording.journal import Journal
 
 Samples = dict[str, list[tuple[dict[str, str], float]]]
@@ -237,6 +240,23 @@ def test_clients_and_foreign_runs_come_from_flowers_own_database(tmp_path: Path,
     assert value(samples, "fl_run_round", run=run_ids[1]) == 0
     journal.append("run_finished", status="failed", error="x")
     assert state_of(scrape(exporter), run_ids[1]) == "failed"
+
+
+def test_clients_are_not_shown_as_disconnected_where_the_database_cannot_be_read(
+    tmp_path: Path, exporter: Exporter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The log says why, once."""
+    path = tmp_path / database.NAME
+    LinkStateFactory(str(path), NoOpFederationManager(), ObjectStoreFactory()).state()
+    (tmp_path / "nodes.json").write_text(json.dumps({"1": {"name": "c1-0", "partition_id": 0}}))
+    assert value(scrape(exporter), "fl_client_connected", client="c1-0") == 0
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("ALTER TABLE node RENAME COLUMN status TO state")
+    for _ in range(2):
+        samples = scrape(exporter)
+        assert "fl_client_connected" not in samples
+        assert [labels["state"] for labels, _ in samples["fl_clients"]] == ["registered"]
+    assert capsys.readouterr().err.count("node.status") == 1
 
 
 def test_nothing_is_there_before_the_first_registration(exporter: Exporter) -> None:

@@ -23,7 +23,7 @@ from flwr.superlink import main as superlink
 from flwr.superlink.grid import http_grid
 from google.protobuf.message import DecodeError
 
-from coldframe.flower import fast_path, object_batches
+from coldframe.flower import fast_path, fast_path_calls, object_batches
 from coldframe.recording import reading
 from coldframe.recording.replies import BAD_REPLY
 from tests.unit.test_adapters import PROTOBUF, node_headers
@@ -31,7 +31,8 @@ from tests.unit.test_adapters import PROTOBUF, node_headers
 KEY, OTHER, UNKNOWN = (generate_key_pairs()[0] for _ in range(3))
 PART = 1 << 20
 FLEET_CALLS = (
-    *("pull-messages", "push-messages", "pull-object", "push-object", "pull-objects", "push-objects"),
+    *("pull-messages", "push-messages", "pull-object", "push-object"),
+    *("pull-object-batch", "push-object-batch"),
     *("confirm-message-received", "activate-node", "deactivate-node", "send-node-heartbeat", "get-run"),
     *("get-fab", "unregister-node"),
 )
@@ -42,7 +43,7 @@ class Link:
 
     def __init__(self) -> None:
         self.app = superlink.create_app()
-        self.app.add_middleware(fast_path.LeanPath, calls=fast_path.superlink_calls())
+        self.app.add_middleware(fast_path.FastPath, calls=fast_path_calls.superlink_calls())
         state = self.app.state.linkstate_factory.state()
         self.node, self.other = (
             state.create_node("owner", "owner", public_key_to_bytes(key.public_key()), 30.0)
@@ -117,13 +118,13 @@ def test_a_registered_nodes_body_has_an_end(link: Link, call: str, monkeypatch: 
     monkeypatch.setattr(fast_path, "OBJECTS_BODY_BYTES", 8 * PART)
     status, _ = link.ask(call, KEY, endless)
     assert status == 413
-    assert link.parts_read == (9 if call in ("push-object", "push-objects") else 5)
+    assert link.parts_read == (9 if call in ("push-object", "push-object-batch") else 5)
 
 
 def test_a_batch_of_nothing_is_refused_before_it_is_long(link: Link) -> None:
     with pytest.raises(DecodeError, match="more than 4096"):
         object_batches.PushRequests().ParseFromString(bytes(1 << 18))
-    assert link.ask("push-objects", KEY, whole(bytes(1 << 18)))[0] == 400
+    assert link.ask("push-object-batch", KEY, whole(bytes(1 << 18)))[0] == 400
 
 
 def test_calls_that_are_flwrs_own_still_arrive(link: Link) -> None:
@@ -177,7 +178,7 @@ def test_a_message_that_is_no_reply_of_its_sender_is_refused_and_holds_nobody_up
 
 
 def test_what_a_node_stores_for_a_run_has_an_end(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast_path, "NODE_BYTES", 4 * PART)
+    monkeypatch.setattr(fast_path_calls, "NODE_BYTES", 4 * PART)
     statuses = []
     for number in range(6):
         item = message_pb2.PushObjectRequest(
@@ -195,10 +196,10 @@ def test_what_a_node_stores_for_a_run_has_an_end(link: Link, monkeypatch: pytest
 
 def test_a_hundred_strangers_cost_little(link: Link) -> None:
     """The bound that the documentation states: no memory to speak of, a few milliseconds each."""
-    link.ask("push-objects", UNKNOWN, endless)
+    link.ask("push-object-batch", UNKNOWN, endless)
     before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     for _ in range(100):
-        assert link.ask("push-objects", UNKNOWN, endless)[0] == 401
+        assert link.ask("push-object-batch", UNKNOWN, endless)[0] == 401
     seconds = time.process_time() - begin
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     print(f"100 strangers: {seconds:.2f} CPU-s, {grown} KiB")

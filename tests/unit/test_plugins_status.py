@@ -38,7 +38,7 @@ def status(verified: dict[str, Any] | None, answers: bool = True) -> dict[str, A
         "certificate_expires": "2999-01-01T00:00:00+00:00",
         "authority_expires": "2999-01-01T00:00:00+00:00",
     }
-    return {**found, "federation": "lab", "gateway": "https://192.0.2.1:9092", **ends}
+    return {**found, "federation": "lab", "gateway": "https://192.0.2.1:9092", "runtime": "warm", **ends}
 
 
 def test_limits_that_the_kernel_holds_are_said_to_hold() -> None:
@@ -47,6 +47,11 @@ def test_limits_that_the_kernel_holds_are_said_to_hold() -> None:
     assert report["clients"][0]["limits_hold"]
     assert "hold in the kernel" in "\n".join(coldframe_status_text(report))
     assert report["machines"][0]["running"] == 1
+
+
+def test_runtime_is_shown_with_the_reason_why_it_is_not_the_wanted_one() -> None:
+    report = status(LIMITS) | {"runtime": "stock (flwr 1.99.0 is untested)"}
+    assert "runtime: stock (flwr 1.99.0 is untested)" in coldframe_status_text(report)[0]
 
 
 def test_limits_that_the_kernel_does_not_hold_stand_out() -> None:
@@ -68,7 +73,7 @@ def test_addresses_are_shown_of_what_stands() -> None:
     ]
     report = coldframe_status(["c1"], hostvars, [], [], planned)
     assert report["addresses"] == [{"name": "Prometheus", **about}]
-    report |= {"federation": "lab", "gateway": "https://192.0.2.1:9092"}
+    report |= {"federation": "lab", "gateway": "https://192.0.2.1:9092", "runtime": "warm"}
     report |= dict.fromkeys(("certificate_expires", "authority_expires"), "2999-01-01T00:00:00+00:00")
     text = "\n".join(coldframe_status_text(report))
     assert "https://192.0.2.1:9090" in text
@@ -81,7 +86,8 @@ def test_run_that_goes_on_is_shown_with_round_and_accuracy() -> None:
     ended = {"run_id": "1", "status": "finished", "sub_status": "completed", **text}
     going = {"run_id": "2", "status": "running", "sub_status": "", **text}
     told = {"round": 3, "rounds": 5, "accuracy": 0.91234}
-    report = {**coldframe_status([], {}, [], []), "federation": "lab", "gateway": "https://192.0.2.1:9092"}
+    about = {"federation": "lab", "gateway": "https://192.0.2.1:9092", "runtime": "warm"}
+    report = {**coldframe_status([], {}, [], []), **about}
     report |= dict.fromkeys(("certificate_expires", "authority_expires"), "2999-01-01T00:00:00+00:00")
     lines = coldframe_status_text({**report, "runs": [{**going, **told}, ended]})
     (line,) = [line for line in lines if line.startswith("2 ")]

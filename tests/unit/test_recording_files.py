@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from coldframe.recording import files, flower
+from coldframe.recording import files
 from coldframe.recording.journal import read_journal
 from tests.unit.flower import Federation, federation, tool, wait_until, write_app
 
@@ -49,19 +49,6 @@ files.check.__defaults__ = (1_000_000,)
 files.enter.__defaults__ = (700_000,)
 from coldframe.client import container; container.preload(); container.run_executor([])
 """
-
-
-@pytest.mark.parametrize("process", sorted(flower.RELIES_ON))
-def test_what_the_recording_relies_on_is_where_it_was(process: str) -> None:
-    assert flower.moved(process) == []
-
-
-def test_a_flwr_that_reads_otherwise_is_left_alone(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(flower.RELIES_ON["serverapp"], "run_app", "000000000000")
-    assert not flower.is_known("serverapp")
-    assert "without a record" in capsys.readouterr().err
 
 
 def write_shims(directory: Path) -> Path:

@@ -157,7 +157,7 @@ def test_tables_hold_events_failures_machines_configuration_and_versions(made: t
         "2 train lab-1 node unavailable",
         "bench server, clients 4 8 GiB x86_64 Debian GNU/Linux 13 (trixie) 6.12.0 26.1.5 v2",
         "learning-rate 0.01 strategy fedprox",
-        "flwr 1.41.0 torch 2.13.0",
+        "flwr 1.42.0 torch 2.13.0",
         "ab" * 32,
     ):
         assert words in text, words

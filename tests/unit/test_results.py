@@ -51,7 +51,7 @@ def make_events(
             "seed": 7,
             "config": {"learning-rate": 0.01, "strategy": "fedprox"},
             "clients": clients,
-            "versions": {"flwr": "1.41.0"},
+            "versions": {"flwr": "1.42.0"},
             "oversubscribed": True,
             "histogram": {str(i): [100 * (i + 1), 50, 0, 7] for i in range(3)},
         },
@@ -155,7 +155,7 @@ def test_completed_run_is_summed_up(tmp_path: Path) -> None:
         "concurrent_with": None,
         "started": "2023-11-14T22:13:20.000+00:00",
         "finished": "2023-11-14T22:14:23.000+00:00",
-        "versions": {"flwr": "1.41.0"},
+        "versions": {"flwr": "1.42.0"},
     }
     assert failures == [
         {"round": 2, "phase": "train", "client": "lab-1", "code": 5, "reason": "node unavailable"}
@@ -243,7 +243,7 @@ def test_files_of_the_run_are_copied(tmp_path: Path) -> None:
     # Only the changes of limits that fall into the run's time.
     assert (out / "events.jsonl").read_text(encoding="utf-8") == given["events"].splitlines(keepends=True)[1]
     # What the run itself recorded outdoes what the controller thinks.
-    assert summary["versions"] == {"docker": "26.1", "flwr": "1.41.0"}
+    assert summary["versions"] == {"docker": "26.1", "flwr": "1.42.0"}
     assert json.loads((out / "versions.json").read_text(encoding="utf-8")) == summary["versions"]
 
 
@@ -426,10 +426,10 @@ def test_run_without_a_round_but_with_replies_is_drawn(tmp_path: Path) -> None:
 
 def test_foreign_app_without_a_journal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "versions.json").write_text('{"flwr": "1.41.0"}', encoding="utf-8")
+    (tmp_path / "versions.json").write_text('{"flwr": "1.42.0"}', encoding="utf-8")
     options = ("--run-id", "99", "--status", "completed", "--versions", str(tmp_path / "versions.json"))
     summary = collect(tmp_path / "run", tmp_path / "out", *options)
-    known = {"run_id": "99", "status": "completed", "versions": {"flwr": "1.41.0"}}
+    known = {"run_id": "99", "status": "completed", "versions": {"flwr": "1.42.0"}}
     known |= {"round_seconds": [], "failures": []}
     assert summary == dict.fromkeys(SUMMARY_KEYS) | known
     assert "Run 99: completed" in capsys.readouterr().out

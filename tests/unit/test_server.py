@@ -13,20 +13,20 @@ from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.superlink.federation import NoOpFederationManager
 
+from coldframe.flower import database
 from coldframe.recording.journal import Journal, read_journal
 from coldframe.server.container import (
     RESTARTED,
     SUPERLINK,
     fail_interrupted_runs,
-    forget_presence,
     make_certificate,
 )
 
 
 def test_a_restart_forgets_who_was_online_and_a_heartbeat_brings_it_back(tmp_path: Path) -> None:
     """With Flower's own database."""
-    database = tmp_path / "superlink.db"
-    state = LinkStateFactory(str(database), NoOpFederationManager(), ObjectStoreFactory()).state()
+    path = tmp_path / database.NAME
+    state = LinkStateFactory(str(path), NoOpFederationManager(), ObjectStoreFactory()).state()
     nodes = [state.create_node("", "", bytes([i]), 30.0, name=f"c1-{i}") for i in range(3)]
     for node in nodes[:2]:
         assert state.activate_node(node, 30.0)
@@ -35,7 +35,7 @@ def test_a_restart_forgets_who_was_online_and_a_heartbeat_brings_it_back(tmp_pat
         return {node.node_id for node in state.get_node_info(statuses=["online"])}
 
     assert online() == set(nodes[:2])
-    forget_presence(database)
+    database.mark_nodes_offline(path)
     assert online() == set()
     assert {node.status for node in state.get_node_info(node_ids=nodes[2:])} == {"registered"}
     assert state.acknowledge_node_heartbeat(nodes[0], 30.0)
@@ -44,13 +44,12 @@ def test_a_restart_forgets_who_was_online_and_a_heartbeat_brings_it_back(tmp_pat
 
 def test_a_server_that_never_ran_has_nothing_to_forget(tmp_path: Path) -> None:
     """No database, or one that Flower has not filled yet."""
-    database = tmp_path / "superlink.db"
-    forget_presence(database)
-    assert not database.exists()
+    path = tmp_path / database.NAME
+    database.mark_nodes_offline(path)
     fail_interrupted_runs(tmp_path)
-    assert not database.exists()
-    database.touch()
-    forget_presence(database)
+    assert not path.exists()
+    path.touch()
+    database.mark_nodes_offline(path)
     fail_interrupted_runs(tmp_path)
 
 
