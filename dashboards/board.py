@@ -27,6 +27,11 @@ _TITLED = (
     ' ", "run_name",'
     ' "strategy", "run")'
 )
+# When runs ended, in seconds since 1970; now of those that go on.
+ENDED = (
+    "(fl_run_finished_timestamp_seconds{{{selector}}}"
+    " or fl_run_started_timestamp_seconds{{{selector}}} * 0 + time())"
+)
 _RUN_REGEX = '/run="(?<value>[^"]+)".*title=" *(?<text>[^"]+)"/'
 
 
@@ -130,6 +135,32 @@ def shift_variable() -> dashboard.QueryVariable:
     )
 
 
+def begin_variable() -> dashboard.QueryVariable:
+    """Compute the millisecond at which the chosen run began."""
+    return query_variable(
+        "begin",
+        "Begin",
+        f"query_result(floor(1000 * max(fl_run_started_timestamp_seconds{{{RUN}}})))",
+        "When the run began, in milliseconds since 1970",
+        regex=r"/\{\} (\d+) /",
+        sort=False,
+        hidden=True,
+    )
+
+
+def end_variable() -> dashboard.QueryVariable:
+    """Compute the millisecond at which the chosen run ended, or now; two scrapes later the end is seen."""
+    return query_variable(
+        "end",
+        "End",
+        f"query_result(ceil(1000 * (10 + max({ENDED.format(selector=RUN)}))))",
+        "When the run ended, in milliseconds since 1970; now where it goes on",
+        regex=r"/\{\} (\d+) /",
+        sort=False,
+        hidden=True,
+    )
+
+
 def client_variable() -> dashboard.QueryVariable:
     """Choose a client."""
     return query_variable(
@@ -162,18 +193,31 @@ def annotation(name: str, expr: str, title: str, paint: str, tags: str) -> dashb
     )
 
 
-def events(selector: str, alive: str = "fl_client_connected") -> list[Builder[model.AnnotationQuery]]:
-    """Mark throttles and faults, all of them from metrics of ours; `alive` is 0 for a client that is gone."""
-    changes = (
-        f"sum by (client, cause) (increase(fl_client_limit_changes_total{{{selector}}}[$__rate_interval]))"
-    )
-    kills = f"sum by (client) (increase(fl_client_oom_kills_total{{{selector}}}[$__rate_interval]))"
+def events(
+    selector: str, alive: str = "fl_client_connected", *, each: bool = False
+) -> list[Builder[model.AnnotationQuery]]:
+    """Mark throttles and faults, all of them from metrics of ours; `alive` is 0 for a client that is gone.
+
+    Parameters
+    ----------
+    each : bool
+        A mark for each client, by name: for a dashboard of one. Else clients to which the same happened at
+        one time are one mark.
+    """
+    who, words = ("client", "{{client}}: ") if each else ("federation", "")
+    changed = f"increase(fl_client_limit_changes_total{{{selector}}}[$__rate_interval])"
+    kills = f"sum by ({who}) (increase(fl_client_oom_kills_total{{{selector}}}[$__rate_interval]))"
+    gone = f"max by ({who}) ({alive}{{{selector}}} == bool 0)"
     return [
         annotation(
-            "Limits changed", changes, "{{client}}: limits changed by {{cause}}", AMBER, "client,cause"
+            "Limits changed",
+            f"sum by ({who}, cause) ({changed})",
+            f"{words}limits changed by {{{{cause}}}}",
+            AMBER,
+            f"{who},cause",
         ),
-        annotation("Out of memory", kills, "{{client}}: killed for lack of memory", RED, "client"),
-        annotation("Offline", f"{alive}{{{selector}}} == bool 0", "{{client}}: offline", PURPLE, "client"),
+        annotation("Out of memory", kills, f"{words}killed for lack of memory", RED, who),
+        annotation("Offline", gone, f"{words}offline" if each else "a client is offline", PURPLE, who),
     ]
 
 
@@ -194,6 +238,7 @@ class Board:
     annotations: list[Builder[model.AnnotationQuery]] = field(default_factory=list)
     since: str = "now-30m"
     refresh: str = "10s"
+    links: list[Builder[model.DashboardLink]] = field(default_factory=list)
     _panels: list[dict[str, Any]] = field(default_factory=list)
     _y: int = 0
 
@@ -223,6 +268,14 @@ class Board:
 
     def build(self) -> dict[str, Any]:
         """Give the dashboard as Grafana reads it."""
+        others = (
+            dashboard.DashboardLink("Coldframe")
+            .type(model.DashboardLinkType.DASHBOARDS)
+            .tags(["coldframe"])
+            .include_vars(True)
+            .keep_time(True)
+            .as_dropdown(False)
+        )
         built = (
             dashboard.Dashboard(self.title)
             .uid(self.uid)
@@ -235,14 +288,7 @@ class Board:
             .refresh(self.refresh)
             .variables([datasource_variable(), *self.variables])
             .annotations(self.annotations)
-            .link(
-                dashboard.DashboardLink("Coldframe")
-                .type(model.DashboardLinkType.DASHBOARDS)
-                .tags(["coldframe"])
-                .include_vars(True)
-                .keep_time(True)
-                .as_dropdown(False)
-            )
+            .links([*self.links, others])
             .build()
         )
         built.panels = self._panels  # type: ignore[assignment]

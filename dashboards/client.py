@@ -49,7 +49,7 @@ def board() -> Board:
         "One client: its limits as asked for and as the kernel holds them, what it uses, and how"
         " long its rounds take.",
         [federation_variable(), client_variable(), run_variable()],
-        events(CLIENT),
+        events(CLIENT, each=True),
     )
     _figures(built)
     _cpu(built)

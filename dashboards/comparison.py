@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dashboards.board import (
+    ENDED,
     FEDERATION,
     Board,
     against_variable,
@@ -10,7 +11,7 @@ from dashboards.board import (
     run_variable,
     shift_variable,
 )
-from dashboards.panels import AMBER, BLUE, Column, Query, bars, curves, fixed, row_link, rows
+from dashboards.panels import AMBER, BLUE, Column, Query, bars, curves, fixed, rows, run_links
 
 # The run is drawn at its own time; the other one is moved so that both begin together.
 PAIR = {"this run": fixed(BLUE), "compared with": fixed(AMBER)}
@@ -63,8 +64,9 @@ def _table(built: Board) -> None:
             24,
             rows(
                 "Runs",
-                "Every run that the server remembers, the newest first: its configuration and how it ended.",
-                Column("Run", label="run", properties={**row_link("run", "Run"), "custom.width": 190}),
+                "Every run that the server remembers, the newest first: its configuration and how it ended."
+                " A run's id leads to the run in its own time, and to its comparison.",
+                Column("Run", label="run", properties={**run_links(), "custom.width": 190}),
                 Column("Name", label="run_name", properties=narrow),
                 Column("Strategy", label="strategy", properties=narrow),
                 Column("Data set", label="dataset", properties=narrow),
@@ -76,6 +78,12 @@ def _table(built: Board) -> None:
                     f" (fl_run_started_timestamp_seconds{{{FEDERATION}}} * on (run) group_left"
                     f" (run_name, strategy,"
                     f" dataset, partitioner, seed) fl_run_info{{{FEDERATION}}})",
+                    unit="dateTimeAsIso",
+                    properties={"custom.width": 170},
+                ),
+                Column(
+                    "Until",
+                    f"1000 * max by (run) ({ENDED.format(selector=FEDERATION)})",
                     unit="dateTimeAsIso",
                     properties={"custom.width": 170},
                 ),

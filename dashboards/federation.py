@@ -6,6 +6,8 @@ from dashboards.board import (
     FEDERATION,
     RUN,
     Board,
+    begin_variable,
+    end_variable,
     events,
     failures_annotation,
     federation_variable,
@@ -21,15 +23,19 @@ from dashboards.panels import (
     RED,
     Column,
     Query,
+    bands,
     bars,
     curves,
     figure,
     fixed,
+    heat,
     row_link,
     rows,
     to_client,
+    to_the_runs_time,
 )
 
+SLOWEST = 6  # clients that have a bar each
 STATES = {"running": BLUE, "completed": GREEN, "failed": RED, "diverged": RED, "stopped": AMBER}
 
 
@@ -40,8 +46,9 @@ def board() -> Board:
         "Federation",
         "One federation at a glance: the run's progress, where its time goes, and every client's"
         " limits and use.",
-        [federation_variable(), run_variable()],
+        [federation_variable(), run_variable(), begin_variable(), end_variable()],
         [*events(FEDERATION), failures_annotation()],
+        links=[to_the_runs_time()],
     )
     _figures(built)
     _learning(built)
@@ -153,7 +160,7 @@ def _learning(built: Board) -> None:
             8,
             curves(
                 "Loss",
-                "Cross-entropy of the global model on the server and on the clients, and while training.",
+                "Of the global model on the server and on the clients, and while training.",
                 "none",
                 Query(f"max(fl_run_loss{{{RUN}}})", "server"),
                 Query(f"max(fl_run_client_loss{{{RUN}}})", "clients"),
@@ -166,13 +173,16 @@ def _learning(built: Board) -> None:
         (
             8,
             curves(
-                "Round time by phase",
-                "Seconds of the last finished round, split into what the server waited for or did itself.",
-                "s",
-                Query(f"max by (phase) (fl_round_phase_seconds{{{RUN}}})", "{{phase}}"),
+                "Metrics of the clients' replies",
+                "Mean of the last round, under the app's own names; in brackets the phase.",
+                "none",
+                Query(
+                    f'max by (phase, metric) (fl_run_metric{{{RUN}, stat="mean"}})', "{{metric}} ({{phase}})"
+                ),
                 steps=True,
-                stacked=True,
-                overrides={phase: fixed(paint) for phase, paint in PHASES.items()},
+                low=None,
+                decimals=3,
+                aside=True,
             ),
         ),
     )
@@ -181,13 +191,13 @@ def _learning(built: Board) -> None:
         (
             8,
             curves(
-                "Training time by client",
-                "Seconds that a client trained in its last round; the slowest decides when a round ends.",
+                "Round time by phase",
+                "Seconds of the last finished round, split into what the server waited for or did itself.",
                 "s",
-                Query(f"max by (client) (fl_client_train_seconds{{{RUN}}})", "{{client}}"),
+                Query(f"max by (phase) (fl_round_phase_seconds{{{RUN}}})", "{{phase}}"),
                 steps=True,
-                decimals=1,
-                link=to_client(),
+                stacked=True,
+                overrides={phase: fixed(paint) for phase, paint in PHASES.items()},
             ),
         ),
         (
@@ -209,50 +219,62 @@ def _learning(built: Board) -> None:
                 "Where the run's time went",
                 "Seconds of all finished rounds of the run, by phase.",
                 "s",
-                Query(f"sum by (phase) (fl_run_seconds_total{{{RUN}}})", "{{phase}}"),
+                Query(f"sum by (phase) (fl_run_seconds_total{{{RUN}}}) > 0", "{{phase}}"),
                 overrides={phase: fixed(paint) for phase, paint in PHASES.items()},
             ),
         ),
     )
 
 
+def of_clients(metric: str, *matchers: str, selector: str = FEDERATION) -> str:
+    """Give a series per client."""
+    return f"max by (client) ({metric}{{{', '.join((selector, *matchers))}}})"
+
+
+def with_partition(metric: str, selector: str = FEDERATION) -> str:
+    """Give a series per client, with its partition id."""
+    partition = f"max by (client, partition) (fl_client_info{{{selector}}})"
+    return f"max by (client) ({metric}{{{selector}}}) * on (client) group_right () {partition}"
+
+
 def _limits(built: Board) -> None:
-    built.row("Limits and use")
+    built.row("Clients: time, limits and use")
     built.line(
         8,
         (
             8,
-            curves(
+            bands(
+                "Time of clients",
+                "Seconds from the message to the reply in a client's last round: the slowest decides when a"
+                " round ends.",
+                "s",
+                of_clients("fl_client_round_seconds", selector=RUN),
+                steps=True,
+                decimals=1,
+            ),
+        ),
+        (
+            8,
+            bars(
+                "Slowest clients",
+                "The clients that took longest in their last round; a click leads to the client.",
+                "s",
+                Query(
+                    f"topk({SLOWEST}, {of_clients('fl_client_round_seconds', selector=RUN)})", "{{client}}"
+                ),
+                limits=((None, RED),),
+                link=to_client(),
+            ),
+        ),
+        (
+            8,
+            bands(
                 "CPU limit in force",
                 "Cores that a client may use, as read back from the kernel.",
                 CORES,
-                Query(
-                    f'max by (client) (fl_client_limit_verified{{{FEDERATION}, limit="cpu"}})', "{{client}}"
-                ),
+                of_clients("fl_client_limit_verified", 'limit="cpu"'),
+                extremes=("highest", "lowest"),
                 steps=True,
-                link=to_client(),
-            ),
-        ),
-        (
-            8,
-            curves(
-                "CPU use of the limit",
-                "Cores used, divided by the limit in force: 100 % is a client that its limit holds back.",
-                "percentunit",
-                Query(f"max by (client) (client:cpu_use:ratio{{{FEDERATION}}})", "{{client}}"),
-                usual_high=1,
-                link=to_client(),
-            ),
-        ),
-        (
-            8,
-            curves(
-                "Throttled",
-                "Share of the scheduler's periods in which the kernel made a client wait for its quota.",
-                "percentunit",
-                Query(f"max by (client) (client:cpu_throttled:ratio{{{FEDERATION}}})", "{{client}}"),
-                high=1,
-                link=to_client(),
             ),
         ),
     )
@@ -260,34 +282,99 @@ def _limits(built: Board) -> None:
         8,
         (
             8,
-            curves(
+            bands(
+                "CPU use of the limit",
+                "Cores used, divided by the limit in force: 100 % is a client that its limit holds back.",
+                "percentunit",
+                of_clients("client:cpu_use:ratio"),
+                usual_high=1,
+            ),
+        ),
+        (
+            8,
+            bands(
+                "Throttled",
+                "Share of the scheduler's periods in which the kernel made a client wait for its quota.",
+                "percentunit",
+                of_clients("client:cpu_throttled:ratio"),
+                high=1,
+            ),
+        ),
+        (
+            8,
+            bands(
                 "Memory use of the limit",
                 "Working set divided by the limit; above 90 % (dashed) a client is about to be killed.",
                 "percentunit",
-                Query(f"max by (client) (client:memory_use:ratio{{{FEDERATION}}})", "{{client}}"),
+                of_clients("client:memory_use:ratio"),
                 high=1,
                 limits=((None, "transparent"), (0.9, RED)),
-                link=to_client(),
+            ),
+        ),
+    )
+    built.line(
+        11,
+        (
+            12,
+            heat(
+                "Every client: time",
+                "A row per client in the order of partition ids: seconds from the message to the reply in its"
+                " last round.",
+                "s",
+                f"max by (client, partition) (fl_client_round_seconds{{{RUN}}})",
+                decimals=1,
+            ),
+        ),
+        (
+            12,
+            heat(
+                "Every client: throttled",
+                "A row per client in the order of partition ids: the share of the scheduler's periods in"
+                " which it waited for its quota.",
+                "percentunit",
+                with_partition("client:cpu_throttled:ratio"),
+                scheme="Oranges",
+                high=1,
+                decimals=0,
+            ),
+        ),
+    )
+    built.line(
+        7,
+        (
+            8,
+            curves(
+                "Network of all clients",
+                "Bytes per second: received is mostly the global model at the start of a round, sent mostly"
+                " the updates at its end.",
+                "Bps",
+                Query(f"sum(client:network_receive:rate{{{FEDERATION}}})", "received"),
+                Query(f"sum(client:network_transmit:rate{{{FEDERATION}}})", "sent"),
+                overrides={"received": fixed(BLUE), "sent": fixed(AMBER)},
             ),
         ),
         (
             8,
             curves(
-                "Received by clients",
-                "Bytes per second that reach a client: mostly the global model at the start of a round.",
-                "Bps",
-                Query(f"max by (client) (client:network_receive:rate{{{FEDERATION}}})", "{{client}}"),
-                link=to_client(),
+                "Data moved by the run",
+                "Bytes of model and messages, from the server's point of view: down to the clients,"
+                " up from them.",
+                "bytes",
+                Query(f"max by (direction) (fl_run_bytes_total{{{RUN}}})", "{{direction}}"),
+                steps=True,
+                overrides={"down": fixed(BLUE), "up": fixed(AMBER)},
             ),
         ),
         (
             8,
             curves(
-                "Sent by clients",
-                "Bytes per second that leave a client: mostly its update at the end of a round.",
-                "Bps",
-                Query(f"max by (client) (client:network_transmit:rate{{{FEDERATION}}})", "{{client}}"),
-                link=to_client(),
+                "Participants",
+                "Clients whose update went into a round's model.",
+                "none",
+                Query(f"max(fl_round_participants{{{RUN}}})", "participants"),
+                steps=True,
+                decimals=0,
+                overrides={"participants": fixed(GREEN)},
             ),
         ),
     )
@@ -330,7 +417,7 @@ def _inventory(built: Board) -> None:
     here = {**row_link("machine", "Machine"), "custom.minWidth": 80}
     built.row("Clients and machines")
     built.line(
-        7,
+        10,
         (
             16,
             rows(
@@ -377,11 +464,23 @@ def _inventory(built: Board) -> None:
         ),
         (
             8,
+            bars(
+                "Failures by reason",
+                "Replies of the run that did not come, or came as an error.",
+                "none",
+                Query(f"sum by (reason) (fl_run_failures_total{{{RUN}}})", "{{reason}}"),
+                limits=((None, GREEN), (1, RED)),
+            ),
+        ),
+    )
+    built.line(
+        8,
+        (
+            24,
             rows(
                 "Machines",
                 "Every machine: its cores, the sum of its clients' CPU limits, and how busy it is."
-                " Where the sum exceeds the"
-                " cores, times are the machine's and not the limits'.",
+                " Where the sum or the load exceeds the cores, times are the machine's and not the limits'.",
                 Column("Machine", label="machine", properties=here),
                 Column(
                     "Cores",
@@ -396,6 +495,12 @@ def _inventory(built: Board) -> None:
                     properties={"custom.width": 80},
                 ),
                 Column(
+                    "Load",
+                    f"max by (machine) (node_load1{{{FEDERATION}}})",
+                    unit="none",
+                    properties={"custom.width": 80, "decimals": 1},
+                ),
+                Column(
                     "CPU",
                     f"max by (machine) (machine:cpu_use:ratio{{{FEDERATION}}})",
                     unit="percentunit",
@@ -408,43 +513,6 @@ def _inventory(built: Board) -> None:
                     properties=use,
                 ),
                 sort="Machine",
-            ),
-        ),
-    )
-    built.line(
-        7,
-        (
-            8,
-            curves(
-                "Data moved by the run",
-                "Bytes of model and messages, from the server's point of view: down to the clients,"
-                " up from them.",
-                "bytes",
-                Query(f"max by (direction) (fl_run_bytes_total{{{RUN}}})", "{{direction}}"),
-                steps=True,
-                overrides={"down": fixed(BLUE), "up": fixed(AMBER)},
-            ),
-        ),
-        (
-            8,
-            curves(
-                "Participants",
-                "Clients whose update went into a round's model.",
-                "none",
-                Query(f"max(fl_round_participants{{{RUN}}})", "participants"),
-                steps=True,
-                decimals=0,
-                overrides={"participants": fixed(GREEN)},
-            ),
-        ),
-        (
-            8,
-            bars(
-                "Failures by reason",
-                "Replies of the run that did not come, or came as an error.",
-                "none",
-                Query(f"sum by (reason) (fl_run_failures_total{{{RUN}}})", "{{reason}}"),
-                limits=((None, GREEN), (1, RED)),
             ),
         ),
     )

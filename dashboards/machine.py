@@ -12,9 +12,12 @@ from dashboards.panels import (
     PURPLE,
     RED,
     Query,
+    bands,
+    bars,
     curves,
     figure,
     fixed,
+    heat,
     to_client,
 )
 
@@ -234,53 +237,70 @@ def _machine(built: Board) -> None:
 
 def _clients(built: Board) -> None:
     built.row("Clients on this machine")
+    dashed = {
+        **fixed(RED),
+        "custom.lineStyle": {"fill": "dash", "dash": [8, 6]},
+        "custom.lineInterpolation": "stepAfter",
+    }
     built.line(
         8,
         (
             8,
             curves(
                 "Cores used by clients",
-                "Stacked; the dashed line is the sum of their limits.",
+                "All clients of this machine together; the dashed line is the sum of their limits.",
                 CORES,
-                Query(f"max by (client) (client:cpu_usage:rate{{{MACHINE}}})", "{{client}}"),
+                Query(f"sum(client:cpu_usage:rate{{{MACHINE}}})", "clients"),
                 Query(LIMITS_HERE, "sum of limits"),
-                stacked=True,
-                link=to_client(),
-                overrides={
-                    "sum of limits": {
-                        **fixed(RED),
-                        "custom.stacking": {"mode": "none", "group": "B"},
-                        "custom.fillOpacity": 0,
-                        "custom.lineStyle": {"fill": "dash", "dash": [8, 6]},
-                        "custom.lineInterpolation": "stepAfter",
-                        "links": [],
-                    }
-                },
+                overrides={"clients": {**fixed(BLUE), "custom.fillOpacity": 25}, "sum of limits": dashed},
             ),
         ),
         (
             8,
             curves(
                 "Memory used by clients",
-                "Working sets, stacked.",
+                "Working sets of all clients of this machine together; the dashed line is the sum of their"
+                " limits.",
                 "bytes",
-                Query(
-                    f'max by (client) (container_memory_working_set_bytes{{{MACHINE}, role="client"}})',
-                    "{{client}}",
-                ),
-                stacked=True,
-                link=to_client(),
+                Query(f'sum(container_memory_working_set_bytes{{{MACHINE}, role="client"}})', "clients"),
+                Query(f'sum(fl_client_limit_verified{{{MACHINE}, limit="memory"}})', "sum of limits"),
+                overrides={"clients": {**fixed(BLUE), "custom.fillOpacity": 25}, "sum of limits": dashed},
             ),
         ),
         (
             8,
-            curves(
+            bars(
+                "Busiest clients",
+                "The clients that use most cores now; a click leads to the client.",
+                CORES,
+                Query(f"topk(6, max by (client) (client:cpu_usage:rate{{{MACHINE}}}))", "{{client}}"),
+                link=to_client(),
+            ),
+        ),
+    )
+    built.line(
+        10,
+        (
+            8,
+            bands(
                 "Throttled",
                 "Share of the scheduler's periods in which the kernel made a client wait for its quota.",
                 "percentunit",
-                Query(f"max by (client) (client:cpu_throttled:ratio{{{MACHINE}}})", "{{client}}"),
+                f"max by (client) (client:cpu_throttled:ratio{{{MACHINE}}})",
                 high=1,
-                link=to_client(),
+            ),
+        ),
+        (
+            16,
+            heat(
+                "Every client: CPU use of the limit",
+                "A row per client in the order of partition ids: cores used, divided by the limit in force.",
+                "percentunit",
+                f"max by (client) (client:cpu_use:ratio{{{MACHINE}}}) * on (client) group_right ()"
+                f" max by (client, partition) (fl_client_info{{{MACHINE}}})",
+                scheme="Oranges",
+                high=1,
+                decimals=0,
             ),
         ),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.cog.variants import Dataquery
 from grafana_foundation_sdk.models import common as model
 from grafana_foundation_sdk.models import dashboard as dashboard_model
+from grafana_foundation_sdk.models import heatmap as heatmap_model
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 with warnings.catch_warnings():
@@ -21,6 +22,7 @@ with warnings.catch_warnings():
         bargauge,
         common,
         dashboard,
+        heatmap,
         prometheus,
         stat,
         table,
@@ -107,6 +109,23 @@ def _address(kind: str, value: str) -> str:
     return f"/d/coldframe-{kind}?var-federation=${{federation}}&var-{kind}=${{{value}}}&${{__url_time_range}}"
 
 
+def _run_in_its_time(value: str, begin: str, end: str) -> str:
+    """Give the address of the dashboard Federation with a run, and the time from its begin to its end."""
+    shown = f"from=${{{begin}}}&to=${{{end}}}"
+    return f"/d/coldframe-federation?var-federation=${{federation}}&var-run=${{{value}}}&{shown}"
+
+
+def to_the_runs_time() -> dashboard.DashboardLink:
+    """Lead to the same dashboard with the chosen run from its begin to its end; needs `begin` and `end`."""
+    return (
+        dashboard.DashboardLink("Show the whole run")
+        .type(dashboard_model.DashboardLinkType.LINK)
+        .icon("clock")
+        .tooltip("Set the time range to the begin and the end of the chosen run")
+        .url(_run_in_its_time("run", "begin", "end"))
+    )
+
+
 def to_client() -> dashboard.DashboardLink:
     """Lead from a series with the label `client` to that client's dashboard."""
     return dashboard.DashboardLink("Show this client").url(_address("client", "__field.labels.client"))
@@ -125,7 +144,7 @@ def curves(
     steps: bool = False,
     stacked: bool = False,
     limits: Steps = (),
-    link: dashboard.DashboardLink | None = None,
+    aside: bool = False,
 ) -> timeseries.Panel:
     """Show series over time.
 
@@ -143,6 +162,8 @@ def curves(
         For parts of a whole.
     limits : Steps
         Thresholds, drawn as dashed lines.
+    aside : bool
+        The legend is beside the curves, for names that are many or long.
     """
     panel = (
         timeseries.Panel()
@@ -165,7 +186,7 @@ def curves(
             common.VizLegendOptions()
             .show_legend(True)
             .display_mode(model.LegendDisplayMode.LIST)
-            .placement(model.LegendPlacement.BOTTOM)
+            .placement(model.LegendPlacement.RIGHT if aside else model.LegendPlacement.BOTTOM)
             .calcs([])
         )
     )
@@ -183,9 +204,127 @@ def curves(
         panel = panel.thresholds(thresholds(*limits)).thresholds_style(
             common.GraphThresholdsStyleConfig().mode(model.GraphThresholdsStyleMode.DASHED)
         )
-    if link:
-        panel = panel.data_links([link])
     return _overridden(panel, overrides)
+
+
+# What a panel of bands shows of all clients at once, and how: no line per client, whatever their number.
+BAND = {
+    "90 %": {
+        **fixed(BLUE),
+        "custom.lineWidth": 0,
+        "custom.fillBelowTo": "10 %",
+        "custom.fillOpacity": 22,
+        "displayName": "10 to 90 % of clients",
+    },
+    "10 %": {
+        **fixed(BLUE),
+        "custom.lineWidth": 0,
+        "custom.hideFrom": {"legend": True, "tooltip": False, "viz": False},
+    },
+    "median": fixed(BLUE),
+    "highest": fixed(RED),
+    "lowest": fixed(AMBER),
+}
+
+
+def bands(
+    title: str,
+    description: str,
+    unit: str,
+    by_client: str,
+    *,
+    extremes: Sequence[str] = ("highest",),
+    **options: Any,
+) -> timeseries.Panel:
+    """Show the spread of a figure that every client has.
+
+    Parameters
+    ----------
+    by_client : str
+        An expression with a series per client.
+    extremes : sequence of str
+        Which of ``highest`` and ``lowest`` have a line.
+    **options
+        As for `curves`.
+    """
+    functions = {"highest": "max", "lowest": "min"}
+    return curves(
+        title,
+        f"{description} The band holds the clients between the lowest and the highest tenth.",
+        unit,
+        Query(f"quantile(0.9, {by_client})", "90 %"),
+        Query(f"quantile(0.1, {by_client})", "10 %"),
+        Query(f"quantile(0.5, {by_client})", "median"),
+        *(Query(f"{functions[name]}({by_client})", name) for name in extremes),
+        overrides={name: BAND[name] for name in ("90 %", "10 %", "median", *extremes)},
+        **options,
+    )
+
+
+def in_order(by_client: str) -> str:
+    """Give the series of clients, with the labels `client` and `partition`, in the order of partition ids.
+
+    Prometheus sorts series by their labels, as text: one that comes first has the id with leading zeros.
+    """
+    for pattern, zeros in ((".", "000"), ("..", "00"), ("...", "0")):
+        by_client = f'label_replace({by_client}, "pad", "{zeros}", "partition", "{pattern}")'
+    return f'label_join({by_client}, "at", "", "pad", "partition")'
+
+
+def heat(
+    title: str,
+    description: str,
+    unit: str,
+    by_client: str,
+    *,
+    scheme: str = "Viridis",
+    high: float | None = None,
+    decimals: int | None = None,
+) -> heatmap.Panel:
+    """Show a row per client, in the order of partition ids, and its figure over time as a colour.
+
+    Parameters
+    ----------
+    by_client : str
+        An expression with a series per client, which has the labels `client` and `partition`.
+    high : float, optional
+        The value of the last colour; without one it is the highest value.
+    """
+    color = (
+        heatmap.HeatmapColorOptions()
+        .mode(heatmap_model.HeatmapColorMode.SCHEME)
+        .scheme(scheme)
+        .reverse(scheme == "Viridis")  # Grafana's goes from light to dark otherwise
+        .steps(64)
+        .exponent(0.5)
+        .fill("dark-orange")
+        .min(0)
+    )
+    cells = heatmap.CellValues().unit(unit)
+    if decimals is not None:
+        cells = cells.decimals(decimals)
+    panel = (
+        heatmap.Panel()
+        .title(title)
+        .description(description)
+        .datasource(DATASOURCE)
+        .targets(_targets([Query(in_order(by_client), "{{client}}")], instant=False))
+        .unit(unit)
+        .calculate(False)
+        .rows_frame(heatmap.RowsHeatmapOptions().layout(model.HeatmapCellLayout.AUTO).value(title))
+        .color(color.max(high) if high is not None else color)
+        .cell_gap(0)
+        .cell_values(cells)
+        .y_axis(heatmap.YAxisConfig().reverse(True).axis_placement(model.AxisPlacement.LEFT).unit("none"))
+        .tooltip(
+            heatmap.HeatmapTooltip()
+            .mode(model.TooltipDisplayMode.SINGLE)
+            .y_histogram(False)
+            .show_color_scale(True)
+        )
+        .show_legend()
+    )
+    return panel
 
 
 def figure(
@@ -331,6 +470,17 @@ def row_link(kind: str, column: str) -> dict[str, Any]:
     """Give the property that leads from a cell to the dashboard of the client, machine or run in it."""
     url = _address(kind, f"__data.fields.{column}")
     return {"links": [{"title": f"Show this {kind}", "url": url, "targetBlank": False}]}
+
+
+def run_links() -> dict[str, Any]:
+    """Give the property that leads from a run's cell to the run in its time, and to its comparison.
+
+    The table has the columns `Run`, and `Started` and `Until` in milliseconds.
+    """
+    fields = "__data.fields"
+    whole = _run_in_its_time(f"{fields}.Run", f"{fields}.Started.numeric", f"{fields}.Until.numeric")
+    found = {"Show this run": whole, "Compare this run": _address("run", f"{fields}.Run")}
+    return {"links": [{"title": title, "url": url, "targetBlank": False} for title, url in found.items()]}
 
 
 def _overridden(panel: Any, overrides: Mapping[str, Properties] | None) -> Any:

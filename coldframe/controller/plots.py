@@ -5,14 +5,19 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, MultipleLocator, StrMethodFormatter
+
+from coldframe.controller.records import natural
 
 # Okabe and Ito's colours: told apart by colour-blind readers too.
 BLUE, ORANGE, GREEN, PURPLE, SKY, RED, YELLOW = (
@@ -32,7 +37,17 @@ PHASE_COLOURS = {
     "evaluate": SKY,
     "server_evaluate": ORANGE,
 }
+# The curves of a picture: key of the journal's `round` event -> label; the first one names it.
+CURVES = (
+    {"accuracy": "server's test set", "client_accuracy": "clients' mean"},
+    {"loss": "server's test set", "client_loss": "clients' mean", "train_loss": "in training"},
+)
+OTHER_PHASES = (GREEN, YELLOW, RED, "#000000")  # phases that an app has made up, in order of appearance
 LINES = 8  # more clients than this are a heat map: nobody follows nine lines
+NAMED = 50  # with more clients than this only every nth row has its name, and the rows share one page
+PAGE = 8.6  # inches: the height of the rows on one page
+MOST_METRICS = 9  # of the replies: more pictures than this do not fit on a page
+TICKED = 12  # with so many rounds each has its tick
 STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -70,10 +85,25 @@ def svg(figure: Figure, name: str) -> str:
     return re.sub(r'(\bid="|url\(#|xlink:href="#)', rf"\1{name}-", text[text.index("<svg") :])
 
 
+def curves_of(events: Mapping[int, Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Give the curves of accuracy, and those of loss, that have any value after a round of training."""
+    return [
+        curves
+        for curves in CURVES
+        if any(event.get(key) is not None for n, event in events.items() if n > 0 for key in curves)
+    ]
+
+
+def title_of(curves: Mapping[str, str], events: Mapping[int, Mapping[str, Any]]) -> str:
+    """Give the heading; what the untrained model reached stands in words: as a point it would press all
+    others together."""
+    key = next(iter(curves))
+    untrained = events.get(0, {}).get(key)
+    return key.capitalize() + (f" (untrained: {untrained:.3g})" if untrained is not None else "")
+
+
 def rounds(events: Mapping[int, Mapping[str, Any]]) -> Figure:
     """Draw accuracy, loss and seconds by phase over the rounds.
-
-    What the untrained model reached stands in words: as a point it would press all others together.
 
     Parameters
     ----------
@@ -81,28 +111,16 @@ def rounds(events: Mapping[int, Mapping[str, Any]]) -> Figure:
         Round number -> the journal's `round` event.
     """
     trained = {n: events[n] for n in sorted(events) if n > 0}
+    found = curves_of(events)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 2.9), layout="constrained")
-        left, middle, right = figure.subplots(1, 3)
-        draw_curves(
-            left,
-            trained,
-            {"accuracy": "server's test set", "client_accuracy": "clients' mean"},
-        )
-        draw_curves(
-            middle,
-            trained,
-            {"loss": "server's test set", "client_loss": "clients' mean", "train_loss": "in training"},
-        )
+        *grid, right = figure.subplots(1, len(found) + 1, squeeze=False)[0]
+        for axes, curves in zip(grid, found, strict=True):
+            draw_curves(axes, trained, curves)
+            axes.set(title=title_of(curves, events))
         draw_phases(right, trained)
-        for axes, key in ((left, "accuracy"), (middle, "loss")):
-            untrained = events.get(0, {}).get(key)
-            title = f"{key.capitalize()}" + (
-                f" (untrained: {untrained:.3g})" if untrained is not None else ""
-            )
-            axes.set(title=title)
-        for axes in (left, middle, right):
-            count_rounds(axes)
+        for axes in (*grid, right):
+            count_rounds(axes, list(trained))
     return figure
 
 
@@ -110,24 +128,18 @@ def convergence(events: Mapping[int, Mapping[str, Any]], begin: float) -> Figure
     """Draw accuracy and loss over the rounds, and below over the time since `begin` (unix seconds)."""
     trained = {n: events[n] for n in sorted(events) if n > 0}
     moments = [float(event["time"]) - begin for event in trained.values()]
-    curves = (
-        {"accuracy": "server's test set", "client_accuracy": "clients' mean"},
-        {"loss": "server's test set", "client_loss": "clients' mean", "train_loss": "in training"},
-    )
+    found = curves_of(events)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 5.2), layout="constrained")
-        grid = figure.subplots(2, 2, sharey="col")
-        for column, found in enumerate(curves):
-            key = next(iter(found))
-            untrained = events.get(0, {}).get(key)
-            note = f" (untrained: {untrained:.3g})" if untrained is not None else ""
-            draw_curves(grid[0][column], trained, found)
-            draw_curves(grid[1][column], trained, found, at=moments)
-            grid[0][column].set(title=f"{key.capitalize()}{note}")
-            count_rounds(grid[0][column])
+        grid = figure.subplots(2, len(found), sharey="col", squeeze=False)
+        for column, curves in enumerate(found):
+            draw_curves(grid[0][column], trained, curves)
+            draw_curves(grid[1][column], trained, curves, at=moments)
+            grid[0][column].set(title=title_of(curves, events))
+            count_rounds(grid[0][column], list(trained))
             count_time(grid[1][column], moments[-1] if moments else 0.0)
             for axes in grid[:, column]:
-                axes.set(ylabel=key.capitalize())
+                axes.set(ylabel=next(iter(curves)).capitalize())
     return figure
 
 
@@ -136,23 +148,43 @@ def round_times(events: Mapping[int, Mapping[str, Any]]) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 2.7), layout="constrained")
         axes = figure.subplots()
-        draw_phases(axes, {n: events[n] for n in sorted(events) if n > 0})
+        trained = {n: events[n] for n in sorted(events) if n > 0}
+        draw_phases(axes, trained)
         axes.set(title="", ylabel="Seconds")
-        count_rounds(axes)
+        count_rounds(axes, list(trained))
     return figure
 
 
-def count_rounds(axes: Axes) -> None:
-    """Make the horizontal axis count rounds."""
+def count_rounds(axes: Axes, numbers: Sequence[int]) -> None:
+    """Make the horizontal axis count rounds: whole ones, with room beside the first and the last."""
     axes.set(xlabel="Round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if numbers:
+        # One round alone would be drawn as a bar as wide as the plot.
+        room = 1.5 if len(numbers) < 3 else max(0.6, 0.02 * (numbers[-1] - numbers[0]))
+        axes.set_xlim(numbers[0] - room, numbers[-1] + room)
+    if len(numbers) <= TICKED:
+        axes.xaxis.set_major_locator(FixedLocator(list(numbers)))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def name_rows(axes: Axes, names: Sequence[str], middle: float = 0.0, **style: Any) -> None:
+    """Write the names beside the rows, where there are too many every nth; `middle` is that of the first."""
+    step = -(-len(names) // NAMED) if names else 1
+    places = [place + middle for place in range(0, len(names), step)]
+    axes.set_yticks(places, list(names[::step]), **style)
+
+
+def row_height(rows: int, usual: float) -> float:
+    """Give the height of a row in inches: the usual one, less where they would not fit on a page."""
+    return min(usual, PAGE / max(1, rows))
 
 
 def count_time(axes: Axes, end: float) -> None:
     """Make the horizontal axis, whose values are seconds, count seconds or minutes."""
     minutes = end >= MINUTES
     axes.set(xlabel="Minutes since the run's start" if minutes else "Seconds since the run's start")
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, max(1.03 * end, 1e-3))
     if minutes:
         axes.xaxis.set_major_locator(MultipleLocator(60 * max(1, round(end / 480))))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 60:g}"))
@@ -175,6 +207,7 @@ def draw_curves(
                 list(events) if at is None else at, values, dash + marker * markers, color=colour, label=label
             )
     axes.grid(axis="y", color="#E5E5E5", linewidth=0.6)
+    axes.margins(y=0.12)
     if axes.lines:
         axes.legend()
 
@@ -182,13 +215,15 @@ def draw_curves(
 def draw_phases(axes: Axes, events: Mapping[int, Mapping[str, Any]]) -> None:
     """Stack each round's seconds by phase; what no phase accounts for is drawn as `other`."""
     base = [0.0] * len(events)
-    for phase, colour in PHASE_COLOURS.items():
+    own = dict.fromkeys(phase for event in events.values() for phase in event.get("phases", {}))
+    made_up = zip((phase for phase in own if phase not in PHASE_COLOURS), OTHER_PHASES, strict=False)
+    for phase, colour in [*PHASE_COLOURS.items(), *made_up]:
         height = [number(event.get("phases", {}).get(phase, 0.0)) for event in events.values()]
         if any(height):
             axes.bar(list(events), height, 0.7, base, color=colour, label=phase.replace("_", " "))
             base = [low + high for low, high in zip(base, height, strict=True)]
     other = [
-        max(0.0, number(event["seconds"]) - low) for event, low in zip(events.values(), base, strict=True)
+        max(0.0, number(event.get("seconds")) - low) for event, low in zip(events.values(), base, strict=True)
     ]
     if any(seconds > 0.05 for seconds in other):
         axes.bar(list(events), other, 0.7, base, color="#DDDDDD", label="other")
@@ -197,81 +232,157 @@ def draw_phases(axes: Axes, events: Mapping[int, Mapping[str, Any]]) -> None:
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), reverse=True)
 
 
-def clients(replies: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw each client's training seconds over the rounds; a cross marks a failure."""
-    trained = [reply for reply in replies if reply["phase"] == "train" and reply["round"] is not None]
-    own_clock = any(reply.get("system", {}).get("train_seconds") is not None for reply in trained)
-    seconds = {
-        (reply["client"], int(reply["round"])): number(
-            reply.get("system", {}).get("train_seconds") if own_clock else reply.get("seconds")
-        )
-        for reply in trained
-    }
+@dataclass(frozen=True)
+class Work:
+    """How long each client worked in each round.
+
+    Attributes
+    ----------
+    names
+        Clients in the order of partition ids.
+    seconds
+        Client and round -> seconds; several messages of one round and phase add up.
+    failed
+        Client and round of the messages that failed.
+    label
+        What the seconds are.
+    """
+
+    names: list[str]
+    rounds: list[int]
+    seconds: dict[tuple[str, int], float]
+    failed: set[tuple[str, int]]
+    label: str
+
+
+def work_of(replies: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, Any]]) -> Work | None:
+    """Give the clients' work by round, or nothing where no message belongs to a round.
+
+    It is training; of an app that does not train, the phase that most of its messages have.
+    """
+    events = [event for event in [*replies, *failures] if event.get("round") is not None]
+    phases = Counter(event["phase"] for event in events)
+    if not phases:
+        return None
+    phase = "train" if "train" in phases else max(phases, key=phases.__getitem__)
+    done = [reply for reply in replies if reply["phase"] == phase and reply["round"] is not None]
+    own_clock = any(reply.get("system", {}).get("train_seconds") is not None for reply in done)
+    seconds: dict[tuple[str, int], float] = {}
+    for reply in done:
+        value = reply.get("system", {}).get("train_seconds") if own_clock else reply.get("seconds")
+        key = (reply["client"], int(reply["round"]))
+        seconds[key] = number(value) + seconds.get(key, 0.0)
     failed = {
         (failure["client"], int(failure["round"]))
         for failure in failures
-        if failure["phase"] == "train" and failure["round"] is not None
+        if failure["phase"] == phase and failure["round"] is not None
     }
-    partition = {event["client"]: event["partition_id"] for event in [*replies, *failures]}
-    names = sorted(partition, key=lambda name: (partition[name] is None, partition[name] or 0, name))
-    numbers = sorted({n for _, n in [*seconds, *failed]})
-    label = "Training time (s)" if own_clock else "Time from message to reply (s)"
+    what = "Training time" if phase == "train" else f"Time of {phase}"
+    label = f"{what} (s)" if own_clock else f"{what}, message to reply (s)"
+    rounds_seen = sorted({n for _, n in [*seconds, *failed]})
+    return Work(in_order([*replies, *failures]), rounds_seen, seconds, failed, label)
+
+
+def in_order(events: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Give the clients of replies and failures in the order of partition ids; those without one come last."""
+    partition = {event["client"]: event.get("partition_id") for event in events}
+    return sorted(partition, key=lambda name: (partition[name] is None, partition[name] or 0, natural(name)))
+
+
+def clients(work: Work) -> Figure:
+    """Draw each client's seconds over the rounds; a cross marks a failure."""
     with matplotlib.rc_context(STYLE):
-        if len(names) <= LINES:
+        if len(work.names) <= LINES:
             figure = Figure(figsize=(9.6, 3.2), layout="constrained")
-            draw_client_lines(figure.subplots(), names, numbers, seconds, failed, label=label)
+            draw_client_lines(figure.subplots(), work)
         else:
-            figure = Figure(figsize=(9.6, 1.4 + 0.17 * len(names)), layout="constrained")
-            draw_client_map(figure, names, numbers, seconds, failed, label=label)
+            height = row_height(len(work.names), 0.17) * len(work.names)
+            figure = Figure(figsize=(9.6, 1.4 + height), layout="constrained")
+            draw_client_map(figure, work)
     return figure
 
 
-def draw_client_lines(
-    axes: Axes,
-    names: Sequence[str],
-    numbers: Sequence[int],
-    seconds: Mapping[tuple[str, int], float],
-    failed: set[tuple[str, int]],
-    *,
-    label: str,
-) -> None:
+def draw_client_lines(axes: Axes, work: Work) -> None:
     """Draw a line per client, and its failures as crosses on the floor of the plot."""
     colours = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED, "#000000", GREY)
-    for name, colour in zip(names, colours, strict=False):
-        values = [seconds.get((name, n), float("nan")) for n in numbers]
-        axes.plot(numbers, values, "o-", color=colour, label=name)
-        crosses = [n for n in numbers if (name, n) in failed]
+    for name, colour in zip(work.names, colours, strict=False):
+        values = [work.seconds.get((name, n), float("nan")) for n in work.rounds]
+        axes.plot(work.rounds, values, "o-", color=colour, label=name)
+        crosses = [n for n in work.rounds if (name, n) in work.failed]
         axes.plot(crosses, [0.0] * len(crosses), "x", color=colour, markersize=8, mew=2, clip_on=False)
-    if failed:
+    if work.failed:
         axes.plot([], [], "x", color="black", markersize=8, mew=2, label="failed")
-    axes.set(xlabel="Round", ylabel=label, ylim=(0, None))
+    most = max((value for value in work.seconds.values() if not math.isnan(value)), default=1.0)
+    axes.set(ylabel=work.label, ylim=(0, 1.12 * (most or 1.0)))
     axes.grid(axis="y", color="#E5E5E5", linewidth=0.6)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    count_rounds(axes, work.rounds)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def draw_client_map(
-    figure: Figure,
-    names: Sequence[str],
-    numbers: Sequence[int],
-    seconds: Mapping[tuple[str, int], float],
-    failed: set[tuple[str, int]],
-    *,
-    label: str,
-) -> None:
+def draw_client_map(figure: Figure, work: Work) -> None:
     """Draw a row per client and a column per round; empty cells had no part in the round."""
     axes = figure.subplots()
-    cells = [[seconds.get((name, n), float("nan")) for n in numbers] for name in names]
+    numbers = work.rounds
+    cells = [[work.seconds.get((name, n), float("nan")) for n in numbers] for name in work.names]
     image = axes.imshow(cells, aspect="auto", cmap="viridis", vmin=0, interpolation="nearest")
-    figure.colorbar(image, ax=axes, label=label)
-    crosses = [(numbers.index(n), names.index(name)) for name, n in failed]
+    figure.colorbar(image, ax=axes, label=work.label)
+    rows = {name: place for place, name in enumerate(work.names)}
+    columns = {n: place for place, n in enumerate(numbers)}
+    crosses = sorted((columns[n], rows[name]) for name, n in work.failed)
     if crosses:
-        axes.plot(*zip(*crosses, strict=True), "x", color=RED, mew=2, label="failed")
+        size = 6 if len(work.names) <= NAMED else 3
+        axes.plot(*zip(*crosses, strict=True), "x", color=RED, mew=size / 4, markersize=size, label="failed")
         axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0))
-    axes.set_yticks(range(len(names)), names, fontsize=7)
-    step = max(1, len(numbers) // 10)
+    name_rows(axes, work.names, fontsize=7)
+    step = -(-len(numbers) // TICKED)
     axes.set_xticks(range(0, len(numbers), step), [str(n) for n in numbers[::step]])
     axes.set(xlabel="Round")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of the clients' replies over the rounds, by the app's own name."""
+
+    name: str
+    phase: str
+    values: dict[int, list[float]]  # round -> one value per reply
+
+
+def metrics_of(replies: Sequence[Mapping[str, Any]], known: Collection[str]) -> list[Metric]:
+    """Give the metrics of the replies, except those known; a list is no curve, and is left to clients.csv."""
+    found: dict[tuple[str, str], dict[int, list[float]]] = {}
+    for reply in replies:
+        for name, value in (reply.get("metrics") or {}).items():
+            plain = isinstance(value, int | float) and not isinstance(value, bool)
+            if plain and name not in known and reply["round"] is not None:
+                of_round = found.setdefault((name, reply["phase"]), {}).setdefault(int(reply["round"]), [])
+                of_round.append(float(value))
+    return [Metric(name, phase, values) for (name, phase), values in found.items()][:MOST_METRICS]
+
+
+def metrics(found: Sequence[Metric]) -> Figure:
+    """Draw each metric's median over the clients by round, and the band in which they all lie."""
+    columns = min(3, len(found))
+    lines = -(-len(found) // columns)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.6, 0.3 + 2.2 * lines), layout="constrained")
+        grid = figure.subplots(lines, columns, squeeze=False)
+        for axes in grid.flat[len(found) :]:
+            axes.set_visible(False)
+        for axes, metric in zip(grid.flat, found, strict=False):
+            numbers = sorted(metric.values)
+            rows = [sorted(metric.values[n]) for n in numbers]
+            low, high = [row[0] for row in rows], [row[-1] for row in rows]
+            axes.fill_between(numbers, low, high, color=BLUE, alpha=0.18, linewidth=0)
+            marker = "o" if len(numbers) <= 20 else ""
+            axes.plot(numbers, [median(row) for row in rows], f"-{marker}", color=BLUE)
+            if len(numbers) == 1:  # a band of one round has no width
+                axes.vlines(numbers, low, high, color=BLUE, alpha=0.3, linewidth=6)
+            axes.grid(axis="y", color="#E5E5E5", linewidth=0.6)
+            axes.margins(y=0.12)
+            axes.set(title=f"{metric.name} ({metric.phase})")
+            count_rounds(axes, numbers)
+    return figure
 
 
 def partitions(histogram: Mapping[str, Sequence[int]], names: Mapping[int, str]) -> Figure:
@@ -287,7 +398,8 @@ def partitions(histogram: Mapping[str, Sequence[int]], names: Mapping[int, str])
     ids = sorted(int(key) for key in histogram)
     labels = [names.get(key, f"partition {key}") for key in ids]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 1.2 + 0.24 * len(ids)), layout="constrained")
+        height = row_height(len(ids), 0.24) * len(ids)
+        figure = Figure(figsize=(6.4, 1.2 + height), layout="constrained")
         axes = figure.subplots()
         classes = draw_partitions(axes, [histogram[str(key)] for key in ids], labels)
         if classes <= 20:
@@ -307,17 +419,24 @@ def class_map(histogram: Mapping[str, Sequence[int]], names: Mapping[int, str]) 
     counts = [list(histogram[str(key)]) for key in ids]
     most = max((max(row) for row in counts), default=1) or 1
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 0.9 + 0.24 * len(ids)), layout="constrained")
+        crowded = len(ids) > NAMED
+        height = row_height(len(ids), 0.24) * len(ids)
+        figure = Figure(figsize=(9.6, 0.9 + height), layout="constrained")
         axes = figure.subplots()
         edges = [[place - 0.5 for place in range(n + 1)] for n in (len(counts[0]) if counts else 0, len(ids))]
-        axes.pcolormesh(*edges, counts, cmap="Blues", vmin=0, vmax=most, edgecolors="white", linewidth=0.5)
-        for place, row in enumerate(counts):
+        edge, line = ("none", 0.0) if crowded else ("white", 0.5)
+        image = axes.pcolormesh(
+            *edges, counts, cmap="Blues", vmin=0, vmax=most, edgecolors=edge, linewidth=line
+        )
+        if crowded:
+            figure.colorbar(image, ax=axes, label="Training examples")
+        for place, row in enumerate([] if crowded else counts):
             for column, count in enumerate(row if len(row) <= 20 else ()):
                 colour = "white" if count > 0.6 * most else "black"
                 axes.text(column, place, f"{count:,}", ha="center", va="center", color=colour, fontsize=8)
             note = f"{sum(row):,} in all"
             axes.text(len(row) - 0.4, place, note, ha="left", va="center", fontsize=8, clip_on=False)
-        axes.set_yticks(range(len(ids)), [names[key] for key in ids])
+        name_rows(axes, [names[key] for key in ids], fontsize=7 if crowded else 9)
         axes.xaxis.set_major_locator(MaxNLocator(20, integer=True))
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
@@ -342,9 +461,17 @@ def draw_partitions(axes: Axes, counts: Sequence[Sequence[int]], labels: Sequenc
         width = [row[number] for row in counts]
         colour = palette(number if classes <= 20 else number / (classes - 1))
         axes.barh(
-            labels, width, 0.75, base, color=colour, label=str(number), edgecolor="white", linewidth=0.3
+            range(len(counts)),
+            width,
+            0.75,
+            base,
+            color=colour,
+            label=str(number),
+            edgecolor="white",
+            linewidth=0.3 if len(counts) <= NAMED else 0.0,
         )
         base = [low + high for low, high in zip(base, width, strict=True)]
+    name_rows(axes, labels)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.set(xlabel="Training examples", ylim=(len(counts) - 0.5, -0.5))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -71,6 +72,27 @@ def gather(events: Iterable[Event]) -> Run:
         elif kind == "run_finished":
             run.finished = event
     return run
+
+
+def natural(name: str) -> list[tuple[bool, int, str]]:
+    """Give the key that sorts names as people do.
+
+    >>> sorted(["local-10", "local-2", "a"], key=natural)
+    ['a', 'local-2', 'local-10']
+    """
+    parts = re.split(r"(\d+)", name)
+    return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts if part]
+
+
+def named(names: Iterable[str], most: int = 12) -> str:
+    """Write names in their natural order; of many, the first and how many more there are.
+
+    >>> named(["c-10", "c-2", "c-1"], most=2)
+    'c-1, c-2 and 1 more'
+    """
+    found = sorted(set(names), key=natural)
+    rest = f" and {len(found) - most} more" if len(found) > most else ""
+    return ", ".join(found[:most]) + rest
 
 
 def folders_of(results: Path, federation: str) -> list[Path]:

@@ -6,6 +6,7 @@ Every figure of it stands in the other files of the results folder too; what is 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,11 +16,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from coldframe.controller import plots, submission, timeline
-from coldframe.controller.records import Event, Run, duration
+from coldframe.controller import plots, records, submission, timeline
+from coldframe.controller.records import Event, Run, duration, natural
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 ROUNDS = 25  # of more rounds the table shows some; rounds.csv has all
+CLIENTS = 25  # of a crowd the table shows some; clients.csv has all
 NOTHING = "\u2013"
 TOGETHER = 2.0  # seconds: the same change of several clients within this time is one line
 CAUSES = {cause: words for cause, (_, _, words) in timeline.MARKS.items()}
@@ -66,7 +68,7 @@ def write(
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters.update(text=text, size=size, when=when)
+    environment.filters.update(text=text, size=size, when=when, named=records.named)
     clients = client_rows(run, events, inventory.get("clients", []))
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=summary["run_name"] or f"Run {summary['run_id']}",
@@ -77,10 +79,13 @@ def write(
         columns=[COLUMNS[key][0] for key in columns(run)],
         rounds=round_rows(run),
         rounds_in_all=len(run.rounds),
-        clients=clients,
-        throttled=[in_force_words(event) for event in events if event["cause"] == submission.CAUSE],
+        round_zero=0 in run.rounds,
+        clients=notable(clients),
+        clients_in_all=len(clients),
+        spread=spread(clients),
+        throttled=in_force_words(events),
         limits_known=bool(run.replies) or any("baseline" in item for item in inventory.get("clients", [])),
-        failures=run.failures,
+        failures=failure_rows(run.failures),
         changes=changes(events, run.first or 0.0),
         machines=inventory.get("machines", []),
         settings=configuration(run, settings or {}),
@@ -159,9 +164,11 @@ def figures(
     """Give each picture as an SVG element with its title and what one has to know to read it."""
     drawn: list[tuple[Any, str, str]] = []
     trained = {number: event for number, event in run.rounds.items() if number > 0}
-    if any(event.get("accuracy") is not None or event.get("loss") is not None for event in trained.values()):
+    curves = plots.curves_of(run.rounds)
+    if curves:
         note = "By round above, by time below; the clients' mean is weighted with their numbers of examples."
-        drawn.append((plots.convergence(run.rounds, run.first or 0.0), "Accuracy and loss", note))
+        heading = " and ".join(next(iter(found)) for found in curves).capitalize()
+        drawn.append((plots.convergence(run.rounds, run.first or 0.0), heading, f"{note}{own_names(run)}"))
     if trained:
         note = (
             "What each round's time went into. The train and evaluate phases last until the last client has"
@@ -175,10 +182,27 @@ def figures(
             "What each client did when, from message to reply, under which CPU limit (cores, as read from the"
             " kernel), and what happened to it. Thin lines are the ends of rounds."
         )
+        if len(rows) > timeline.LANES:
+            note = (
+                f"Above, how many of the {len(rows)} clients were at work, from message to reply. Below,"
+                f" {timeline.SHOWN} of them, the slowest and those to which most happened, under"
+                " which CPU limit (cores, as read from the kernel). Thin lines are the ends of rounds."
+            )
         drawn.append((timeline.draw(rows, run), "Clients over time", note))
-    if run.replies:
-        note = "The seconds that each client trained in each round, by its own clock."
-        drawn.append((plots.clients(run.replies, run.failures), "Training time by client", note))
+    work = plots.work_of(run.replies, run.failures)
+    if work and work.seconds:
+        own = "each client trained in each round, by its own clock"
+        waited = "each client took in each round, from message to reply"
+        heading = "Training time by client" if work.label.startswith("Training") else "Time by client"
+        note = f"The seconds that {waited if 'message' in work.label else own}."
+        drawn.append((plots.clients(work), heading, note))
+    others = plots.metrics_of(run.replies, covered(run))
+    if others:
+        note = (
+            "Under the app's own names, in brackets the phase. Each line is the median over the clients, the"
+            " band reaches from the lowest to the highest."
+        )
+        drawn.append((plots.metrics(others), "Metrics of the clients' replies", note))
     if run.started.get("histogram"):
         names = {int(item["partition_id"]): item["name"] for item in run.started["clients"]}
         note = "How many training examples of each class each client holds."
@@ -187,6 +211,21 @@ def figures(
         (Markup(plots.svg(figure, f"figure-{place}")), title, note)
         for place, (figure, title, note) in enumerate(drawn, start=1)
     ]
+
+
+def own_names(run: Run) -> str:
+    """Say what the app itself calls the figures."""
+    keys: dict[str, str] = {}
+    for event in run.rounds.values():
+        keys |= event.get("keys") or {}
+    words = [f"{COLUMNS[figure][0].lower()}: {name}" for figure, name in keys.items() if figure in COLUMNS]
+    return f" The app's own names: {'; '.join(words)}." if words else ""
+
+
+def covered(run: Run) -> set[str]:
+    """Give the metrics that the curves of accuracy and loss are made of."""
+    keys = {name for event in run.rounds.values() for name in (event.get("keys") or {}).values()}
+    return {"accuracy", "loss", "train_loss", *keys}
 
 
 def columns(run: Run) -> list[str]:
@@ -216,10 +255,20 @@ def client_rows(
     known = {item["name"]: dict(item) for item in inventory}
     for item in run.started.get("clients", []):
         known.setdefault(item["name"], {}).update(item)
+    of_client: dict[str, list[Event]] = {name: [] for name in known}
+    for reply in run.replies:
+        of_client.setdefault(reply["client"], []).append(reply)
+    failed = Counter(failure["client"] for failure in run.failures)
+    kills: Counter[str] = Counter()
+    for event in events:
+        kills[event["client"]] += int(event.get("kills", 1)) if event["cause"] == "oom" else 0
+    registered = {client["name"] for client in run.started.get("clients", [])}
     rows = []
     for name, item in known.items():
-        replies = [r for r in run.replies if r["client"] == name and r["phase"] == "train"]
-        if run.started and not replies and name not in {c["name"] for c in run.started["clients"]}:
+        # An app may have no phase of training.
+        trained = [reply for reply in of_client[name] if reply["phase"] == "train"]
+        replies = trained or of_client[name]
+        if run.started and not replies and name not in registered:
             continue  # it came to the federation after the run
         seen = {
             key: [r["system"][key] for r in replies if r.get("system", {}).get(key) is not None]
@@ -246,13 +295,35 @@ def client_rows(
                 "memory_peak": max(seen["memory_peak"], default=None),
                 "traffic": sum((r.get("bytes_down") or 0) + (r.get("bytes_up") or 0) for r in replies)
                 or None,
-                "failures": sum(failure["client"] == name for failure in run.failures),
-                "oom_kills": sum(
-                    int(e.get("kills", 1)) for e in events if e["client"] == name and e["cause"] == "oom"
-                ),
+                "failures": failed[name],
+                "oom_kills": kills[name],
             }
         )
-    return sorted(rows, key=lambda row: (row["partition_id"] is None, row["partition_id"], row["name"]))
+    return sorted(
+        rows, key=lambda row: (row["partition_id"] is None, row["partition_id"] or 0, natural(row["name"]))
+    )
+
+
+def notable(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out rows of a long table of clients: those that failed stay, and the slowest; in order."""
+    if len(rows) <= timeline.LANES:
+        return list(rows)
+
+    def weight(place: int) -> tuple[int, float]:
+        row = rows[place]
+        return row["failures"] + row["oom_kills"], row["train_seconds"] or 0.0
+
+    return [rows[place] for place in sorted(sorted(range(len(rows)), key=weight, reverse=True)[:CLIENTS])]
+
+
+def spread(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """Give the lowest, the middle and the highest figure of a crowd of clients, by column."""
+    if len(rows) <= timeline.LANES:
+        return []
+    keys = ("examples", "train_seconds", "samples_per_second", "memory_peak", "traffic")
+    values = {key: sorted(row[key] for row in rows if row[key] is not None) for key in keys}
+    kinds = (("lowest", min), ("median", median), ("highest", max))
+    return [(word, {key: pick(own) if own else None for key, own in values.items()}) for word, pick in kinds]
 
 
 def held_cpus(name: str, item: Mapping[str, Any], events: Sequence[Event]) -> list[float]:
@@ -306,9 +377,17 @@ def changes(events: Iterable[Event], begin: float) -> list[dict[str, Any]]:
                 "problem": problem,
             }
         )
-    for line in lines:
-        line["clients"].sort()
     return lines
+
+
+def failure_rows(failures: Iterable[Event]) -> list[dict[str, Any]]:
+    """Give the failures as lines: several clients that failed alike in one round are one line."""
+    lines: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for failure in failures:
+        key = tuple(failure.get(name) for name in ("round", "phase", "reason"))
+        line = lines.setdefault(key, dict(zip(("round", "phase", "reason"), key, strict=True), clients=[]))
+        line["clients"].append(failure["client"])
+    return list(lines.values())
 
 
 def limit_text(key: str, value: Any) -> str:
@@ -324,13 +403,21 @@ def limit_text(key: str, value: Any) -> str:
     return text(value) + (" cores" if key == "cpu" else " %" if key == "loss" else "")
 
 
-def in_force_words(event: Event) -> str:
-    """Say which limits a client had when the run began, and which it was deployed with."""
-    had, own = (
-        ", ".join(f"{key} {limit_text(key, value)}" for key, value in event[name].items())
-        for name in ("verified", "baseline")
-    )
-    return f"{event['client']} had {had} when the run began, and was deployed with {own}"
+def in_force_words(events: Iterable[Event]) -> list[str]:
+    """Say which limits clients had when the run began, and which they were deployed with."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for event in events:
+        if event["cause"] == submission.CAUSE:
+            words = tuple(
+                ", ".join(f"{key} {limit_text(key, value)}" for key, value in event[name].items())
+                for name in ("verified", "baseline")
+            )
+            alike.setdefault(words, []).append(event["client"])
+    return [
+        f"{records.named(clients)} had {had} when the run began, and"
+        f" {'were' if len(clients) > 1 else 'was'} deployed with {own}"
+        for (had, own), clients in alike.items()
+    ]
 
 
 def configuration(run: Run, settings: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from coldframe.controller import plots, report, submission
-from coldframe.controller.records import Event, Run, duration, folders_of, gather, iso
+from coldframe.controller.records import Event, Run, duration, folders_of, gather, iso, natural
+from coldframe.controller.records import named as named_clients
 from coldframe.controller.terminal import ansible_playbook, plain
 from coldframe.recording import task_log
 from coldframe.recording.journal import read_journal
@@ -44,6 +45,7 @@ SYSTEM_FIGURES = (
     "samples_per_second",
     "memory_peak",
 )
+CLIENTS_SAID = 12  # of the closing words: more clients than this that failed are a number
 CUT_OFF = "the journal ends in the middle of the run: the server stopped before it could finish"
 
 
@@ -119,14 +121,20 @@ def summarise(
 
 
 def round_rows(run: Run) -> list[dict[str, Any]]:
-    """Make the rows of `rounds.csv`: one per round, round 0 included; all times in seconds."""
+    """Make the rows of `rounds.csv`: one per round, round 0 included; all times in seconds.
+
+    Phases that only this app has come after those that every table has.
+    """
+    others = sorted(
+        {phase for event in run.rounds.values() for phase in event.get("phases", {})} - set(PHASES)
+    )
     return [
         {
             "round": number,
             **{key: event.get(key) for key in ("accuracy", "loss", "client_accuracy", "client_loss")},
             "train_loss": event.get("train_loss"),
             "seconds": event.get("seconds"),
-            **{f"{phase}_seconds": event.get("phases", {}).get(phase) for phase in PHASES},
+            **{f"{phase}_seconds": event.get("phases", {}).get(phase) for phase in [*PHASES, *others]},
             "clients": event.get("clients"),
             "failures": event.get("failures"),
         }
@@ -164,7 +172,7 @@ def client_rows(run: Run) -> list[dict[str, Any]]:
             order.get(row["phase"], 2),
             row["partition_id"] is None,
             row["partition_id"] or 0,
-            row["client"],
+            natural(row["client"]),
         ),
     )
 
@@ -294,9 +302,9 @@ def named(summary: dict[str, Any], key: str) -> str:
 
 def throttle_lines(events: Sequence[Event]) -> list[str]:
     """Say which clients had other limits than their own when the run began, and whose were changed in it."""
-    lines = [report.in_force_words(event) for event in events if event["cause"] == submission.CAUSE]
-    during = sorted({str(event["client"]) for event in events if event["cause"] in ("throttle", "trace")})
-    lines += [f"{', '.join(during)}: throttled during the run, see events.jsonl"] if during else []
+    lines = report.in_force_words(events)
+    during = {str(event["client"]) for event in events if event["cause"] in ("throttle", "trace")}
+    lines += [f"{named_clients(during)}: throttled during the run, see events.jsonl"] if during else []
     return [f"  {'throttled' if index == 0 else '':<11} {line}" for index, line in enumerate(lines)]
 
 
@@ -368,7 +376,11 @@ def failure_lines(failures: Sequence[dict[str, Any]]) -> list[str]:
     for failure in failures:
         by_client.setdefault(str(failure["client"]), []).append(failure)
     lines = []
-    for index, (client, found) in enumerate(sorted(by_client.items())):
+    for index, client in enumerate(sorted(by_client, key=natural)):
+        found = by_client[client]
+        if index == CLIENTS_SAID:
+            lines.append(f"  {'':<11} {len(by_client) - index} more clients: see failures in summary.json")
+            break
         head = "failures" if index == 0 else ""
         where = ", ".join(
             item["phase"] + ("" if item["round"] is None else f" of round {item['round']}") for item in found
@@ -492,8 +504,9 @@ def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, P
         write_logs(source / "logs", out / "logs", summary["run_id"], str(inventory.get("federation", "")))
     if run.rounds:
         plots.save(plots.rounds(run.rounds), out / "rounds.png")
-    if run.replies:
-        plots.save(plots.clients(run.replies, run.failures), out / "clients.png")
+    work = plots.work_of(run.replies, run.failures)
+    if work and work.seconds:
+        plots.save(plots.clients(work), out / "clients.png")
     if run.started.get("histogram"):
         names = {int(client["partition_id"]): client["name"] for client in run.started["clients"]}
         plots.save(plots.partitions(run.started["histogram"], names), out / "partitions.png")

@@ -2,20 +2,23 @@
 
 It reads what the ServerApps append, and the SuperLink's own records for what no journal says: who is
 connected, and the runs of apps that keep none. It lives in the server's container, on its loopback; the
-gateway publishes it. The newest RUNS runs are shown, closed ones too, after any restart: 38 series per run
-and 9 per run and client. `python3 -m coldframe.exporters.runs PORT [USERS]`: with the
-file of users it asks for a password.
+gateway publishes it. The newest RUNS runs are shown, closed ones too, after any restart: 40 series per run
+and 3 per metric that its clients report, of MOST_METRICS metrics at most. The 9 series per run and client are
+there for the newest run, for those that go on, and for the newest others: CLIENTS clients of all runs.
+`python3 -m coldframe.exporters.runs PORT [USERS]`: with the file of users it asks for a password.
 """
 
 from __future__ import annotations
 
 import json
+import operator
 import os
 import sqlite3
 import statistics
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +31,12 @@ from coldframe.server.gateway import METRICS, PKI
 from coldframe.supervise import say
 
 RUNS = 20
+CLIENTS = 600  # whose series are shown, summed over the runs
+MOST_METRICS = 24  # of the clients' replies, by phase and name, that a run shows
+ELEMENTS = 10  # of a metric that is a list; a longer one is no metric to be drawn
 STATES = ("running", "completed", "failed", "diverged", "stopped")
-PHASES = ("configure", "train", "aggregate", "evaluate", "server_evaluate")
+OTHER = "other"  # all phases that an app has made up
+PHASES = ("configure", "train", "aggregate", "evaluate", "server_evaluate", OTHER)
 REASONS = ("oom", "timeout", "lost", "exception", "bad_reply", "other")
 # A failure's class by its code: Flower's ErrorCode; our own -1 for a time that was up, -2 for a bad reply.
 REASON_OF_CODE = {
@@ -89,8 +96,15 @@ FAMILIES: Families = {
     "fl_round_straggler_gap_seconds": ("gauge", "Slowest minus median train reply of the last round."),
     "fl_run_failures_total": ("counter", "Failed tasks, by reason."),
     "fl_run_bytes_total": ("counter", "Bytes of models to the clients (down) and from them (up)."),
+    "fl_run_metric": (
+        "gauge",
+        "Metric of the clients' replies of the last round, by the app's name: mean (by examples), min, max.",
+    ),
     "fl_client_train_seconds": ("gauge", "Time that the client trained in its last round."),
-    "fl_client_round_seconds": ("gauge", "From sending to receiving, in the client's last train phase."),
+    "fl_client_round_seconds": (
+        "gauge",
+        "From sending to receiving, in the client's last round of training, or of what the app does instead.",
+    ),
     "fl_client_samples_per_second": ("gauge", "Speed of the client's last training."),
     "fl_client_cpu_limit_cores": ("gauge", "CPU limit that the client saw; absent without one."),
     "fl_client_threads": ("gauge", "Threads that the client trained with."),
@@ -122,6 +136,41 @@ def reason_of(event: dict[str, Any]) -> str:
     return REASON_OF_CODE.get(event.get("code", 0), "other")
 
 
+class Metrics:
+    """The metrics of the clients' replies, by phase and name; those of a round count when it has ended."""
+
+    def __init__(self) -> None:
+        self.shown: dict[tuple[str, str], tuple[float, float, float]] = {}  # mean, lowest, highest
+        self._open: dict[tuple[str, str], list[tuple[float, float | None]]] = {}  # values and examples
+
+    def add(self, phase: str, metrics: Mapping[str, Any], examples: float | None) -> None:
+        """Take in those of a reply."""
+        for name, value in metrics.items():
+            listed = isinstance(value, list) and len(value) <= ELEMENTS
+            parts = {f"{name}[{i}]": part for i, part in enumerate(value)} if listed else {name: value}
+            for key, part in ((key, part) for key, part in parts.items() if is_number(part)):
+                known = self.shown.keys() | self._open.keys()
+                if (phase, key) in known or len(known) < MOST_METRICS:
+                    self._open.setdefault((phase, key), []).append((float(part), examples))
+
+    def close(self) -> None:
+        """Show what has been taken in, in the place of what was there."""
+        for key, found in self._open.items():
+            values = [value for value, _ in found]
+            # Weighted as an app's own aggregation would be, where every reply says with what.
+            weights = [examples or 0.0 for _, examples in found]
+            if any(examples is None for _, examples in found) or not sum(weights):
+                weights = [1.0] * len(values)
+            mean = sum(map(operator.mul, values, weights)) / sum(weights)
+            self.shown[key] = (mean, min(values), max(values))
+        self._open = {}
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value of a journal can be drawn."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 class Run:
     """What the events of a journal add up to."""
 
@@ -129,7 +178,7 @@ class Run:
         self.run_id = run_id
         self.tail = Tail(path) if path else None
         self.record: Record | None = None
-        self._page: Page | None = None
+        self._pages: dict[str, Page] = {}
         self._reset()
 
     def _reset(self) -> None:
@@ -139,17 +188,19 @@ class Run:
         self.last = 0.0
         self.status = ""
         self.round: dict[str, Any] = {}
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self.failures: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
         self.clients: dict[str, dict[str, Any]] = {}
-        self.replies: list[float] = []  # seconds of the train replies of the round that goes on
+        self.metrics = Metrics()
+        # Phase -> client -> seconds of its replies in the round that goes on: there may be several exchanges.
+        self.spent: dict[str, dict[str, float]] = {}
         self.gap: float | None = None
 
     def update(self, record: Record | None) -> None:
         """Take in what is new."""
         if record != self.record:
-            self._page = None
+            self._pages = {}
         self.record = record
         while self.tail:
             events = self.tail.new()
@@ -157,7 +208,7 @@ class Run:
                 self._reset()
             if not events:
                 break
-            self._page = None
+            self._pages = {}
             for event in events:
                 self.last = max(self.last, float(event.get("time", 0)))
                 handle = getattr(self, f"_on_{event.get('event')}", None)
@@ -173,17 +224,38 @@ class Run:
         self.about.update({key: event[key] for key in ("strategy", "rounds") if event[key] is not None})
 
     def _on_phase_started(self, event: dict[str, Any]) -> None:
-        if event["phase"] == "train":
-            self.replies = []
+        if event.get("round") is None:  # no round will end: each exchange stands for itself
+            self.metrics.close()
 
     def _on_reply(self, event: dict[str, Any]) -> None:
         self.bytes["down"] += event.get("bytes_down") or 0
         self.bytes["up"] += event.get("bytes_up") or 0
         client = self._client(event["client"], event["partition_id"])
         client["seen"] = event["time"]
-        if event["phase"] == "train":
-            self.replies.append(event["seconds"])
-            client.update(seconds=event["seconds"], examples=event["examples"], system=event["system"])
+        phase, seconds = event["phase"], event.get("seconds") or 0.0
+        spent = self.spent.setdefault(phase, {})
+        spent[event["client"]] = spent.get(event["client"], 0.0) + seconds
+        self.metrics.add(phase, event.get("metrics") or {}, event.get("examples"))
+        if phase == "train" or client.get("phase") != "train":
+            self._work(client, event, seconds)
+
+    def _work(self, client: dict[str, Any], event: dict[str, Any], seconds: float) -> None:
+        """Note what a client has done in its last round; several messages of one phase of it add up."""
+        place = (event["round"], event["phase"])
+        again = event["round"] is not None and place == (client.get("round"), client.get("phase"))
+        system = dict(event.get("system") or {})
+        if again:
+            seconds += client["seconds"]
+            before = client["system"].get("train_seconds")
+            if before is not None and system.get("train_seconds") is not None:
+                system["train_seconds"] += before
+        client.update(
+            round=event["round"],
+            phase=event["phase"],
+            seconds=seconds,
+            examples=event.get("examples"),
+            system=system,
+        )
 
     def _on_failure(self, event: dict[str, Any]) -> None:
         self.failures[reason_of(event)] += 1
@@ -191,13 +263,19 @@ class Run:
 
     def _on_round(self, event: dict[str, Any]) -> None:
         self.round = event
-        for phase, seconds in event["phases"].items():
+        for phase, seconds in self._phases().items():
             self.seconds[phase] += seconds
-        if self.replies:
-            self.gap = max(self.replies) - statistics.median(self.replies)
+        # Of an app that does not train, what took longest.
+        longest = max(self.spent.values(), key=lambda seconds: max(seconds.values()), default={})
+        spent = self.spent.get("train", longest)
+        if spent:
+            self.gap = max(spent.values()) - statistics.median(spent.values())
+        self.spent = {}
+        self.metrics.close()
 
     def _on_run_finished(self, event: dict[str, Any]) -> None:
         self.status, self.finished = event["status"], event["time"]
+        self.metrics.close()
 
     def _client(self, name: str, partition_id: int | None) -> dict[str, Any]:
         return self.clients.setdefault(
@@ -213,10 +291,17 @@ class Run:
 
     def page(self) -> Page:
         """Return the run's metrics; made anew only when something has happened."""
-        if self._page is None:
-            self._page = Page(FAMILIES)
-            self._fill(self._page)
-        return self._page
+        return self._made("run", self._fill)
+
+    def clients_page(self) -> Page:
+        """Return the metrics of the run's clients; likewise."""
+        return self._made("clients", self._fill_clients)
+
+    def _made(self, name: str, fill: Callable[[Page], None]) -> Page:
+        if name not in self._pages:
+            self._pages[name] = Page(FAMILIES)
+            fill(self._pages[name])
+        return self._pages[name]
 
     def _fill(self, page: Page) -> None:
         record, own = self.record, labels({"run": self.run_id})
@@ -236,18 +321,25 @@ class Run:
         if not self.about:
             return
         page.add("fl_run_last_event_timestamp_seconds", own, self.last)
-        page.add("fl_run_rounds_planned", own, self.about["rounds"])
+        page.add("fl_run_rounds_planned", own, self.about.get("rounds"))
         timeout = self.about.get("config", {}).get("round-timeout")
         page.add("fl_run_round_timeout_seconds", own, timeout)
         page.add("fl_run_round", own, self.round.get("round", 0))
         for metric, field in ROUND_FIELDS.items():
             page.add(metric, own, self.round.get(field))
+        last = self._phases()
         for phase in PHASES:
-            page.add("fl_round_phase_seconds", f'{own},phase="{phase}"', self._phases().get(phase))
+            page.add("fl_round_phase_seconds", f'{own},phase="{phase}"', last.get(phase))
             page.add("fl_run_seconds_total", f'{own},phase="{phase}"', round(self.seconds[phase], 3))
         page.add("fl_round_straggler_gap_seconds", own, self.gap)
         for reason in REASONS:
             page.add("fl_run_failures_total", f'{own},reason="{reason}"', self.failures[reason])
+        for (phase, metric), values in self.metrics.shown.items():
+            for stat, value in zip(("mean", "min", "max"), values, strict=True):
+                text = labels({"run": self.run_id, "phase": phase, "metric": metric, "stat": stat})
+                page.add("fl_run_metric", text, value)
+
+    def _fill_clients(self, page: Page) -> None:
         for name, client in self.clients.items():
             text = labels({"run": self.run_id, "client": name, "partition": client["partition"]})
             page.add("fl_client_failures_total", text, client["failures"])
@@ -259,7 +351,11 @@ class Run:
                 page.add(metric, text, value if value is None or value >= 0 else None)
 
     def _phases(self) -> dict[str, float]:
-        found: dict[str, float] = self.round.get("phases", {})
+        """Return the seconds of the last round's phases; those that an app has made up are one."""
+        found: dict[str, float] = {}
+        for phase, seconds in (self.round.get("phases") or {}).items():
+            key = phase if phase in PHASES else OTHER
+            found[key] = found.get(key, 0.0) + seconds
         return found
 
 
@@ -286,9 +382,14 @@ class Exporter:
         begin = time.perf_counter()
         page = Page(FAMILIES)
         nodes, records = self._superlink()
-        for run in self._newest(records):
+        room = CLIENTS
+        for place, run in enumerate(self._newest(records)):
             run.update(records.get(run.run_id))
             page.extend(run.page())
+            # A run whose clients find no room is closed: Prometheus has what they were.
+            if place == 0 or run.state == "running" or len(run.clients) <= room:
+                page.extend(run.clients_page())
+                room -= len(run.clients)
         self._clients(page, nodes)
         self.expiry.add(page)
         page.add("fl_exporter_scrape_seconds", "", time.perf_counter() - begin)

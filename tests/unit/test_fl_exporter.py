@@ -18,9 +18,21 @@ from flwr.superlink.federation import NoOpFederationManager
 from prometheus_client.parser import text_string_to_metric_families
 
 from coldframe.exporters import runs as fl_exporter
-from coldframe.exporters.runs import FAMILIES, PHASES, REASONS, RUNS, STATES, Exporter, reason_of
+from coldframe.exporters.runs import (
+    CLIENTS,
+    FAMILIES,
+    MOST_METRICS,
+    OTHER,
+    PHASES,
+    REASONS,
+    RUNS,
+    STATES,
+    Exporter,
+    reason_of,
+)
 from coldframe.flower import database
 from coldframe.recording.journal import Journal
+from tests.unit.journals import make_journal, name_of
 
 Samples = dict[str, list[tuple[dict[str, str], float]]]
 SYSTEM = {
@@ -116,7 +128,7 @@ def test_a_round_is_shown_as_the_journal_has_it(journal: Journal, exporter: Expo
     }
     assert {name: value(samples, name, run="7") for name in expected} == expected
     assert value(samples, "fl_round_phase_seconds", phase="train") == 9.0
-    assert {labels["phase"] for labels, _ in samples["fl_round_phase_seconds"]} == set(PHASES)
+    assert {labels["phase"] for labels, _ in samples["fl_round_phase_seconds"]} == {*PHASES} - {OTHER}
     assert value(samples, "fl_run_bytes_total", direction="down") == 3000
     assert value(samples, "fl_run_bytes_total", direction="up") == 1200
     assert value(samples, "fl_client_round_seconds", client="c1-1", partition="1") == 9.0
@@ -189,6 +201,109 @@ def test_a_closed_run_stays_visible_with_its_end(journal: Journal, exporter: Exp
     assert value(samples, "fl_run_last_event_timestamp_seconds") == end
 
 
+def write_run(state: Path, run_id: str, clients: int, rounds: int, kind: str, age: float = 0.0) -> None:
+    """The journal of a whole run of some kind of app."""
+    path = state / "runs" / run_id / "journal.jsonl"
+    path.parent.mkdir(parents=True)
+    events = make_journal(clients, rounds, kind, time.time() - 600)
+    path.write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
+    os.utime(path, (time.time() - age, time.time() - age))
+
+
+def metrics_of(samples: Samples, stat: str = "mean") -> dict[tuple[str, str], float]:
+    found = [
+        (labels, number) for labels, number in samples.get("fl_run_metric", []) if labels["stat"] == stat
+    ]
+    return {(labels["phase"], labels["metric"]): number for labels, number in found}
+
+
+def test_metrics_of_a_foreign_app_are_shown_by_its_names(tmp_path: Path, exporter: Exporter) -> None:
+    """Those of the last round; of a list each element; accuracy, which the app does not tell, is absent."""
+    write_run(tmp_path, "7", 20, 4, "foreign")
+    samples = scrape(exporter)
+    mean = metrics_of(samples)
+    listed = {("train", f"per_class_f1[{i}]") for i in range(3)}
+    assert set(mean) == {("train", "rmse"), ("train", "lr"), ("evaluate", "r2")} | listed
+    assert mean["train", "lr"] == pytest.approx(0.1 / 4)
+    low, high = metrics_of(samples, "min"), metrics_of(samples, "max")
+    assert low["train", "rmse"] < mean["train", "rmse"] < high["train", "rmse"]
+    assert not {"fl_run_accuracy", "fl_run_loss"} & set(samples)
+    assert value(samples, "fl_run_client_loss") > 0
+    assert value(samples, "fl_run_round") == 4
+
+
+def test_mean_of_a_metric_is_weighted_with_the_examples(journal: Journal, exporter: Exporter) -> None:
+    for client, (examples, score) in enumerate([(100, 0.0), (300, 1.0)]):
+        who = {"client": f"c1-{client}", "partition_id": client, "node_id": "0", "seconds": 1.0}
+        metrics = {"score": score, "flag": True, "long": [0.0] * 11, "text": "x", "none": None}
+        fields = {"round": 1, "phase": "train", "examples": examples, "metrics": metrics, "system": {}}
+        journal.append("reply", **who, **fields)
+    assert "fl_run_metric" not in scrape(exporter), "the round goes on"
+    finish_round(journal)
+    assert metrics_of(scrape(exporter)) == {("train", "score"): 0.75}
+
+
+def test_an_app_without_rounds_shows_its_last_exchange(tmp_path: Path, exporter: Exporter) -> None:
+    write_run(tmp_path, "7", 3, 2, "query")
+    samples = scrape(exporter)
+    assert metrics_of(samples) == {("query", "rows"): pytest.approx(11, abs=0.3)}
+    assert value(samples, "fl_run_round") == 0
+    assert not {"fl_run_rounds_planned", "fl_round_seconds", "fl_round_straggler_gap_seconds"} & set(samples)
+    assert 1.0 < value(samples, "fl_client_round_seconds", client="edge0-0") < 3.0
+    assert {number for _, number in samples["fl_run_seconds_total"]} == {0}
+
+
+def test_exchanges_of_one_round_add_up(tmp_path: Path, exporter: Exporter) -> None:
+    """A client's time, and so the straggler gap, is that of all four; the evaluation is none of it."""
+    write_run(tmp_path, "7", 10, 2, "exchanges")
+    samples = scrape(exporter)
+    seconds = {labels["client"]: number for labels, number in samples["fl_client_round_seconds"]}
+    assert all(4 * 5.4 < number < 4 * 6.6 * 1.3 for name, number in seconds.items() if name != name_of(9))
+    assert seconds[name_of(9)] > 4 * 16
+    slowest, middle = max(seconds.values()), sorted(seconds.values())[4:6]
+    gap = value(samples, "fl_round_straggler_gap_seconds")
+    assert gap == pytest.approx(slowest - sum(middle) / 2)
+    trained = value(samples, "fl_client_train_seconds", client=name_of(0))
+    assert trained == pytest.approx(0.9 * seconds[name_of(0)], rel=0.01)
+
+
+def test_phases_that_an_app_has_made_up_are_one(journal: Journal, exporter: Exporter) -> None:
+    finish_round(journal, phases={"train": 1.0, "gossip": 2.0, "vote": 3.0})
+    samples = scrape(exporter)
+    assert value(samples, "fl_round_phase_seconds", phase="other") == 5.0
+    assert value(samples, "fl_run_seconds_total", phase="other") == 5.0
+
+
+def test_an_app_with_very_many_metrics_shows_the_first(journal: Journal, exporter: Exporter) -> None:
+    for client in range(2):
+        who = {"client": f"c1-{client}", "partition_id": client, "node_id": "0", "seconds": 1.0}
+        metrics = {f"m{i}": float(i) for i in range(200)}
+        journal.append(
+            "reply", **who, round=1, phase="train", examples=None, metrics=metrics, system={}, bytes_down=0
+        )
+    finish_round(journal)
+    found = metrics_of(scrape(exporter))
+    assert found == {("train", f"m{i}"): float(i) for i in range(MOST_METRICS)}
+
+
+def test_series_of_many_clients_and_runs_are_bounded(tmp_path: Path, exporter: Exporter) -> None:
+    """Of 20 runs of 200 clients the newest three have their clients, and one that goes on."""
+    for number in range(RUNS):
+        write_run(tmp_path, str(number), 200, 1, "foreign", age=100.0 + number)
+    path = tmp_path / "runs" / "15" / "journal.jsonl"
+    changed = path.stat().st_mtime
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]), encoding="utf-8")  # without its end
+    os.utime(path, (changed, changed))
+    samples = scrape(exporter)
+    with_clients = {labels["run"] for labels, _ in samples["fl_client_round_seconds"]}
+    assert with_clients == {"0", "1", "2", "15"}
+    assert len({labels["run"] for labels, _ in samples["fl_run_info"]}) == RUNS
+    assert CLIENTS == 3 * 200
+    lines = [line for line in exporter.page().splitlines() if not line.startswith(("#", "process_"))]
+    assert len(lines) <= 9 * (CLIENTS + 200) + (40 + 3 * MOST_METRICS) * RUNS
+
+
 def test_no_more_than_the_newest_runs_are_shown(tmp_path: Path, exporter: Exporter) -> None:
     for number in range(RUNS + 3):
         path = start(tmp_path, str(number)).path
@@ -207,8 +322,10 @@ def test_a_run_has_as_few_series_as_the_readme_says(tmp_path: Path, exporter: Ex
         finish_round(journal, number)
     journal.append("run_finished", status="completed", error=None)
     exporter.page()
-    series = [line for line in exporter.runs["7"].page().text().splitlines() if not line.startswith("#")]
-    assert len(series) == 38 + 9 * clients
+    run = exporter.runs["7"]
+    text = run.page().text() + run.clients_page().text()
+    series = [line for line in text.splitlines() if not line.startswith("#")]
+    assert len(series) == 39 + 9 * clients  # one more where the app has made up a phase
 
 
 def test_clients_and_foreign_runs_come_from_flowers_own_database(tmp_path: Path, exporter: Exporter) -> None:

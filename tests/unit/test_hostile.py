@@ -266,18 +266,18 @@ def test_a_reply_that_is_none_is_its_senders_failure(
 def test_a_node_that_starts_anew_is_not_given_again_what_its_run_has_given_up(link: Link) -> None:
     """What a node was sent and has not begun to fetch is sent again, unless its process has died with it."""
     path = link.app.middleware_stack
-    while not isinstance(path, fast_path.LeanPath):
+    while not isinstance(path, fast_path.FastPath):
         path = path.app
     sent = fleet_pb2.PullMessagesResponse()
     sent.messages_list.add().metadata.message_id = "f" * 64
     for node in (link.node, link.other):
-        path.mail.unclaimed[node] = sent
+        path.pending.unconfirmed[node] = sent
     link.app.state.linkstate_factory.state().deactivate_node(link.node)
     start = fleet_pb2.ActivateNodeRequest(
         public_key=public_key_to_bytes(KEY.public_key()), heartbeat_interval=30.0
     )
     assert link.ask("activate-node", KEY, whole(start.SerializeToString()))[0] == 200
-    assert set(path.mail.unclaimed) == {link.other}
+    assert set(path.pending.unconfirmed) == {link.other}
     pull = fleet_pb2.PullMessagesRequest(node=Node(node_id=link.other)).SerializeToString()
     status, body = link.ask("pull-messages", OTHER, whole(pull))
     assert (status, fleet_pb2.PullMessagesResponse.FromString(body)) == (200, sent)
