@@ -181,7 +181,7 @@ def coldframe_size(value: object) -> int:
         raise AnsibleFilterError(f"{error}: write it like 512m or 1g") from error
 
 
-def coldframe_run_config(run: Mapping[str, Any], oversubscribed: bool = False) -> dict[str, Any]:
+def coldframe_run_config(run: Mapping[str, Any]) -> dict[str, Any]:
     """The run config that Flower gets for the typed variables of ``run.yml``.
 
     Dictionaries become JSON, since Flower's run config is flat. Another app (``app``) gets its ``run_config``
@@ -191,7 +191,7 @@ def coldframe_run_config(run: Mapping[str, Any], oversubscribed: bool = False) -
     if run.get("app"):
         return given
     config = {key: _flat(run[name]) for name, key in RUN_CONFIG_KEYS.items() if run.get(name) is not None}
-    return {**config, "oversubscribed": bool(oversubscribed), **given}
+    return {**config, **given}
 
 
 def _flat(value: Any) -> Any:

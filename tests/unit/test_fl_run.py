@@ -1,13 +1,15 @@
-"""Whole runs of our ServerApp and ClientApp, joined by a grid in the process, with a net that is quick."""
+"""Whole runs of our ServerApp and ClientApp over the recording, joined by a grid in the process."""
 
+import ast
 import csv
+import functools
 import io
 import json
 import random
 import tomllib
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,17 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor, nn
 
-from coldframe import cgroups
 from coldframe.controller.records import gather
 from coldframe.controller.results import client_rows, summarise, write_table
 from coldframe.exporters.runs import Exporter
-from coldframe.recording import named_grid as coldframe_grid
+from coldframe.recording import grid as recording_grid
+from coldframe.recording import server as recording
+from coldframe.recording import settings
+from coldframe.recording.client import Meter
+from coldframe.recording.flower import SYSTEM_RECORD
+from coldframe.recording.grid import RecordingGrid
 from coldframe.recording.journal import Journal, read_journal
-from coldframe.recording.named_grid import JournalingGrid, read_roster
+from coldframe.recording.rounds import Recorder, sha256_of
 from fl import client_app, data, model, server_app, strategy, training
 
 REPOSITORY = Path(__file__).parents[2]
@@ -104,10 +110,16 @@ class LocalGrid(Grid):
             message.metadata.__dict__["_message_id"] = f"m{len(self.sent)}"
             self.sent.append(message)
             context = Context(
-                1, node, {"partition-id": NODES.index(node), "num-partitions": 99}, RecordDict(), self.config
+                1,
+                node,
+                {"partition-id": NODES.index(node), "num-partitions": len(NODES)},
+                RecordDict(),
+                self.config,
             )
             with elsewhere():
+                meter = Meter()  # as `recording.client` has it around an app
                 reply = client_app.app(message, context)
+                reply.content[SYSTEM_RECORD] = ConfigRecord(dict(meter.figures()))
             answer = self.answer(node, message, reply)
             if answer is not None:
                 self.inbox[message.metadata.message_id] = answer
@@ -134,10 +146,10 @@ def start(
     monkeypatch.setenv("COLDFRAME_DATA", str(root))
     monkeypatch.setenv("COLDFRAME_STATE", str(tmp_path))
     monkeypatch.setattr(model, "build", build_small)
-    monkeypatch.setattr(coldframe_grid, "FIRST_POLL", 0.01)
-    monkeypatch.setattr(coldframe_grid, "LAST_POLL", 0.02)
-    monkeypatch.setattr(server_app, "GRACE", 0.1)
-    monkeypatch.setattr(cgroups, "threads", lambda _limit, _cpus=None: 1)  # a net so small is slower with two
+    monkeypatch.setattr(recording_grid, "UNHELD_SECONDS", 0.02)
+    monkeypatch.setattr(recording_grid, "GRACE", 0.1)
+    monkeypatch.chdir(tmp_path)
+    torch.set_num_threads(1)  # a net so small is slower with two
     for key in ("_run_id", "_node_id", "_task_id"):  # Flower sets these in a ServerApp's process
         monkeypatch.setattr(TaskIdentity, key, 1)
     nodes = {str(n): {"name": f"lab-{i}", "partition_id": i, "machine": "lab"} for i, n in enumerate(NODES)}
@@ -149,6 +161,7 @@ def start(
         nodes: list[int] | None = None,
         raises: str = "",
         prepare: Callable[[LocalGrid], None] = lambda _grid: None,
+        note: dict[str, Any] | None = None,
         **config: Any,
     ) -> tuple[list[dict[str, Any]], LocalGrid]:
         whole = MANIFEST["tool"]["flwr"]["app"]["config"] | {
@@ -163,12 +176,12 @@ def start(
         prepare(grid)
         number = next(runs)
         context = Context(number, 0, {}, RecordDict(), whole)
-        if raises:
-            with elsewhere(), pytest.raises(Exception, match=raises):
-                server_app.app(grid, context)
-        else:
-            with elsewhere():
-                server_app.app(grid, context)
+        if note is not None:
+            with settings.submitting(tmp_path):
+                settings.write(tmp_path, str(number), json.dumps(note))
+        app = functools.partial(server_app.app, context=context)
+        with elsewhere(), pytest.raises(Exception, match=raises) if raises else nullcontext():
+            recording.record(app, grid, context, tmp_path)
         return read_journal(tmp_path / f"runs/{number}/journal.jsonl"), grid
 
     return run
@@ -182,13 +195,20 @@ def of(journal: list[dict[str, Any]], event: str, **fields: Any) -> list[dict[st
 
 
 def test_the_journal_tells_a_whole_run(start: Start) -> None:
-    journal, _ = start(run_name="first", partitioner="dirichlet", partitioner_args='{"alpha": 0.5}')
+    note = {"settings": {"run_name": "first", "oversubscribed": True}}
+    journal, _ = start(note=note, partitioner="dirichlet", partitioner_args='{"alpha": 0.5}', seed=3)
     (started,) = of(journal, "run_started")
+    told = [started[key] for key in ("strategy", "dataset", "partitioner")]
+    assert told == ["fedavg", "synthetic", "dirichlet"]
+    assert (started["seed"], started["strategy_args"], started["oversubscribed"]) == (3, {}, True)
+    assert of(journal, "plan") == []  # all of it is known before
     assert (started["run_id"], started["run_name"], started["rounds"]) == ("0", "first", 2)
     assert [client["name"] for client in started["clients"]] == ["lab-0", "lab-1", "lab-2"]
     assert started["partitioner_args"] == {"alpha": 0.5}
     assert set(started["versions"]) == {"flwr", "torch", "numpy", "python", "coldframe"}
-    assert np.sum(list(started["histogram"].values())) == 300
+    histogram = gather(journal).started["histogram"]
+    assert set(histogram) == {"0", "1", "2"} and np.sum(list(histogram.values())) == 300
+    assert len(of(journal, "partition")) == 3, "once, not in each round"
     phases = [(e["round"], e["phase"], e["clients"]) for e in of(journal, "phase_started")]
     everybody = ["lab-0", "lab-1", "lab-2"]
     assert phases == [(n, phase, everybody) for n in (1, 2) for phase in ("train", "evaluate")]
@@ -213,7 +233,8 @@ def test_a_reply_carries_what_the_client_did_and_on_what(start: Start) -> None:
         *("samples_per_second", "cpu_seconds", "cpu_pressure", "task_seconds"),
     }
     assert reply["system"]["task_seconds"] > reply["system"]["train_seconds"]
-    assert reply["bytes_down"] == reply["bytes_up"] > 4 * 7850
+    assert reply["system"]["samples_per_second"] == 100 / reply["system"]["train_seconds"]
+    assert all(4 * 7850 < reply[key] < 4 * 7850 + 1000 for key in ("bytes_down", "bytes_up"))
     evaluated = of(journal, "reply", phase="evaluate", round=1)
     assert sum(e["examples"] for e in evaluated) == 600
     assert set(evaluated[0]["metrics"]) == {"loss", "accuracy"}
@@ -236,10 +257,12 @@ def test_the_saved_model_is_the_one_that_was_hashed(start: Start) -> None:
     journal, _ = start()
     (saved,) = of(journal, "model_saved")
     path = Path(saved["path"])
-    state = torch.load(path, weights_only=True)
-    assert model.model_sha256(state) == saved["sha256"]
+    with np.load(path) as recorded:
+        assert sha256_of(recorded) == saved["sha256"]
+    state = torch.load("model.pt", weights_only=True)  # the app's own file, in its working directory
+    assert sha256_of({name: tensor.numpy() for name, tensor in state.items()}) == saved["sha256"]
     assert saved["bytes"] == path.stat().st_size
-    assert sorted(f.name for f in path.parent.iterdir()) == ["journal.jsonl", "model.pt"]
+    assert sorted(f.name for f in path.parent.iterdir()) == ["journal.jsonl", "model.npz"]
 
 
 def sha(journal: list[dict[str, Any]]) -> str:
@@ -328,18 +351,17 @@ def test_one_packed_array_trains_the_same_model_as_one_array_per_layer(
     def pack(state: dict[str, Tensor]) -> dict[str, np.ndarray]:
         return {key: tensor.detach().numpy().copy() for key, tensor in state.items()}
 
-    def unpack(arrays: dict[str, np.ndarray], net: nn.Module) -> None:
-        net.load_state_dict({key: torch.tensor(array.astype(np.float32)) for key, array in arrays.items()})
+    def unpack(arrays: dict[str, np.ndarray], _like: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {key: torch.tensor(array.astype(np.float32)) for key, array in arrays.items()}
 
     monkeypatch.setattr(model, "pack", pack)
     monkeypatch.setattr(model, "unpack", unpack)
     layers, grid = start(strategy=name, min_train_clients=3)
     assert len(grid.sent[0].content.array_records["arrays"]) == 2
-    one, many = (
-        torch.load(of(journal, "model_saved")[0]["path"], weights_only=True) for journal in (packed, layers)
-    )
-    for key, tensor in one.items():
-        assert torch.allclose(tensor, many[key], atol=1e-6), key
+    one, many = (dict(np.load(of(journal, "model_saved")[0]["path"])) for journal in (packed, layers))
+    assert one.keys() == many.keys()
+    for key, array in one.items():
+        assert np.allclose(array, many[key], atol=1e-6), key
 
 
 def crash(node: int) -> Callable[[int, Message, Message], Message | None]:
@@ -388,7 +410,7 @@ def with_metrics(reply: Message, **metrics: Any) -> MetricRecord:
 # What a hostile client sends in place of its reply to `train`, and words of the reason that names it.
 HOSTILE: dict[str, tuple[Callable[[Message, Message], Message], str]] = {
     "bytes in the system record": (
-        lambda r, m: changed(r, m, coldframe=ConfigRecord({"cpu_limit": b"\0", "memory_peak": "x"})),
+        lambda r, m: changed(r, m, **{SYSTEM_RECORD: ConfigRecord({"cpu_limit": b"\0", "memory_peak": "x"})}),
         "system figure",
     ),
     "examples below zero": (
@@ -471,8 +493,8 @@ def test_a_model_that_is_no_longer_finite_ends_the_run_as_diverged(start: Start)
     journal, _ = start(learning_rate=3e38, local_epochs=5, raises=reason)
     assert journal[-1]["status"] == "diverged"
     assert "learning_rate" in journal[-1]["error"]
-    state = torch.load(of(journal, "model_saved")[0]["path"], weights_only=True)
-    assert all(torch.isfinite(tensor).all() for tensor in state.values())
+    with np.load(of(journal, "model_saved")[0]["path"]) as state:
+        assert all(np.isfinite(array).all() for array in state.values())
     summary = summarise(gather(journal), run_id="0", status="failed", error="ServerApp failed")
     assert (summary["status"], summary["error"]) == ("diverged", journal[-1]["error"])
 
@@ -510,7 +532,8 @@ def test_a_reply_that_never_comes_is_a_failure_when_the_time_is_up(start: Start)
 def test_a_client_that_restarts_in_the_middle_is_not_waited_for(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coldframe_grid, "RESTART_CHECK", 0.05)
+    monkeypatch.setattr(recording_grid, "RESTART_CHECK", 0.05)
+    monkeypatch.setattr(recording_grid, "FRESH_SECONDS", 0.0)
 
     def prepare(grid: LocalGrid) -> None:
         def answer(node: int, _message: Message, reply: Message) -> Message | None:
@@ -555,7 +578,9 @@ def test_privacy_that_demands_all_replies_leaves_the_model_and_says_so(start: St
 
 def test_missing_clients_are_named_when_the_wait_is_over(start: Start) -> None:
     journal, _ = start(
-        nodes=[17], wait_timeout=0.2, raises=r"1 clients are connected .* Missing: lab-0, lab-2\."
+        nodes=[17],
+        note={"settings": {"wait_timeout": 0.2}},
+        raises=r"1 clients are connected .* Missing: lab-0, lab-2\.",
     )
     assert of(journal, "run_started")
     assert journal[-1]["status"] == "failed"
@@ -572,9 +597,9 @@ def test_waiting_is_written_down(start: Start, monkeypatch: pytest.MonkeyPatch) 
             self.now += seconds
 
     clock = Clock()
-    monkeypatch.setattr(coldframe_grid.time, "sleep", clock.sleep)
-    monkeypatch.setattr(coldframe_grid.time, "monotonic", clock.monotonic)
-    journal, _ = start(nodes=[17, 905], wait_timeout=12.0, min_available_clients=3, raises="lab-2")
+    monkeypatch.setattr(recording_grid, "time", clock)
+    note = {"settings": {"wait_timeout": 12.0}}
+    journal, _ = start(nodes=[17, 905], note=note, min_available_clients=3, raises="lab-2")
     assert [e["missing"] for e in of(journal, "waiting")] == [["lab-2"], ["lab-2"]]
 
 
@@ -587,7 +612,7 @@ def test_too_few_clients_in_the_middle_of_a_run_end_it_with_an_error(start: Star
 
         grid.answer = answer
 
-    journal, _ = start(prepare=prepare, wait_timeout=0.2, raises="lab-0, lab-2")
+    journal, _ = start(prepare=prepare, note={"settings": {"wait_timeout": 0.2}}, raises="lab-0, lab-2")
     assert [e["round"] for e in of(journal, "round")] == [0, 1]
     assert of(journal, "model_saved")  # what round 1 made is not lost
 
@@ -611,34 +636,48 @@ def test_a_wrong_setting_fails_the_run_before_anybody_trains(
     assert grid.sent == []
 
 
-def test_clients_are_told_how_many_partitions_there_are(start: Start) -> None:
-    """Their own node_config says 99 here, as of a federation that has changed since they started."""
-    _, grid = start(num_server_rounds=1)
-    assert {m.content.config_records["config"]["num-partitions"] for m in grid.sent} == {3}
-
-
-def test_without_a_roster_clients_are_known_by_the_partition_they_report(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "nodes.json").unlink()
-    journal, grid = start(num_server_rounds=1)
-    assert all("num-partitions" not in m.content.config_records["config"] for m in grid.sent)
-    assert of(journal, "phase_started", phase="train")[0]["clients"] == ["node-17", "node-333", "node-905"]
-    assert of(journal, "phase_started", phase="evaluate")[0]["clients"] == [
-        "client-0",
-        "client-1",
-        "client-2",
-    ]
-
-
 def test_nodes_are_listed_by_partition_and_strangers_last(tmp_path: Path) -> None:
     (tmp_path / "nodes.json").write_text(
         json.dumps({"905": {"name": "a", "partition_id": 0}, "17": {"name": "b", "partition_id": 1}})
     )
-    grid = JournalingGrid(
-        LocalGrid([4, 17, 3, 905], {}), Journal(tmp_path / "j.jsonl"), read_roster(tmp_path / "nodes.json")
-    )
+    recorder = Recorder(Journal(tmp_path / "j.jsonl"), tmp_path / "nodes.json")
+    grid = RecordingGrid(LocalGrid([4, 17, 3, 905], {}), recorder)
     assert grid.get_node_ids() == [905, 17, 3, 4]
+
+
+def test_the_server_evaluates_as_often_and_on_as_much_as_it_is_told(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[float]] = []
+    original = training.evaluate
+
+    def evaluate(net: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
+        seen.append(x.flatten(1).sum(1).tolist())
+        return original(net, x, y)
+
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    config = {"num_server_rounds": 5, "fraction_evaluate": 0.0, "evaluate_every": 2, "seed": 2}
+    journal, _ = start(evaluate_samples=50, **config)
+    known = {e["round"]: e["accuracy"] is not None for e in of(journal, "round")}
+    assert known == {0: True, 1: False, 2: True, 3: False, 4: True, 5: True}, "and after the last one"
+    assert [len(samples) for samples in seen] == [50] * 4 and seen[0] == seen[-1], "the same ones each time"
+    assert summarise(gather(journal), run_id="0")["accuracy"] == of(journal, "round")[-1]["accuracy"]
+    first = seen[0]
+    whole, _ = start(**config)
+    assert len(seen[-1]) == 600 and set(first) < set(seen[-1])
+    assert sha(whole) == sha(journal), "it does not change the model"
+
+
+def test_the_app_imports_nothing_of_coldframe() -> None:
+    named = set()
+    for path in sorted((REPOSITORY / "fl").glob("**/*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                named |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}: a relative import"
+                named.add(str(node.module).partition(".")[0])
+    assert {"flwr", "torch", "fl"} <= named and "coldframe" not in named
 
 
 def test_the_flower_app_carries_the_training_alone() -> None:
