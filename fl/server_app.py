@@ -92,6 +92,6 @@ def evaluation(net: nn.Module, run: Mapping[str, Any]) -> Callable[[int, ArrayRe
         net.load_state_dict(arrays.to_torch_state_dict())
         if server_round % max(1, every) and server_round != last:
             return None
-        return MetricRecord(training.evaluate(net, x, y))
+        return MetricRecord({**training.evaluate(net, x, y)})
 
     return evaluate

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, RecordDict
@@ -374,7 +374,8 @@ class Recorder:
 
     def _note_classes(self, node_id: int, content: RecordDict) -> None:
         """Write down what a client tells of its partition, once."""
-        counts = content.config_records.get(PARTITION_RECORD, {}).get(CLASS_COUNTS)
+        told: Mapping[str, Any] = content.config_records.get(PARTITION_RECORD, {})
+        counts = told.get(CLASS_COUNTS)
         if not isinstance(counts, list) or not 0 < len(counts) <= MOST_CLASSES:
             return
         whole = all(type(count) is int and 0 <= count <= MOST_EXAMPLES for count in counts)
@@ -535,7 +536,7 @@ def size_of(message: Message) -> int:
     return total
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[int | float]:
     """Whether a value is a number, truth values left out."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
@@ -218,3 +219,14 @@ def test_a_run_that_flower_stops_is_stopped_and_one_that_exits_has_failed() -> N
             ends[name] = server.ending(error)
     assert ends["stopped"][0] == "stopped"
     assert ends["failed"] == ("failed", "the ServerApp ended itself by sys.exit(3)")
+
+
+def test_the_hash_sees_names_shapes_and_values() -> None:
+    base = {"a": np.zeros((2, 3))}
+    others = [
+        {"b": np.zeros((2, 3))},
+        {"a": np.zeros((3, 2))},
+        {"a": np.zeros((2, 3), np.float32)},
+        {"a": np.full((2, 3), 1e-45)},
+    ]
+    assert len({rounds.sha256_of(arrays) for arrays in [base, *others]}) == 5
