@@ -549,7 +549,7 @@ def metrics_of(content: RecordDict, examples_key: str) -> tuple[int | None, dict
         for key, value in record.items():
             counts = key in (examples_key, "num-examples") or name.endswith("res.num_examples")
             if counts and is_number(value):
-                examples = int(value)  # type: ignore[arg-type]
+                examples = int(value)
             elif not isinstance(value, list) or len(value) <= LONGEST_LIST:
                 metrics[key] = value
     for name in ("fitres.metrics", "evaluateres.metrics"):
