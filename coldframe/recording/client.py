@@ -17,6 +17,7 @@ from flwr.clientapp import ClientApp
 
 from coldframe import cgroups
 from coldframe.recording import files, flower, threads
+from coldframe.supervise import say
 
 
 def main() -> None:
@@ -58,7 +59,10 @@ class Task:
 
         @functools.wraps(unpack)
         def install_from_fab(*args: Any, **kwargs: Any) -> Any:
-            self.enter()  # not earlier: what is raised now becomes an error reply
+            try:
+                self.enter()
+            except OSError as error:  # a full disk: an app that writes nothing trains all the same
+                say(f"no directory for the app's files: {error}")
             threads.limit()  # before the app imports what starts them
             return unpack(*args, **kwargs)
 
