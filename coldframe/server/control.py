@@ -169,13 +169,18 @@ def submit(
 
 
 def progress(run_id: str) -> dict[str, Any]:
-    """Return how far a run is, as its journal says: the last round, of how many, and its accuracy; each None
-    where the journal does not tell."""
+    """Return how far a run is, as its journal says: the last round, of how many, and the last accuracy; each
+    None where the journal does not tell."""
     events = read_journal(state_directory() / "runs" / run_id / "journal.jsonl")
     plans = [event["rounds"] for event in events if event["event"] in ("run_started", "plan")]
     rounds = next((known for known in reversed(plans) if known is not None), None)
-    last: dict[str, Any] = next((event for event in reversed(events) if event["event"] == "round"), {})
-    return {"round": last.get("round"), "rounds": rounds, "accuracy": last.get("accuracy")}
+    ended = [event for event in reversed(events) if event["event"] == "round"]
+    told = (event["accuracy"] for event in ended if event.get("accuracy") is not None)
+    return {
+        "round": ended[0]["round"] if ended else None,
+        "rounds": rounds,
+        "accuracy": next(told, None),
+    }
 
 
 def list_runs(client: ControlHttpClient) -> list[dict[str, Any]]:
