@@ -1,6 +1,5 @@
-"""The models, and how their weights leave the process: packed for the wire, hashed for the record."""
+"""The models, and how their weights leave the process: packed for the wire."""
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
 
@@ -95,11 +94,17 @@ def pack(state: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     return {dtype: np.concatenate(arrays) for dtype, arrays in groups.items()}
 
 
-def unpack(packed: Mapping[str, np.ndarray], model: nn.Module) -> None:
-    """Load packed arrays into a model; what a strategy returned in another dtype is cast back."""
+def unpack(packed: Mapping[str, np.ndarray], like: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """Return the state that was packed; what a strategy returned in another dtype is cast back.
+
+    Parameters
+    ----------
+    like : mapping
+        A state with the names, shapes and dtypes of the packed one.
+    """
     state: OrderedDict[str, Tensor] = OrderedDict()
     offsets = dict.fromkeys(packed, 0)
-    for name, tensor in model.state_dict().items():
+    for name, tensor in like.items():
         dtype = str(tensor.dtype).removeprefix("torch.")
         start, offsets[dtype] = offsets[dtype], offsets[dtype] + tensor.numel()
         flat = packed[dtype][start : offsets[dtype]].astype(dtype)
@@ -107,14 +112,4 @@ def unpack(packed: Mapping[str, np.ndarray], model: nn.Module) -> None:
     for dtype, end in offsets.items():
         if end != packed[dtype].size:
             raise ValueError(f"the packed {dtype} array has {packed[dtype].size} elements, the model {end}")
-    model.load_state_dict(state)
-
-
-def model_sha256(state: Mapping[str, Tensor]) -> str:
-    """Hash what a model is (name, dtype, shape and bytes in state_dict order), not how it was pickled."""
-    digest = hashlib.sha256()
-    for name, tensor in state.items():
-        array = np.ascontiguousarray(tensor.detach().cpu().numpy())
-        digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+    return state

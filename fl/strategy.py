@@ -1,15 +1,19 @@
 """Flower's strategies by name, each with its own arguments, and its differential-privacy wrappers."""
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from flwr.app import MetricRecord, RecordDict
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
-from fl import arguments
+from fl import arguments, model
 
 STRATEGIES: dict[str, type[Strategy]] = {
     kind.__name__.lower(): kind
@@ -142,3 +146,67 @@ def weighted_average(records: list[RecordDict], key: str) -> MetricRecord:
     """Average every metric, weighted by the number of examples; clients without any count for nothing."""
     counted = [record for record in records if next(iter(record.metric_records.values()))[key]]
     return aggregate_metricrecords(counted, key) if counted else MetricRecord()
+
+
+class Reproducible(Strategy):
+    """Wraps a strategy: what it draws follows the run's seed, and its model travels as one array per dtype.
+
+    Parameters
+    ----------
+    strategy : Strategy
+        One that `build` has made.
+    finite : bool
+        Whether a model with NaN or infinite values ends the run.
+    """
+
+    def __init__(self, strategy: Strategy, seed: int, finite: bool = True) -> None:
+        self.strategy, self.seed, self.finite = strategy, seed, finite
+        self._state: Mapping[str, torch.Tensor] = {}
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Seed what the strategy samples with (the module `random`) and draws noise with (numpy)."""
+        random.seed(f"{self.seed} {server_round} train")
+        np.random.seed((self.seed * 1_000_003 + server_round) % 2**32)
+        return self.strategy.configure_train(server_round, self._pack(arrays), config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return the new model, unless the strategy made none: then the old one stays.
+
+        Raises
+        ------
+        FloatingPointError
+            If it has NaN or infinite values, and must not.
+        """
+        packed, metrics = self.strategy.aggregate_train(server_round, replies)
+        if not packed:
+            return None, metrics
+        state = model.unpack({key: array.numpy() for key, array in packed.items()}, self._state)
+        if self.finite and not all(torch.isfinite(tensor).all() for tensor in state.values()):
+            raise FloatingPointError(
+                f"in round {server_round} the aggregated model is NaN or infinite. Lower learning_rate or"
+                " clip (fl_dp); allow_nonfinite=true goes on all the same"
+            )
+        return ArrayRecord(state), metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Seed what the strategy samples with."""
+        random.seed(f"{self.seed} {server_round} evaluate")
+        return self.strategy.configure_evaluate(server_round, self._pack(arrays), config, grid)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Return the clients' metrics."""
+        return self.strategy.aggregate_evaluate(server_round, replies)
+
+    def summary(self) -> None:
+        """Log what the strategy is."""
+        self.strategy.summary()
+
+    def _pack(self, arrays: ArrayRecord) -> ArrayRecord:
+        self._state = arrays.to_torch_state_dict()
+        return ArrayRecord({key: Array(array) for key, array in model.pack(self._state).items()})

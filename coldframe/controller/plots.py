@@ -62,6 +62,7 @@ STYLE: Any = {
     "svg.fonttype": "none",
 }
 UNTIMED = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # what matplotlib would write into an SVG
+SERVER = ("accuracy", "loss")  # both missing: the server did not evaluate in that round, and no gap is drawn
 MINUTES = 600.0  # from so many seconds on a time axis counts minutes
 
 
@@ -201,11 +202,13 @@ def draw_curves(
     for (key, label), colour, dash, marker in zip(
         curves.items(), (BLUE, ORANGE, GREEN), ("-", "--", ":"), ("o", "s", "^"), strict=False
     ):
-        values = [number(event.get(key)) for event in events.values()]
-        if not all(math.isnan(value) for value in values):
-            axes.plot(
-                list(events) if at is None else at, values, dash + marker * markers, color=colour, label=label
-            )
+        points = [
+            (place, number(event.get(key)))
+            for place, event in zip(list(events) if at is None else at, events.values(), strict=True)
+            if key not in SERVER or any(event.get(name) is not None for name in SERVER)
+        ]
+        if not all(math.isnan(value) for _, value in points):
+            axes.plot(*zip(*points, strict=True), dash + marker * markers, color=colour, label=label)
     axes.grid(axis="y", color="#E5E5E5", linewidth=0.6)
     axes.margins(y=0.12)
     if axes.lines:

@@ -20,7 +20,8 @@ class Run:
     Attributes
     ----------
     started
-        The `run_started` event; empty if the journal has none.
+        The `run_started` event; empty if the journal has none. Its `histogram`, where clients told one, has
+        the samples of each class by partition id.
     rounds
         Round number -> `round` event. Round 0 is the evaluation before any training.
     replies, failures
@@ -61,6 +62,9 @@ def gather(events: Iterable[Event]) -> Run:
         elif kind == "plan":
             known = {key: event[key] for key in ("strategy", "rounds") if event.get(key) is not None}
             run.started = {**run.started, **known}
+        elif kind == "partition":
+            counts = run.started.setdefault("histogram", {})
+            counts[str(event["partition_id"])] = event["class_counts"]
         elif kind == "round":
             run.rounds[int(event["round"])] = event
         elif kind == "reply":

@@ -4,7 +4,7 @@
     python -m coldframe.controller.results --purge NAME --results results
 
 DIR holds what was fetched from the machines: `submitted.json`, `journal.jsonl` and, where the run got that
-far, `model.pt` (`model.npz` of an app that is not ours), the containers' `logs/`, and in `written/` what the
+far, `model.npz` (`model.pt` of an older version), the containers' `logs/`, and in `written/` what the
 ServerApp has written. A run whose ServerApp never started has no journal; then the folder holds what is known
 without one: what the SuperLink says of the run (`--record`) and what the agents have recorded.
 Whatever cannot be known is null in `summary.json` and empty in the tables, never a guess.
@@ -86,7 +86,7 @@ def summarise(
     evaluated = [run.rounds[n] for n in sorted(run.rounds) if run.rounds[n].get("accuracy") is not None]
     final = evaluated[-1] if evaluated else {}
     started = run.started
-    privacy = (started.get("config", {}).get("dp") or None) if started.get("dataset") else None
+    privacy = (started.get("config", {}).get("dp") or None) if started.get("partitioner") else None
     wall = run.last - run.first if run.first is not None and run.last is not None else None
     return {
         "run_id": str(started.get("run_id", run_id)),
@@ -217,7 +217,13 @@ def copy(source: Path | None, target: Path) -> None:
 def copy_files(source: Path, out: Path) -> None:
     """Copy what the ServerApp has written, and the list of it where something had to be left out."""
     if (source / "written").exists():
-        shutil.copytree(source / "written", out / "files" / "server", dirs_exist_ok=True, symlinks=True)
+        server = out / "files" / "server"
+        shutil.copytree(source / "written", server, dirs_exist_ok=True, symlinks=True)
+        own = server / "model.pt"
+        if own.is_file() and not own.is_symlink():
+            own.replace(out / own.name)  # beside the model that was recorded
+        if not any(server.iterdir()):
+            server.rmdir()
     manifest = source / "written.json"
     if manifest.exists() and read_json(manifest)["left_out"]:
         (out / "files").mkdir(exist_ok=True)
@@ -335,7 +341,7 @@ def closing_words(
         planned = run.started.get("rounds")
         of = "" if planned is None else f" of {planned}"
         lines.append(f"  rounds      {summary['rounds']}{of}, {summary['clients']} clients")
-    if summary["dataset"] is not None:
+    if summary["partitioner"] is not None:
         lines.append(f"  training    {training_words(summary)}")
     elif summary["strategy"] is not None:
         lines.append(f"  training    {summary['strategy']}")

@@ -196,7 +196,7 @@ def coldframe_server_memory(given: object, machine: int) -> int:
     return max(SERVER_MEMORY, int(machine) // 2 >> 26 << 26)
 
 
-def coldframe_run_config(run: Mapping[str, Any], oversubscribed: bool = False) -> dict[str, Any]:
+def coldframe_run_config(run: Mapping[str, Any]) -> dict[str, Any]:
     """The run config that Flower gets for the typed variables of ``run.yml``.
 
     Dictionaries become JSON, since Flower's run config is flat. Another app (``app``) gets its ``run_config``
@@ -206,7 +206,7 @@ def coldframe_run_config(run: Mapping[str, Any], oversubscribed: bool = False) -
     if run.get("app"):
         return given
     config = {key: _flat(run[name]) for name, key in RUN_CONFIG_KEYS.items() if run.get(name) is not None}
-    return {**config, "oversubscribed": bool(oversubscribed), **given}
+    return {**config, **given}
 
 
 def _flat(value: Any) -> Any:

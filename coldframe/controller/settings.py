@@ -42,10 +42,12 @@ RUN_CONFIG_KEYS = {
     "partitioner_args": "partitioner-args",
     "seed": "seed",
     "round_timeout": "round-timeout",
-    "wait_timeout": "wait-timeout",
     "allow_nonfinite": "allow-nonfinite",
-    "run_name": "run-name",
+    "evaluate_every": "evaluate-every",
+    "evaluate_samples": "evaluate-samples",
 }
+# Variables of run.yml that no app gets: they travel beneath it.
+SETTINGS = ("run_name", "wait_timeout")
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,8 @@ RUN = _table(
     Variable("round_timeout", "duration", "600", 600.0, above=0, most=MONTH),
     Variable("wait_timeout", "duration", "300", 300.0, above=0, most=MONTH),
     Variable("allow_nonfinite", "truth", "true", False),
+    Variable("evaluate_every", "whole", "5", 1, low=1, most=1_000_000),
+    Variable("evaluate_samples", "whole", "1000", 0, low=0, most=1_000_000_000),
     Variable("wait", "truth", "true", True),
     Variable("concurrent", "truth", "true", False),
     Variable("interrupt", "truth", "true", False),

@@ -8,7 +8,7 @@ from typing import Any
 
 from coldframe.controller.certificates import CERTIFICATE_DAYS
 from coldframe.controller.roster import LIMITS, coldframe_status_table
-from coldframe.controller.settings import EARLIER, RUN
+from coldframe.controller.settings import EARLIER, RUN, SETTINGS
 from coldframe.controller.throttle_text import text_of
 
 SHOWN_RUNS = 5
@@ -122,7 +122,13 @@ def coldframe_submission(
     # Of our own training's variables nothing reaches another app.
     names = ("app", "run_config") if run["app"] else [n for n in RUN if n not in CALL]
     machines = coldframe_inventory([], [], groups, hostvars, who["federation"])["machines"]
-    return {**who, "variables": {name: run[name] for name in names}, "clients": clients, "machines": machines}
+    return {
+        **who,
+        "variables": {name: run[name] for name in names},
+        "settings": {**{name: run[name] for name in SETTINGS}, "oversubscribed": plan["oversubscribed"]},
+        "clients": clients,
+        "machines": machines,
+    }
 
 
 def coldframe_before(moment: str, seconds: float) -> str:

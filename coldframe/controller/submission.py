@@ -3,6 +3,7 @@
 `submitted.json` lies in the run's directory on the server, so that it is the same whoever collects the run:
 
 - `variables`: those of run.yml that describe the run
+- `settings`: those of the run that its app does not get: see `coldframe.recording.settings`
 - `clients`: name, machine, partition_id, profile, the limits that the kernel held, `desired`, `baseline`, and
   `read_at` (unix time of the client's machine)
 - `machines`, `federation`, `server`, `versions`

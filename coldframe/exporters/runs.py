@@ -62,6 +62,7 @@ ROUND_FIELDS = {
     "fl_round_seconds": "seconds",
     "fl_round_participants": "clients",
 }
+EVALUATION = ("accuracy", "loss")  # of the round: by the server, which may leave rounds out
 # By metric of a client: the field of a train reply's `system` that it shows.
 SYSTEM_FIELDS = {
     "fl_client_train_seconds": "train_seconds",
@@ -262,6 +263,8 @@ class Run:
         self._client(event["client"], event["partition_id"])["failures"] += 1
 
     def _on_round(self, event: dict[str, Any]) -> None:
+        if all(event.get(key) is None for key in EVALUATION):  # not in this round: the last ones still hold
+            event = {**event, **{key: self.round.get(key) for key in EVALUATION}}
         self.round = event
         for phase, seconds in self._phases().items():
             self.seconds[phase] += seconds

@@ -16,7 +16,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from coldframe import cgroups
-from coldframe.recording import files, flower
+from coldframe.recording import files, flower, threads
 from coldframe.supervise import say
 
 
@@ -41,7 +41,7 @@ class Task:
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
         self.work: Path | None = None
-        self.run_id, self.fab_id = "", ""
+        self.run_id = ""
         self.figures: dict[str, float] = {}
 
     def install(self) -> None:
@@ -54,17 +54,16 @@ class Task:
         @functools.wraps(pull)
         def pull_task_input(*args: Any, **kwargs: Any) -> Any:
             found = pull(*args, **kwargs)
-            self.run_id, self.fab_id = str(found[2].run_id), found[2].fab_id
+            self.run_id = str(found[2].run_id)
             return found
 
         @functools.wraps(unpack)
         def install_from_fab(*args: Any, **kwargs: Any) -> Any:
             try:
-                self.enter()  # not earlier: what is raised now becomes an error reply
-            except OSError as error:
-                if self.fab_id != flower.OWN_APP:  # ours writes nothing there
-                    raise
+                self.enter()
+            except OSError as error:  # a full disk: an app that writes nothing trains all the same
                 say(f"no directory for the app's files: {error}")
+            threads.limit()  # before the app imports what starts them
             return unpack(*args, **kwargs)
 
         @functools.wraps(call)
@@ -99,7 +98,7 @@ class Task:
 
     def add_figures(self, reply: Message) -> None:
         """Add the figures of the task to a reply, in a copy: the app may keep its own."""
-        if self.fab_id == flower.OWN_APP or not reply.has_content() or flower.SYSTEM_RECORD in reply.content:
+        if not reply.has_content() or flower.SYSTEM_RECORD in reply.content:
             return
         reply.content = RecordDict({**reply.content, flower.SYSTEM_RECORD: ConfigRecord(dict(self.figures))})
 
@@ -124,11 +123,10 @@ class Meter:
         limit, memory, waited = self.group.cpu_limit(), self.group.memory_limit(), self.waiting()
         known = self.waited is not None and waited is not None
         torch = sys.modules.get("torch")
-        threads = cgroups.threads(limit, self.group.cpuset_count())
         return {
             "cpu_limit": -1.0 if limit is None else limit,
             "memory_limit": -1 if memory is None else memory,
-            "threads": torch.get_num_threads() if torch else threads,
+            "threads": torch.get_num_threads() if torch else threads.allowed(),
             "train_seconds": seconds,
             "task_seconds": process_seconds(),
             "cpu_pressure": (waited - self.waited) / max(seconds, 1e-9) if known else -1.0,  # type: ignore[operator]

@@ -8,10 +8,10 @@ import importlib
 from coldframe.flower.version import installed, is_tested
 from coldframe.supervise import say
 
-OWN_APP = "coldframe/coldframe"  # publisher and name of our own app, which keeps its own record
-OWN_SERVER_APP = "fl.server_app:app"  # and of a copy of it under another name
 # Of a reply: the client's own figures of its task, taken out again before the app's server sees it.
 SYSTEM_RECORD = "coldframe.system"
+# Of a reply: what an app tells of its partition, a list of the samples of each class.
+PARTITION_RECORD, CLASS_COUNTS = "partition", "class-counts"
 # By process: what is replaced, and what its replacements were written for.
 RELIES_ON: dict[str, tuple[str, ...]] = {
     "serverapp": (

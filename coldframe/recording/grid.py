@@ -1,31 +1,71 @@
-"""The grid of a recorded app: flwr's, with clients in order, and each message and reply written down."""
+"""The grid beneath an app: flwr's, with clients by name and in order; all messages are written down."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import DEFAULT_TTL, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
+from coldframe.recording import replies as contents
 from coldframe.recording.flower import SYSTEM_RECORD
-from coldframe.recording.rounds import Recorder
+from coldframe.recording.replies import BAD_REPLY, BadReply, Form, Rules, clean
+from coldframe.recording.rounds import Pending, Recorder, phase_of
 
 UNHELD_SECONDS = 0.5  # how often a server that does not hold a question is asked it
 RESTART_CHECK = 5.0  # seconds between two looks for clients that restarted while they were to reply
 FRESH_SECONDS = 1.0  # how old the list of clients may be when messages are sent
+GRACE = 30.0  # seconds that the first question for clients waits for all that are registered
+LISTED_SECONDS = 0.5  # a strategy that asks twice for the clients gets the same ones
+SAY_SECONDS = 5.0  # how often it is written down whom the run waits for
+# Seconds after a time-out in which a message is still good: its reply may be on its way.
+EXPIRY_MARGIN = 5.0
+
+
+class ClientsMissing(RuntimeError):
+    """Too few clients are connected; the message names those that are missing."""
+
+
+@dataclass
+class Phase:
+    """Messages that were sent together, while their replies are waited for; all by message."""
+
+    sent: dict[str, Message] = field(default_factory=dict)
+    pending: dict[str, Pending] = field(default_factory=dict)
+    replies: dict[str, Message] = field(default_factory=dict)
+    forms: dict[str, Form] = field(default_factory=dict)
+    not_finite: int = 0
 
 
 class RecordingGrid(Grid):
-    """Wraps flwr's grid; of what an app sends nothing is changed, not even its order."""
+    """Wraps flwr's grid; of what an app sends nothing is changed but when it expires.
 
-    def __init__(self, grid: Grid, recorder: Recorder) -> None:
+    Nodes are listed, and replies returned, in the order of partition ids, so that sampling with a seed and
+    floating-point sums come out the same in every run. Nodes without a partition id come last, by node id.
+
+    Parameters
+    ----------
+    rules : Rules, optional
+        What is demanded of replies; a bad one becomes an error of its client. None: they are not looked at.
+    wait_timeout : float
+        Seconds to wait for the clients that a strategy needs; then an error names the missing ones.
+    """
+
+    def __init__(
+        self, grid: Grid, recorder: Recorder, rules: Rules | None = None, wait_timeout: float = 300.0
+    ) -> None:
         self._grid = grid
         self._recorder = recorder
+        self._rules = rules
+        self._wait_timeout = wait_timeout
+        self._forms: dict[str, Form] = {}  # by message type, of the last replies
+        self._asked = False  # for the clients
         self._activated: dict[int, str] = {}  # node -> when it was last activated
         self._looked = float("-inf")
         self._since: dict[str, str | None] = {}  # message -> the same when it was sent
@@ -54,13 +94,56 @@ class RecordingGrid(Grid):
         """Make a message, as flwr's grid does."""
         return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
 
+    # The clients.
+
     def get_nodes(self) -> Iterable[NodeInfo]:
         """List the connected nodes in the order of partition ids."""
         return sorted(self._grid.get_nodes(), key=lambda node: self._recorder.order(node.node_id))
 
     def get_node_ids(self) -> list[int]:
-        """List the ids of the connected nodes in the order of partition ids."""
-        return sorted(self._grid.get_node_ids(), key=self._recorder.order)
+        """List the ids of the connected nodes in the order of partition ids.
+
+        A strategy of Flower asks twice, to compute how many nodes to sample and to sample them, and would
+        wait for ever if one went away in between: it gets the same list, once there are as many as it needs.
+        """
+        configuring = self._recorder.configuring
+        if configuring is None:
+            return self._online(0)
+        if time.monotonic() - configuring.told > LISTED_SECONDS:
+            configuring.nodes = self._online(configuring.required)
+            configuring.told = time.monotonic()
+        return list(configuring.nodes)
+
+    def _online(self, required: int) -> list[int]:
+        """Wait until so many clients are connected, and at first for all that are registered, for a while.
+
+        Raises
+        ------
+        ClientsMissing
+            After the timeout.
+        """
+        grace, self._asked = 0.0 if self._asked else GRACE, True
+        registered = self._recorder.clients()
+        start, said = time.monotonic(), 0.0
+        while True:
+            online = sorted(self._grid.get_node_ids(), key=self._recorder.order)
+            waited = time.monotonic() - start
+            if len(online) >= required and (len(online) >= len(registered) or waited >= grace):
+                return online
+            missing = [client.name for client in registered if client.node_id not in online]
+            if len(online) < required and waited >= self._wait_timeout:
+                names = f" Missing: {', '.join(missing)}." if missing else ""
+                raise ClientsMissing(
+                    f"{len(online)} clients are connected after {self._wait_timeout:.0f} s, and {required}"
+                    f" are needed.{names} Look at their logs, or lower min_available_clients,"
+                    " min_train_clients and min_evaluate_clients, or raise wait_timeout."
+                )
+            if waited >= said + SAY_SECONDS:
+                self._recorder.waiting(missing, waited)
+                said = waited
+            time.sleep(UNHELD_SECONDS)
+
+    # Messages.
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages."""
@@ -84,8 +167,7 @@ class RecordingGrid(Grid):
         wanted = list(message_ids)
         pending = self._recorder.pending
         nodes = {key: pending[key].message.metadata.dst_node_id for key in wanted if key in pending}
-        replies = list(self._grid.pull_messages(wanted))
-        replies += self._lost(wanted, {reply.metadata.reply_to_message_id for reply in replies})
+        replies = self._pull(wanted)
         for reply in replies:
             self._recorder.replied(reply, _take_system(reply))
         last = (True, 0, 0)
@@ -93,25 +175,44 @@ class RecordingGrid(Grid):
         return sorted(replies, key=lambda reply: places.get(reply.metadata.reply_to_message_id, last))
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Send messages and return the replies, in the order of partition ids."""
+        """Send messages and return the replies, in the order of partition ids.
+
+        A client that has not replied when the time is up is missing from the list.
+        """
         batch = list(messages)
-        nodes = {}
-        waiting = {message_id for message_id in self.push_messages(batch) if message_id}
         for message in batch:
-            nodes[message.metadata.message_id] = message.metadata.dst_node_id
+            if timeout is not None and message.metadata.ttl == DEFAULT_TTL:
+                # A task that hangs is ended when its message expires; then the client is free again.
+                message.metadata.ttl = timeout + EXPIRY_MARGIN
         start = time.monotonic()
-        replies: list[Message] = []
+        waiting = {message_id for message_id in self.push_messages(batch) if message_id}
+        phase = Phase({message.metadata.message_id: message for message in batch})
+        phase.pending = {key: self._recorder.pending[key] for key in waiting if key in self._recorder.pending}
         while waiting and (timeout is None or time.monotonic() - start < timeout):
             asked = time.monotonic()
-            arrived = self.pull_messages(waiting)
-            replies.extend(arrived)
+            arrived = [
+                self._take(phase, reply)
+                for reply in self._pull(waiting)
+                if reply.metadata.reply_to_message_id in waiting  # else nobody asked for it
+            ]
             waiting.difference_update(reply.metadata.reply_to_message_id for reply in arrived)
             if waiting and not arrived:
                 time.sleep(max(0.0, UNHELD_SECONDS - (time.monotonic() - asked)))
         for message_id in waiting:
             self._recorder.gave_up(message_id, timeout or 0.0)
-        order = self._recorder.order
-        return sorted(replies, key=lambda reply: order(nodes.get(reply.metadata.reply_to_message_id, 0)))
+        if self._rules is not None:
+            self._refuse_odd_ones(phase)
+            self._check_divergence(phase)
+        return [phase.replies[key] for key in sorted(phase.replies, key=self._place(phase))]
+
+    def _place(self, phase: Phase) -> Any:
+        return lambda message_id: self._recorder.order(phase.sent[message_id].metadata.dst_node_id)
+
+    def _pull(self, message_ids: Collection[str]) -> list[Message]:
+        """Return the replies that have come, and errors in place of those that cannot come any more."""
+        wanted = list(message_ids)
+        replies = list(self._grid.pull_messages(wanted))
+        return replies + self._lost(wanted, {reply.metadata.reply_to_message_id for reply in replies})
 
     def _activations(self, age: float) -> dict[int, str]:
         """Return when each node was last activated, as of so many seconds ago or less."""
@@ -136,9 +237,58 @@ class RecordingGrid(Grid):
                 if not self._recorder.lost_with_its_client(message_id, now):
                     self._since[message_id] = now  # it works on it, or will
                     continue
-                error = Error(ErrorCode.NODE_UNAVAILABLE, "the client restarted before it could reply")
-                errors.append(Message(error, reply_to=pending.message))
+                reason = f"the client restarted while it was to {phase_of(pending.exchange.kind)}"
+                errors.append(Message(Error(ErrorCode.NODE_UNAVAILABLE, reason), reply_to=pending.message))
         return errors
+
+    # What replies contain, where the app lets that be checked.
+
+    def _take(self, phase: Phase, reply: Message) -> Message:
+        """Keep a reply of a phase; one that cannot be used is kept as an error."""
+        message_id = reply.metadata.reply_to_message_id
+        if self._rules is not None and not reply.has_error():
+            try:
+                phase.forms[message_id] = contents.check(reply, phase.sent[message_id], self._rules).form
+            except BadReply as bad:
+                phase.not_finite += bad.not_finite
+                reply = Message(Error(BAD_REPLY, clean(bad)), reply_to=phase.sent[message_id])
+        self._recorder.replied(reply, _take_system(reply))
+        phase.replies[message_id] = reply
+        return reply
+
+    def _refuse_odd_ones(self, phase: Phase) -> None:
+        """Refuse the replies that would end the run if a strategy got them with the others."""
+        places = sorted(phase.forms, key=self._place(phase))
+        if not places or not (self._rules and self._rules.like_sent):
+            return
+        nodes = dict(enumerate(places))
+        forms = {node: phase.forms[message_id] for node, message_id in nodes.items()}
+        kind = phase.sent[places[0]].metadata.message_type
+        odd = contents.odd_ones(forms, self._forms.get(kind))
+        good = [node for node in nodes if node not in odd]
+        self._forms[kind] = forms[good[0]]
+        counted = any(contents.weight(phase.replies[nodes[node]]) for node in good)
+        for node, message_id in nodes.items():
+            if node in odd:
+                self._refuse(phase, message_id, "its metrics are not those of the other replies")
+            elif not counted:
+                self._refuse(phase, message_id, "no reply of this phase counts any examples")
+
+    def _refuse(self, phase: Phase, message_id: str, reason: str) -> None:
+        """Write down that a reply cannot be used, and keep that in its place: strategies log the reason."""
+        self._recorder.refused(phase.pending[message_id], reason)
+        phase.replies[message_id] = Message(Error(BAD_REPLY, reason), reply_to=phase.sent[message_id])
+
+    def _check_divergence(self, phase: Phase) -> None:
+        """End a run in which all that came back was NaN or infinite."""
+        registered = max(1, len(self._recorder.clients()))
+        if phase.not_finite == len(phase.sent) >= min(2, registered):
+            kind = phase_of(next(iter(phase.sent.values())).metadata.message_type)
+            what = "the loss of all clients" if kind == "evaluate" else "what all clients trained"
+            raise FloatingPointError(
+                f"in round {self._recorder.round_number} {what} is NaN or infinite. Lower learning_rate or"
+                " clip (fl_dp); allow_nonfinite=true goes on all the same"
+            )
 
 
 def _take_system(reply: Message) -> dict[str, Any]:

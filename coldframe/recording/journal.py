@@ -1,28 +1,27 @@
-"""A run's journal: JSON lines that the ServerApp appends and everybody else reads.
+"""A run's journal: JSON lines that the recording beneath a ServerApp appends and everybody else reads.
 
 Events (each line has `time`, unix seconds, and `event`):
 
 - `run_started`: run_id, run_name, rounds, strategy, strategy_args, dataset, partitioner, partitioner_args,
-  seed, config (the whole run config), clients [{name, partition_id, node_id}], versions, oversubscribed,
-  histogram {partition id: [samples per class]}
-- `plan`: strategy, rounds (of an app that is not ours, as soon as its strategy starts)
+  seed, config (the whole run config), clients [{name, partition_id, node_id}], versions, oversubscribed
+- `plan`: strategy, rounds (as soon as a strategy starts; null, or no event, where `run_started` has told it)
 - `waiting`: missing [names], seconds
 - `phase_started`: round, phase (train or evaluate), clients [names]
 - `reply`: round, phase, client, partition_id, node_id, seconds (sent to received), examples, metrics, system,
   bytes_down, bytes_up
+- `partition`: client, partition_id, class_counts [samples per class] (as its first reply tells it)
 - `phase_extended`: round, phase, clients [names] (more of the phase that was started last)
 - `unanswered`: round, phase, clients [names] (the app never asked for their replies)
 - `failure`: round, phase, client, partition_id, node_id, code, reason
 - `not_aggregated`: round, messages, replies, reason (the strategy made no model: the global one stays)
 - `round`: round (0 = before training), accuracy, loss (server-side), client_accuracy, client_loss,
   train_loss, seconds, phases {configure, train, aggregate, evaluate, server_evaluate} (seconds),
-  clients (that trained), failures; where the recording has written it, keys {figure: the app's own name of
-  it} and derived [figures that are the mean of the replies, weighted with their examples]
+  clients (that trained), failures, keys {figure: the app's own name of it}, derived [figures that are the
+  mean of the replies, weighted with their examples]
 - `model_saved`: path, sha256, bytes
 - `run_finished`: status (completed, failed, diverged or stopped), error
 
-Of an app that is not ours `coldframe.recording` writes the same; what the app does not tell is null, and so
-is the round of messages that belong to none. A metric may be a list.
+What nobody tells is null, and so is the round of messages that belong to none. A metric may be a list.
 """
 
 import json

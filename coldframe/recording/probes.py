@@ -13,14 +13,23 @@ import inspect
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
-from flwr.common import parameters_to_ndarrays
+from flwr.app import ArrayRecord
 from flwr.server.strategy import Strategy as LegacyStrategy
 from flwr.serverapp.strategy import Strategy
 
-from coldframe.recording.rounds import EVALUATED, SERVER, TRAINED, Recorder
+from coldframe.recording.rounds import (
+    EVALUATED,
+    SERVER,
+    TRAINED,
+    Configuring,
+    Recorder,
+    innermost,
+)
+
+LEAST = ("min_available_nodes", "min_train_nodes", "min_evaluate_nodes")  # as Flower's strategies have them
 
 Hook = Callable[[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -31,6 +40,7 @@ class Probes:
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
         self._inside = threading.local()
+        self._replaced: list[tuple[Any, str, Any]] = []  # where, name, what was there
 
     def install(self) -> None:
         """Wrap all strategies that are there, and those to come."""
@@ -54,12 +64,25 @@ class Probes:
         self._watch(LegacyStrategy, legacy)
         self._watch_legacy_servers()
 
+    def remove(self) -> None:
+        """Put back what was there."""
+        while self._replaced:
+            place, name, before = self._replaced.pop()
+            if before is None:
+                delattr(place, name)
+            else:
+                setattr(place, name, before)
+
+    def _replace(self, place: Any, name: str, new: Any) -> None:
+        self._replaced.append((place, name, vars(place).get(name)))
+        setattr(place, name, new)
+
     def _watch(self, base: type, hooks: Mapping[str, Hook]) -> None:
         def wrap(kind: type) -> None:
             for name, hook in hooks.items():
                 method = vars(kind).get(name)
                 if inspect.isfunction(method) and not getattr(method, "__isabstractmethod__", False):
-                    setattr(kind, name, self._outermost(name, method, hook))
+                    self._replace(kind, name, self._outermost(name, method, hook))
 
         for kind in (base, *_descendants(base)):
             wrap(kind)
@@ -68,7 +91,7 @@ class Probes:
             super(base, kind).__init_subclass__(**kwargs)  # type: ignore[arg-type]
             wrap(kind)
 
-        base.__init_subclass__ = classmethod(init_subclass)  # type: ignore[assignment]
+        self._replace(base, "__init_subclass__", classmethod(init_subclass))
 
     def _outermost(self, name: str, method: Callable[..., Any], hook: Hook) -> Callable[..., Any]:
         @functools.wraps(method)
@@ -102,6 +125,8 @@ class Probes:
         bound.apply_defaults()
         given = {**bound.arguments, **bound.arguments.get("kwargs", {})}
         self.recorder.plan(strategy, given.get("num_rounds"))
+        if isinstance(first := given.get("initial_arrays"), ArrayRecord):
+            self.recorder.model = first
         for where in (bound.arguments, bound.arguments.get("kwargs", {})):
             if callable(where.get("evaluate_fn")):
                 where["evaluate_fn"] = self.evaluates(where["evaluate_fn"])
@@ -127,7 +152,7 @@ class Probes:
 
         def hook(method: Any, strategy: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             self.recorder.enter(_round_of(args, kwargs))
-            with self._timed("configure"):
+            with self._timed("configure"), self._choosing(strategy):
                 found = method(strategy, *args, **kwargs)
             if isinstance(strategy, LegacyStrategy) and found:
                 self.recorder.announce(phase, [proxy.node_id for proxy, _ in found])
@@ -149,9 +174,7 @@ class Probes:
                 pass  # not what Flower asks for: whoever called it will say so
             elif phase == "train":
                 arrays, metrics = found
-                with suppress(Exception):  # an app may return anything
-                    if arrays:
-                        self.recorder.model = _ndarrays(arrays) if legacy else arrays
+                self.recorder.aggregated(strategy, arrays)
                 self.recorder.told("train", TRAINED, metrics or {})
             else:
                 loss, metrics = found
@@ -172,6 +195,18 @@ class Probes:
             loss, metrics = found
             self.recorder.told("server", SERVER, {**(metrics or {}), "loss": loss})
         return found
+
+    @contextmanager
+    def _choosing(self, strategy: Any) -> Iterator[None]:
+        """Have the grid wait, but not for ever, for the clients that a strategy needs, and name them."""
+        found = [getattr(innermost(strategy), name, 0) for name in LEAST]
+        required = max(value if isinstance(value, int) else 0 for value in found)
+        if required and isinstance(strategy, Strategy):
+            self.recorder.configuring = Configuring(required)
+        try:
+            yield
+        finally:
+            self.recorder.configuring = None
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
@@ -204,10 +239,10 @@ class Probes:
 
             return call
 
-        app.run_fl = run_fl_
-        DefaultWorkflow.__call__ = run_workflow_  # type: ignore[method-assign, assignment]
-        server.fit_clients = in_order(server.fit_clients)
-        server.evaluate_clients = in_order(server.evaluate_clients)
+        self._replace(app, "run_fl", run_fl_)
+        self._replace(DefaultWorkflow, "__call__", run_workflow_)
+        for name in ("fit_clients", "evaluate_clients"):
+            self._replace(server, name, in_order(vars(server)[name]))
 
 
 def _descendants(kind: type) -> Iterator[type]:
@@ -220,7 +255,3 @@ def _descendants(kind: type) -> Iterator[type]:
 def _round_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
     number = kwargs.get("server_round", args[0] if args else None)
     return number if isinstance(number, int) else None
-
-
-def _ndarrays(parameters: Any) -> list[Any] | None:
-    return parameters_to_ndarrays(parameters) if parameters.tensor_type == "numpy.ndarray" else None

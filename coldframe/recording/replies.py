@@ -18,19 +18,20 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, Message, RecordDict
 
-BAD_REPLY = -2  # our own failure code beside Flower's: what the reply contains cannot be used
+from coldframe.recording.flower import SYSTEM_RECORD
+
+# Our own failure codes beside Flower's: the time was up; what the reply contains cannot be used.
+NO_REPLY, BAD_REPLY = -1, -2
 EXAMPLES = "num-examples"
-SYSTEM_RECORD = "coldframe"  # the ConfigRecord of a reply with the client's system figures
-# The figures that are taken from it, with the range of each; -1 stands for "no limit" and "not known".
+# The figures that are taken of a client's own work, with the range of each; -1 stands for "no limit" and "not
+# known".
 SYSTEM_FIGURES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("cpu_limit", "cpu_pressure", "throttled_share"), (-1.0, 1e6)),
     **dict.fromkeys(("memory_limit", "memory_peak"), (-1.0, float(2**63))),
     **dict.fromkeys(("train_seconds", "task_seconds", "cpu_seconds"), (0.0, 1e9)),
-    "samples_per_second": (0.0, 1e12),
     "threads": (0, 1e6),
-    "partition_id": (0, 2**31 - 1),
 }
-WHOLE = ("threads", "memory_limit", "memory_peak", "partition_id")
+WHOLE = ("threads", "memory_limit", "memory_peak")
 MOST_EXAMPLES = 2**53  # beyond, a float does not hold every whole number
 MOST_RECORDS, MOST_METRICS, LONGEST_NAME = 64, 256, 128
 LONGEST_TEXT = 500  # characters of a reason
@@ -71,7 +72,6 @@ class Checked:
 
     examples: int | float | None
     metrics: dict[str, Any]
-    system: dict[str, int | float]
     form: Form
 
 
@@ -94,7 +94,7 @@ def check(reply: Message, sent: Message, rules: Rules) -> Checked:
         raise BadReply(f"the reply has {len(content)} records, and at most {MOST_RECORDS} are taken")
     for name in content:
         _check_name("record", name)
-    system = _system(content)
+    system_figures(content.config_records.get(SYSTEM_RECORD) or {})
     metrics = _metrics(content, rules)
     examples = metrics.pop(EXAMPLES, None)
     if examples is None and rules.like_sent:
@@ -106,7 +106,7 @@ def check(reply: Message, sent: Message, rules: Rules) -> Checked:
     for name, record in content.array_records.items():
         for key, array in record.items():
             _check_array(f"{name}[{key}]", array, rules.finite)
-    return Checked(examples, metrics, system, form(content))
+    return Checked(examples, metrics, form(content))
 
 
 def form(content: RecordDict) -> Form:
@@ -148,8 +148,8 @@ def _check_name(kind: str, name: object) -> None:
         )
 
 
-def _system(content: RecordDict) -> dict[str, int | float]:
-    record: Mapping[str, Any] = content.config_records.get(SYSTEM_RECORD) or {}
+def system_figures(record: Mapping[str, Any]) -> dict[str, int | float]:
+    """Return a client's figures of its own work; one that is impossible makes the reply a bad one."""
     figures: dict[str, int | float] = {}
     for key, (low, high) in SYSTEM_FIGURES.items():
         if key not in record:

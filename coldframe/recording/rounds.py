@@ -18,27 +18,35 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.app.message import remove_content_from_message
+from flwr.common import Parameters, parameters_to_ndarrays
 from flwr.common.constant import ErrorCode
+from flwr.server.strategy import Strategy as LegacyStrategy
+from flwr.serverapp.strategy import Strategy
 
 from coldframe.recording.app_errors import readable
 from coldframe.recording.delivery import died_with_it
+from coldframe.recording.flower import CLASS_COUNTS, PARTITION_RECORD
 from coldframe.recording.journal import Journal
-from coldframe.recording.named_grid import NO_REPLY, Client, read_roster
-from coldframe.recording.replies import LONGEST_NAME, MOST_METRICS, clean
+from coldframe.recording.replies import (
+    BAD_REPLY,
+    LONGEST_NAME,
+    MOST_EXAMPLES,
+    MOST_METRICS,
+    NO_REPLY,
+    SYSTEM_FIGURES,
+    clean,
+)
+from coldframe.recording.roster import Client, read_roster
 from coldframe.supervise import say
 
 IN_ROUNDS = ("train", "evaluate")  # phases that make a round
 LONGEST_LIST = 64  # numbers of a metric that is a list; longer ones are data
-# What a client tells of its own work, see `client.Meter`.
-FIGURES = (
-    *("cpu_limit", "memory_limit", "threads", "train_seconds", "task_seconds", "cpu_pressure"),
-    *("throttled_share", "memory_peak", "cpu_seconds"),
-)
+MOST_CLASSES = 1000
 
 
 def harmless(method: Callable[..., None]) -> Callable[..., None]:
@@ -77,6 +85,15 @@ class Pending:
 
 
 @dataclass
+class Configuring:
+    """A strategy of the Message API chooses the nodes of a phase; it needs so many."""
+
+    required: int
+    nodes: list[int] = field(default_factory=list)  # as it was told last
+    told: float = float("-inf")
+
+
+@dataclass
 class Round:
     """What is known of a round that goes on."""
 
@@ -92,6 +109,11 @@ class Round:
     told: set[str] = field(default_factory=set)  # phases whose aggregate the app has told
     failures: int = 0
 
+    @property
+    def trained(self) -> set[int]:
+        """The nodes that have replied to `train`."""
+        return {node for phase, node, _, _ in self.replies if phase == "train"}
+
 
 class Recorder:
     """Keeps the journal of one run; its methods may be called by several threads."""
@@ -103,6 +125,10 @@ class Recorder:
         self.examples_key = "num-examples"
         self.pending: dict[str, Pending] = {}
         self.probed = False  # a strategy tells the rounds
+        self.configuring: Configuring | None = None
+        self.known: Mapping[str, Any] = {}  # of strategy and rounds, what the run_config tells
+        self.epochs = 1  # passes over the examples of a reply to `train`
+        self._counts: dict[int, list[int]] = {}  # by node, the samples of each class
         self._roster = roster
         self._clients = read_roster(roster)
         self._lock = threading.RLock()
@@ -137,11 +163,12 @@ class Recorder:
     def plan(self, strategy: Any, rounds: int | None) -> None:
         """Note which strategy runs, and for how many rounds."""
         with self._lock:
-            inner = getattr(strategy, "strategy", strategy)  # of a wrapper for differential privacy
-            self.examples_key = str(getattr(inner, "weighted_by_key", self.examples_key))
+            self.examples_key = str(getattr(innermost(strategy), "weighted_by_key", self.examples_key))
             known = rounds if isinstance(rounds, int) else None
             planned = None if known is None else known + self._offset
-            self.journal.append("plan", strategy=type(strategy).__name__, rounds=planned)
+            name = None if self.known.get("strategy") else type(strategy).__name__
+            if name is not None or planned != self.known.get("rounds"):
+                self.journal.append("plan", strategy=name, rounds=planned)
 
     def begin_strategy(self) -> None:
         """Count on from the last round: each strategy that is started counts from 1."""
@@ -205,7 +232,38 @@ class Recorder:
                     self._round.figures[figure] = found[1]
                     self._round.keys[figure] = found[0]
 
+    @harmless
+    def aggregated(self, strategy: Any, arrays: Any) -> None:
+        """Keep the model that a strategy made; if it made none of the replies, write that down."""
+        with self._lock:
+            if arrays:
+                if not isinstance(arrays, Parameters):
+                    self.model = arrays
+                elif arrays.tensor_type == "numpy.ndarray":
+                    self.model = parameters_to_ndarrays(arrays)
+                return
+            this, exchange = self._round, self._exchange
+            if this and exchange and exchange.round == this.number and phase_of(exchange.kind) == "train":
+                self.journal.append(
+                    "not_aggregated",
+                    round=this.number,
+                    messages=len(exchange.sent),
+                    replies=len(this.trained),
+                    reason=f"{self.known.get('strategy') or type(innermost(strategy)).__name__} made no model"
+                    " of them; the global model stays as it is",
+                )
+
     # What the grid sees.
+
+    @property
+    def round_number(self) -> int | None:
+        """The round that goes on."""
+        return self._round.number if self._round else None
+
+    @harmless
+    def waiting(self, missing: Sequence[str], seconds: float) -> None:
+        """Write down that clients are waited for."""
+        self.journal.append("waiting", missing=list(missing), seconds=round(seconds, 1))
 
     def sending(self, messages: Sequence[Message]) -> list[Exchange]:
         """Write down that messages are about to be sent; return the exchange of each."""
@@ -285,6 +343,7 @@ class Recorder:
             phase = phase_of(pending.exchange.kind)
             examples, metrics = metrics_of(reply.content, self.examples_key)
             client = self.client(node_id)
+            figures = self._figures(system, phase, examples)
             self.journal.append(
                 "reply",
                 round=pending.exchange.round,
@@ -295,13 +354,52 @@ class Recorder:
                 seconds=round(now - pending.sent, 3),
                 examples=examples,
                 metrics=metrics,
-                system={key: system[key] for key in FIGURES if is_number(system.get(key))},
+                system=figures,
                 bytes_down=pending.down,
                 bytes_up=size_of(reply),
             )
             if self._round is not None and pending.exchange.round == self._round.number:
                 self._round.last = now
                 self._round.replies.append((phase, node_id, examples, metrics))
+            self._note_classes(node_id, reply.content)
+
+    def _figures(self, system: Mapping[str, Any], phase: str, examples: int | None) -> dict[str, Any]:
+        """Return a client's figures of its own work, and its speed."""
+        figures = {
+            key: value
+            for key, (low, high) in SYSTEM_FIGURES.items()
+            if is_number(value := system.get(key)) and low <= value <= high
+        }
+        seconds = figures.get("train_seconds")
+        if examples is not None and seconds:
+            passes = self.epochs if phase == "train" else 1
+            figures["samples_per_second"] = passes * examples / seconds
+        return figures
+
+    def _note_classes(self, node_id: int, content: RecordDict) -> None:
+        """Write down what a client tells of its partition, once."""
+        told: Mapping[str, Any] = content.config_records.get(PARTITION_RECORD, {})
+        counts = told.get(CLASS_COUNTS)
+        if not isinstance(counts, list) or not 0 < len(counts) <= MOST_CLASSES:
+            return
+        whole = all(type(count) is int and 0 <= count <= MOST_EXAMPLES for count in counts)
+        if whole and self._counts.get(node_id) != counts:
+            self._counts[node_id] = counts
+            client = self.client(node_id)
+            self.journal.append(
+                "partition", client=client.name, partition_id=client.partition_id, class_counts=counts
+            )
+
+    @harmless
+    def refused(self, pending: Pending, reason: str) -> None:
+        """Take a reply back that does not fit to the others."""
+        with self._lock:
+            node_id, phase = pending.message.metadata.dst_node_id, phase_of(pending.exchange.kind)
+            if self._round is not None and pending.exchange.round == self._round.number:
+                self._round.replies = [
+                    reply for reply in self._round.replies if reply[:2] != (phase, node_id)
+                ]
+            self._failed(pending.exchange, node_id, BAD_REPLY, reason)
 
     @harmless
     def gave_up(self, message_id: str, seconds: float) -> None:
@@ -366,7 +464,6 @@ class Recorder:
             phase, seconds = phase_of(exchange.kind), exchange.ended - exchange.started
             this.phases[phase] = this.phases.get(phase, 0.0) + seconds
         self._derive(this)
-        trained = {node for phase, node, _, _ in this.replies if phase == "train"}
         self.journal.append(
             "round",
             round=this.number,
@@ -374,7 +471,7 @@ class Recorder:
             **{name: this.figures.get(name) for name in ("client_accuracy", "client_loss", "train_loss")},
             seconds=round(now - this.started, 3),
             phases={phase: round(seconds, 3) for phase, seconds in this.phases.items()},
-            clients=len(trained),
+            clients=len(this.trained),
             failures=this.failures,
             keys=this.keys,
             derived=this.derived,
@@ -429,6 +526,13 @@ EVALUATED = {"client_accuracy": ("accuracy", "acc"), "client_loss": ("loss", "lo
 TRAINED = {"train_loss": ("train_loss", "loss")}
 
 
+def innermost(strategy: Any) -> Any:
+    """Return the strategy that others wrap, for differential privacy for example."""
+    while isinstance(inner := getattr(strategy, "strategy", None), Strategy | LegacyStrategy):
+        strategy = inner
+    return strategy
+
+
 def phase_of(kind: str) -> str:
     """Return the phase of a message type: `train` of `train.apply_gradients`."""
     return kind.partition(".")[0]
@@ -455,7 +559,7 @@ def size_of(message: Message) -> int:
     return total
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[int | float]:
     """Whether a value is a number, truth values left out."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -468,7 +572,7 @@ def metrics_of(content: RecordDict, examples_key: str) -> tuple[int | None, dict
         for key, value in record.items():
             counts = key in (examples_key, "num-examples") or name.endswith("res.num_examples")
             if counts and is_number(value):
-                examples = int(value)  # type: ignore[arg-type]
+                examples = int(value)
             elif not isinstance(value, list) or len(value) <= LONGEST_LIST:
                 metrics[key] = value
     for name in ("fitres.metrics", "evaluateres.metrics"):
@@ -498,11 +602,6 @@ def named_arrays(model: ArrayRecord | Sequence[np.ndarray] | None) -> dict[str, 
 
 def save(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Save a model so that a half-written file never bears its name; return what to journal of it."""
-    digest = hashlib.sha256()
-    for name, array in arrays.items():
-        array = np.ascontiguousarray(array)
-        digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
-        digest.update(array.tobytes())
     unfinished = path.with_suffix(".tmp")
     with zipfile.ZipFile(
         unfinished, "w"
@@ -511,4 +610,14 @@ def save(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
             with file.open(f"{name}.npy", "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, array, allow_pickle=False)
     unfinished.rename(path)
-    return {"path": str(path), "sha256": digest.hexdigest(), "bytes": path.stat().st_size}
+    return {"path": str(path), "sha256": sha256_of(arrays), "bytes": path.stat().st_size}
+
+
+def sha256_of(arrays: Mapping[str, np.ndarray]) -> str:
+    """Hash what a model is (names, dtypes, shapes and bytes, in their order), not how it is written."""
+    digest = hashlib.sha256()
+    for name, array in arrays.items():
+        array = np.ascontiguousarray(array)
+        digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 import os
 import platform
 import shutil
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -19,12 +21,20 @@ from flwr.app import Context
 from flwr.serverapp import Grid
 
 import coldframe
-from coldframe.recording import files, flower
+from coldframe.recording import files, flower, settings, threads
+from coldframe.recording.app_errors import AppError
 from coldframe.recording.grid import RecordingGrid
 from coldframe.recording.journal import Journal
 from coldframe.recording.probes import Probes
+from coldframe.recording.replies import Rules
 from coldframe.recording.rounds import Recorder
+from coldframe.recording.settings import Settings
 
+EPOCHS_KEYS = ("local-epochs", "local_epochs")
+FINITE_KEY = "allow-nonfinite"  # an app whose run_config has it has its replies checked
+# Of the journal's `run_started`: what a run_config may tell, as text; and as JSON, of its arguments.
+TOLD = ("strategy", "dataset", "partitioner")
+ARGUMENTS = {"strategy_args": "strategy-args", "partitioner_args": "partitioner-args"}
 ROUNDS_KEYS = ("num-server-rounds", "num_rounds", "num-rounds")  # of a run_config, as Flower's apps have them
 
 
@@ -49,17 +59,11 @@ def install() -> None:
     def run(grid: Grid, context: Context, **kwargs: Any) -> Context:
         home = Path(state, "home")
         work = files.enter(Path(state, "runs"), str(context.run_id), home, files.SERVER_FILE)
+        threads.limit()  # before the app imports what starts them
         try:
-            own = kwargs.get("server_app_attr") == flower.OWN_SERVER_APP
-            if own or grid.run.fab_id == flower.OWN_APP:  # it keeps its own record
-                found: Context = inner(grid=grid, context=context, **kwargs)
-            else:
-                found = record(
-                    functools.partial(inner, context=context, **kwargs), grid, context, Path(state)
-                )
+            return record(functools.partial(inner, context=context, **kwargs), grid, context, Path(state))
         finally:
             shutil.rmtree(work / "tmp", ignore_errors=True)
-        return found
 
     runtime.run_ = run  # type: ignore[attr-defined]
 
@@ -69,29 +73,38 @@ def record(run: Any, grid: Grid, context: Context, state: Path) -> Context:
     folder = state / "runs" / str(context.run_id)
     journal = Journal(folder / "journal.jsonl")
     recorder = Recorder(journal, state / "nodes.json")
-    journal.append("run_started", **about(context, recorder))
-    Probes(recorder).install()
+    asked = settings.read(state, str(context.run_id))
+    recorder.known = about(context, recorder, asked)
+    recorder.epochs = first_whole(context.run_config, EPOCHS_KEYS) or 1
+    journal.append("run_started", **recorder.known)
+    nonfinite = context.run_config.get(FINITE_KEY)
+    rules = Rules(finite=not nonfinite) if isinstance(nonfinite, bool) else None
+    probes = Probes(recorder)
+    probes.install()
     status, reason = "completed", None
     try:
-        found: Context = run(grid=RecordingGrid(grid, recorder))
+        found: Context = run(grid=RecordingGrid(grid, recorder, rules, asked.wait_timeout))
     except BaseException as error:
         status, reason = ending(error)
         raise
     finally:
+        probes.remove()
         recorder.finish(status, reason, folder)
         journal.close()
     return found
 
 
-def about(context: Context, recorder: Recorder) -> dict[str, Any]:
-    """Return what is known of a run before its app is loaded; what an app does not tell is null."""
+def about(context: Context, recorder: Recorder, asked: Settings) -> dict[str, Any]:
+    """Return what is known of a run before its app is loaded; what nobody tells is null."""
     config = dict(context.run_config)
-    planned = next((config[key] for key in ROUNDS_KEYS if isinstance(config.get(key), int)), None)
-    untold = ("run_name", "strategy", "dataset", "partitioner", "seed", "oversubscribed")
     return {
         "run_id": str(context.run_id),
-        **dict.fromkeys(untold),
-        "rounds": planned,
+        "run_name": asked.run_name,
+        "oversubscribed": asked.oversubscribed,
+        "rounds": first_whole(config, ROUNDS_KEYS),
+        **{name: config[name] if isinstance(config.get(name), str) else None for name in TOLD},
+        **{name: read_object(config.get(key)) for name, key in ARGUMENTS.items()},
+        "seed": first_whole(config, ("seed",)),
         "config": config,
         "clients": [
             {"name": client.name, "partition_id": client.partition_id, "node_id": str(client.node_id)}
@@ -105,6 +118,20 @@ def about(context: Context, recorder: Recorder) -> dict[str, Any]:
     }
 
 
+def first_whole(config: Mapping[str, Any], keys: Sequence[str]) -> int | None:
+    """Return the first whole number that one of the keys has."""
+    return next((config[key] for key in keys if type(config.get(key)) is int), None)
+
+
+def read_object(text: Any) -> dict[str, Any] | None:
+    """Return the JSON object that a value of a run_config holds, if it is one."""
+    try:
+        value = json.loads(text)
+    except (TypeError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
 def version_of(package: str) -> str | None:
     """Return the version of a package, if it is installed."""
     try:
@@ -116,8 +143,12 @@ def version_of(package: str) -> str | None:
 def ending(error: BaseException) -> tuple[str, str]:
     """Say how an app ended that did not return: the status and why.
 
-    flwr ends a run that is stopped by SystemExit, too: it comes from its own module.
+    flwr ends a run that is stopped by SystemExit, too: it comes from its own module. A model that became NaN
+    or infinite is a FloatingPointError.
     """
+    raised = error.__cause__ if isinstance(error, AppError) and error.__cause__ else error
+    if isinstance(raised, FloatingPointError):
+        return "diverged", str(raised)
     place: TracebackType | None = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next
@@ -128,4 +159,4 @@ def ending(error: BaseException) -> tuple[str, str]:
         return "stopped", "the run was stopped"
     if isinstance(error, SystemExit):
         return "failed", f"the ServerApp ended itself by sys.exit({error.code!r})"
-    return "failed", f"{type(error).__name__}: {error}"
+    return "failed", str(error) if isinstance(error, AppError) else f"{type(error).__name__}: {error}"

@@ -35,12 +35,12 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from coldframe.flower import database
 from coldframe.flower.version import runtime
+from coldframe.recording import settings
 from coldframe.recording.app_errors import FLWR_PREFIX
 from coldframe.recording.journal import read_journal
 from coldframe.server.container import SUPERLINK, SUPERLINK_CERTIFICATE
 from coldframe.server.retention import PRUNED, prune
 
-NOTE = "submitted.json"
 BAR = "\x1e"  # a line that starts with it carries a progress bar's state as JSON
 
 
@@ -125,7 +125,8 @@ def submit(
         What becomes of running runs: the new one is started ``beside`` them, they ``end`` before, or
         it is refused (``refuse``).
     note : str
-        Kept beside the run's journal: what whoever collects it has to know.
+        Kept beside the run's journal: what whoever collects it has to know, and the settings of the run that
+        its app does not get.
     """
     going = [run["run_id"] for run in list_runs(client) if run["status"] != "finished"]
     if going and others == "refuse":
@@ -137,18 +138,19 @@ def submit(
         for run_id in going:
             client.StopRun(StopRunRequest(run_id=int(run_id)))
     content = fab_file.read_bytes()
-    response = client.StartRun(
-        StartRunRequest(
-            fab=fab_to_proto(Fab(hashlib.sha256(content).hexdigest(), content, {})),
-            override_config=user_config_to_proto(run_config),
+    with settings.submitting(state_directory()):
+        response = client.StartRun(
+            StartRunRequest(
+                fab=fab_to_proto(Fab(hashlib.sha256(content).hexdigest(), content, {})),
+                override_config=user_config_to_proto(run_config),
+            )
         )
-    )
-    if not response.HasField("run_id"):
-        raise SystemExit("the SuperLink refused the run; its log says why: docker logs <federation>-server")
-    if note:
-        folder = state_directory() / "runs" / str(response.run_id)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / NOTE).write_text(note, encoding="utf-8")
+        if not response.HasField("run_id"):
+            raise SystemExit(
+                "the SuperLink refused the run; its log says why: docker logs <federation>-server"
+            )
+        if note:
+            settings.write(state_directory(), str(response.run_id), note)
     try:
         pruned = prune(state_directory() / "runs", keep)
     except OSError as error:  # the run is on its way all the same
@@ -158,13 +160,18 @@ def submit(
 
 
 def progress(run_id: str) -> dict[str, Any]:
-    """Return how far a run is, as its journal says: the last round, of how many, and its accuracy; each None
-    where the journal does not tell."""
+    """Return how far a run is, as its journal says: the last round, of how many, and the last accuracy; each
+    None where the journal does not tell."""
     events = read_journal(state_directory() / "runs" / run_id / "journal.jsonl")
     plans = [event["rounds"] for event in events if event["event"] in ("run_started", "plan")]
     rounds = next((known for known in reversed(plans) if known is not None), None)
-    last: dict[str, Any] = next((event for event in reversed(events) if event["event"] == "round"), {})
-    return {"round": last.get("round"), "rounds": rounds, "accuracy": last.get("accuracy")}
+    ended = [event for event in reversed(events) if event["event"] == "round"]
+    told = (event["accuracy"] for event in ended if event.get("accuracy") is not None)
+    return {
+        "round": ended[0]["round"] if ended else None,
+        "rounds": rounds,
+        "accuracy": next(told, None),
+    }
 
 
 def list_runs(client: ControlHttpClient) -> list[dict[str, Any]]:
@@ -184,7 +191,7 @@ def list_runs(client: ControlHttpClient) -> list[dict[str, Any]]:
             "bytes_received": run.bytes_recv,
             "pruned": (state_directory() / "runs" / str(run.run_id) / PRUNED).exists(),
             # By run.yml: no note comes with a run of Flower's own command.
-            "noted": (state_directory() / "runs" / str(run.run_id) / NOTE).exists(),
+            "noted": (state_directory() / "runs" / str(run.run_id) / settings.NOTE).exists(),
             **(progress(str(run.run_id)) if run.status.status == "running" else {}),
         }
         for run in client.ListRuns(ListRunsRequest()).run_dict.values()
@@ -269,14 +276,17 @@ class Follower:
         if kind == "run_started":
             self.rounds = event["rounds"]
             told = f"run {event['run_id']}: "
-            if event["dataset"] is not None:
-                told += f"{event['strategy']} on {event['dataset']} ({event['partitioner']}), "
+            words = [event["strategy"], event["dataset"] and f"on {event['dataset']}"]
+            words.append(event["partitioner"] and f"({event['partitioner']})")
+            if known := " ".join(filter(None, words)):
+                told += f"{known}, "
             planned = "" if self.rounds is None else f", {self.rounds} rounds"
             return [f"{told}{len(event['clients'])} clients{planned}"]
         if kind == "plan":
             self.rounds = self.rounds if event["rounds"] is None else event["rounds"]
-            planned = "" if self.rounds is None else f", {self.rounds} rounds"
-            return [f"strategy {event['strategy']}{planned}"]
+            words = [f"strategy {event['strategy']}"] if event["strategy"] else []
+            words += [] if self.rounds is None else [f"{self.rounds} rounds"]
+            return [", ".join(words)] if words else []
         if kind == "waiting":
             return [f"waiting for {', '.join(event['missing'])} ({event['seconds']:.0f} s)"]
         if kind == "phase_started":

@@ -252,7 +252,7 @@ class ActionModule(ActionBase):
             if refusal:
                 return {**result, "failed": True, "changed": False, "msg": refusal}
         shown = [{k: v for k, v in client.items() if k not in PROVISIONAL} for client in roster]
-        run_config = coldframe_run_config(values, oversubscribed) if verb in ("site", "run") else {}
+        run_config = coldframe_run_config(values) if verb in ("site", "run") else {}
         deployment: dict[str, Any] = {}
         if verb in ("site", "run") and server:
             state = Path(str(hostvars[server.name]["coldframe_controller_state"])).expanduser()

@@ -37,6 +37,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from coldframe.controller.records import gather
 from tests.cluster.federation import (
     CLIENTS,
     CPU,
@@ -145,7 +146,7 @@ def test_results_folder_holds_the_run(federation: Lab) -> None:
         "config.yml",
         "inventory.json",
     }
-    assert names >= {"versions.json", "model.pt", "rounds.png", "partitions.png", "clients.png"}
+    assert names >= {"versions.json", "model.pt", "model.npz", "rounds.png", "partitions.png", "clients.png"}
     summary = federation.summary()
     assert len((latest / "rounds.csv").read_text().splitlines()) >= summary["rounds"] + 1
     assert json.loads((latest / "versions.json").read_text())["flwr"] == "1.42.0"
@@ -430,8 +431,7 @@ def test_one_seed_gives_one_model(federation: Lab) -> None:
     summary = federation.run(**settings, seed="8")
     assert hashes[0] == hashes[1] != summary["model_sha256"]
     assert (summary["strategy"], summary["partitioner"]) == ("fedprox", "dirichlet")
-    started = next(event for event in federation.journal() if event["event"] == "run_started")
-    counts = list(started["histogram"].values())
+    counts = list(gather(federation.journal()).started["histogram"].values())
     assert sum(map(sum, counts)) == 900
     assert len({tuple(row) for row in counts}) == len(CLIENTS)
 

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from coldframe.controller.roster import build_roster
-from coldframe.controller.settings import RUN_CONFIG_KEYS
+from coldframe.controller.settings import RUN, RUN_CONFIG_KEYS, SETTINGS
 from fl.data import SPECS
 from fl.partition import DEFAULTS
 from fl.strategy import LOCAL, PRIVACY, STRATEGIES
@@ -214,6 +214,7 @@ def test_variables_of_a_run_are_all_there_with_their_defaults() -> None:
     config = manifest["tool"]["flwr"]["app"]["config"]
     documented = {name: cells[0].strip("`") for name, cells in table("variable").items()}
     defaults = {name: config[key] for name, key in RUN_CONFIG_KEYS.items()}
+    defaults |= {name: RUN[name].default for name in SETTINGS}
     assert documented == {
         name: str(value).lower() if isinstance(value, bool) else str(value) or "none"
         for name, value in defaults.items()

@@ -113,6 +113,8 @@ def test_progress_of_a_run_is_its_last_round(tmp_path: Path, monkeypatch: pytest
     append(path, event="round", round=2, accuracy=0.75)
     append(path, event="phase_started", round=3)
     assert progress("7") == {"round": 2, "rounds": 3, "accuracy": 0.75}
+    append(path, event="round", round=3, accuracy=None)  # the server does not evaluate in each round
+    assert progress("7") == {"round": 3, "rounds": 3, "accuracy": 0.75}
 
 
 def ran(run_id: str, started: str, finished: str) -> dict[str, Any]:

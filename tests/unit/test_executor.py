@@ -17,6 +17,7 @@ from flwr.common.constant import ErrorCode
 
 from coldframe.client import executor, zygote
 from coldframe.recording import task_log
+from coldframe.recording import threads as task_threads
 from tests.unit.flower import Federation, federation, wait_until, write_app
 
 CLIENT = """
@@ -188,11 +189,11 @@ def test_a_task_gets_the_threads_that_its_limit_allows(
     monkeypatch: pytest.MonkeyPatch, limit: float | None, chosen: str | None, threads: int
 ) -> None:
     group = SimpleNamespace(cpu_limit=lambda: limit, cpuset_count=lambda: None)
-    monkeypatch.setattr(zygote.cgroups, "own", lambda: group)
+    monkeypatch.setattr(task_threads.cgroups, "own", lambda: group)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if chosen is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", chosen)
-    assert zygote.allowed_threads() == threads
+    assert task_threads.allowed() == threads
 
 
 def test_memory_that_a_task_frees_is_used_again(started: Federation, app: Path) -> None:

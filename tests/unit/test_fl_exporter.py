@@ -147,6 +147,9 @@ def test_reading_goes_on_where_it_stopped_and_sums_add_up(journal: Journal, expo
     assert value(samples, "fl_run_accuracy") == 0.95
     assert "fl_run_loss" not in samples  # it diverged: no number
     assert value(samples, "fl_run_seconds_total", phase="train") == 18.0
+    finish_round(journal, 3, accuracy=None, loss=None)  # the server has not evaluated
+    assert value(scrape(exporter), "fl_run_accuracy") == 0.95
+    samples = scrape(exporter)
     again = scrape(Exporter(exporter.state))  # a restart
     assert again["fl_run_seconds_total"] == samples["fl_run_seconds_total"]
 

@@ -186,11 +186,10 @@ def test_run_config_is_flat_and_named_as_the_app_names_it():
         "wait": True,
         "app": "",
     }
-    assert coldframe_run_config(run, oversubscribed=True) == {
+    assert coldframe_run_config(run) == {
         "num-server-rounds": 3,
         "strategy": "fedprox",
         "strategy-args": '{"proximal_mu": 0.1}',
-        "oversubscribed": True,
     }
 
 

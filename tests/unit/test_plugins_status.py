@@ -181,7 +181,9 @@ def test_submission_notes_what_was_typed_and_what_the_agents_read() -> None:
     groups = {"fl_machines": ["c1", "c2"], "fl_server": ["c1"], "fl_clients": ["c1", "c2"]}
     run = {name: variable.default for name, variable in VERBS["site"].items()}
     who = {"federation": "lab", "server": "c1", "versions": {"commit": "abc"}}
-    found = coldframe_submission({"run": run}, groups, hostvars, who)
+    run["run_name"] = "pilot"
+    found = coldframe_submission({"run": run, "oversubscribed": True}, groups, hostvars, who)
+    assert found["settings"] == {"run_name": "pilot", "wait_timeout": 300.0, "oversubscribed": True}
     assert {key: found[key] for key in who} == who
     one, two = found["clients"]
     assert (one["name"], one["cpu"], one["memory"], one["down"]) == ("c1-0", 0.2, 1 << 30, None)
@@ -189,7 +191,9 @@ def test_submission_notes_what_was_typed_and_what_the_agents_read() -> None:
     assert (two["name"], two["cpu"], two["running"]) == ("c2-0", None, False)
     assert found["variables"].items() >= {"rounds": 5, "dataset": "mnist", "strategy_args": {}}.items()
     assert not {"wait", "collect", "stop", "follow", "train", "redeploy", "app"} & found["variables"].keys()
-    other = coldframe_submission({"run": {**run, "app": "x", "run_config": {"a": 1}}}, groups, hostvars, who)
+    plan = {"run": {**run, "app": "x", "run_config": {"a": 1}}, "oversubscribed": False}
+    other = coldframe_submission(plan, groups, hostvars, who)
+    assert other["settings"]["run_name"] == "pilot", "it travels beneath any app"
     assert other["variables"] == {"app": "x", "run_config": {"a": 1}}
 
 

@@ -51,6 +51,11 @@ def only(findings):
         ({"round_timeout": "soon"}, "round_timeout=soon is not a duration in seconds > 0"),
         ({"strategy_args": "mu=1"}, """type -e '{"strategy_args": {"proximal_mu": 0.1}}'"""),
         ({"run_name": "../x"}, "run_name=../x does not have the form"),
+        (
+            {"evaluate_every": 0},
+            "evaluate_every=0 is not a whole number ≥ 1: type -e evaluate_every=5",
+        ),
+        ({"evaluate_samples": "-1"}, "evaluate_samples=-1 is not a whole number"),
         ({"collect": "latest"}, "collect=latest does not have the form"),
     ],
 )
@@ -169,7 +174,7 @@ def test_run_config_keys_are_those_of_the_manifest():
 
     manifest = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
     config = manifest["tool"]["flwr"]["app"]["config"]
-    assert {*variables.RUN_CONFIG_KEYS.values(), "oversubscribed"} == set(config)
+    assert set(variables.RUN_CONFIG_KEYS.values()) == set(config)
     defaults, _findings = cast("run", {})
     for name, key in variables.RUN_CONFIG_KEYS.items():
         value = defaults[name]

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import json
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import DEFAULT_TTL, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
+from flwr.server import server as legacy_server
+from flwr.serverapp.strategy import FedAvg, Strategy
 from flwr.supercore.state.schema.linkstate_models import MessageIns
 from flwr.supercore.task_identity import TaskIdentity
 from sqlalchemy import create_engine, insert
 
 from coldframe.recording import grid as recording
 from coldframe.recording import rounds, server
+from coldframe.recording.app_errors import AppError
 from coldframe.recording.flower import SYSTEM_RECORD
 from coldframe.recording.journal import Journal, read_journal
 from coldframe.recording.probes import Probes
 from coldframe.recording.rounds import Recorder
+from coldframe.recording.settings import Settings
 
 
 class FakeGrid:
@@ -266,3 +272,103 @@ def test_a_run_that_flower_stops_is_stopped_and_one_that_exits_has_failed() -> N
             ends[name] = server.ending(error)
     assert ends["stopped"][0] == "stopped"
     assert ends["failed"] == ("failed", "the ServerApp ended itself by sys.exit(3)")
+
+
+def test_the_hash_sees_names_shapes_and_values() -> None:
+    base = {"a": np.zeros((2, 3))}
+    others = [
+        {"b": np.zeros((2, 3))},
+        {"a": np.zeros((3, 2))},
+        {"a": np.zeros((2, 3), np.float32)},
+        {"a": np.full((2, 3), 1e-45)},
+    ]
+    assert len({rounds.sha256_of(arrays) for arrays in [base, *others]}) == 5
+
+
+def test_a_strategy_gets_the_same_nodes_while_it_chooses_and_waits_for_those_that_it_needs(made: Any) -> None:
+    grid, fake, recorder = made.grid, made.fake, made.recorder
+    recorder.configuring = rounds.Configuring(required=2)
+    assert grid.get_node_ids() == [9, 7]
+    del fake.activated[7]
+    assert grid.get_node_ids() == [9, 7], "it has computed how many to sample"
+    recorder.configuring = None
+    assert grid.get_node_ids() == [9], "a loop of an app sees what is there"
+    recorder.configuring = rounds.Configuring(required=2)
+    grid._wait_timeout = 0.0
+    with pytest.raises(recording.ClientsMissing, match=r"1 clients .* 2 are needed. Missing: b. Look"):
+        grid.get_node_ids()
+
+
+def test_the_first_question_waits_for_all_that_are_registered(
+    made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recording, "UNHELD_SECONDS", 0.05)
+    monkeypatch.setattr(recording, "GRACE", 0.3)
+    del made.fake.activated[7]
+    start = time.monotonic()
+    assert made.grid.get_node_ids() == [9]
+    assert 0.3 <= time.monotonic() - start < 2
+    assert made.grid.get_node_ids() == [9]
+    assert time.monotonic() - start < 2, "no other one does"
+
+
+def test_messages_expire_soon_after_their_time_out_unless_the_app_says_when(made: Any) -> None:
+    mine, theirs = messages()
+    theirs.metadata.ttl = 7.0
+    made.grid.send_and_receive([mine, theirs], timeout=20.0)
+    assert (mine.metadata.ttl, theirs.metadata.ttl) == (25.0, 7.0)
+    (other, _) = messages()
+    made.grid.send_and_receive([other])
+    assert other.metadata.ttl == DEFAULT_TTL
+
+
+def test_speed_counts_each_pass_over_the_examples(made: Any) -> None:
+    assert "samples_per_second" not in made.recorder._figures({}, "train", 10)
+    made.recorder.epochs = 3
+    figures = {
+        phase: made.recorder._figures({"train_seconds": 2.0}, phase, 10) for phase in ("train", "evaluate")
+    }
+    assert [figures[phase]["samples_per_second"] for phase in figures] == [15.0, 5.0]
+
+
+def test_classes_of_a_partition_are_noted_once_and_nonsense_never(made: Any) -> None:
+    def tell(counts: Any) -> None:
+        made.recorder._note_classes(9, RecordDict({"partition": ConfigRecord({"class-counts": counts})}))
+
+    for counts in ([3, 4], [3, 4], [-1, 2], [0.5], "12", [True], [1] * 5000):
+        tell(counts)
+    assert [(event["client"], event["class_counts"]) for event in events(made, "partition")] == [
+        ("a", [3, 4])
+    ]
+
+
+def test_what_the_probes_have_replaced_is_put_back(made: Any) -> None:
+    before = dict(vars(FedAvg)), dict(vars(Strategy)), vars(legacy_server)["fit_clients"]
+    probes = Probes(made.recorder)
+    probes.install()
+    assert vars(FedAvg)["aggregate_train"] is not before[0]["aggregate_train"]
+    late = type("Late", (FedAvg,), {"aggregate_train": lambda self, server_round, replies: (None, None)})
+    probes.remove()
+    assert dict(vars(FedAvg)) == before[0] and dict(vars(Strategy)) == before[1]
+    assert vars(legacy_server)["fit_clients"] is before[2]
+    assert late.aggregate_train.__name__ == "<lambda>"
+
+
+def test_a_model_that_is_no_number_has_diverged_also_where_the_error_was_explained() -> None:
+    def ended(cause: Exception) -> tuple[str, str]:
+        try:
+            raise AppError("ServerApp: why") from cause
+        except AppError as error:
+            return server.ending(error)
+
+    assert ended(FloatingPointError("NaN")) == ("diverged", "NaN")
+    assert ended(ValueError("x")) == ("failed", "ServerApp: why")
+    assert server.ending(FloatingPointError("NaN")) == ("diverged", "NaN")
+
+
+def test_a_run_config_tells_what_it_has_and_nothing_else(made: Any) -> None:
+    config = {"dataset": "mnist", "strategy": 3, "seed": True, "strategy-args": "[1]", "num_rounds": 4}
+    told = server.about(SimpleNamespace(run_id=1, run_config=config), made.recorder, Settings())  # type: ignore[arg-type]
+    assert (told["dataset"], told["rounds"]) == ("mnist", 4)
+    unknown = ("strategy", "partitioner", "seed", "strategy_args", "partitioner_args", "run_name")
+    assert [told[name] for name in unknown] == [None] * len(unknown)

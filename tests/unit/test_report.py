@@ -201,8 +201,18 @@ def test_fifty_clients_stay_readable(tmp_path: Path) -> None:
     """Every client has its row in each picture, and the timeline still fits a page: three more are known."""
     events = make_events()
     events[0]["clients"] = [{"name": f"far-{i}", "partition_id": i, "node_id": i} for i in range(47)]
-    events[0]["histogram"] = {str(i): [i, 50, 0, 7] for i in range(47)}
+    del events[0]["histogram"]  # the clients tell it
     more = [
+        {
+            "time": START,
+            "event": "partition",
+            "client": f"far-{i}",
+            "partition_id": i,
+            "class_counts": [i, 50],
+        }
+        for i in range(47)
+    ]
+    more += [
         event | {"client": f"far-{i}", "partition_id": i}
         for event in events
         if event.get("client") == "lab-0"

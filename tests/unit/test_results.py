@@ -627,11 +627,14 @@ def test_files_of_a_serverapp_are_in_the_results_and_what_is_left_out_is_named(
     (source / "written" / "deep").mkdir(parents=True)
     (source / "written" / "final_model.npz").write_bytes(b"x")
     (source / "written" / "deep" / "results.json").write_text("{}")
+    (source / "written" / "model.pt").write_bytes(b"torch")
     manifest = {"files": {"final_model.npz": 1}, "left_out": {"huge.bin": "9.00 GB: too much"}}
     (source / "written.json").write_text(json.dumps(manifest))
     assert results.main([str(source), "--results", str(out), "--status", "completed"]) == 0
     found = out / "latest" / "files"
     assert (found / "server" / "deep" / "results.json").read_text() == "{}"
+    assert (out / "latest" / "model.pt").read_bytes() == b"torch", "beside the model that was recorded"
+    assert not (found / "server" / "model.pt").exists()
     assert json.loads((found / "server.json").read_text()) == manifest
     words = capsys.readouterr().out
     assert "files       2 of the ServerApp" in words

@@ -6,14 +6,15 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from fl import data, plots
+from coldframe.controller import partitions
+from fl import data
 
 
 def test_the_command_line_draws_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data.prepare("synthetic", tmp_path)
     out = tmp_path / "x.png"
-    command = ["partitions", "--dataset", "synthetic", "--root", str(tmp_path), "--partitioner", "shards"]
-    assert plots.main([*command, "--clients", "5", "--out", str(out)]) == 0
+    command = ["--dataset", "synthetic", "--root", str(tmp_path), "--partitioner", "shards"]
+    assert partitions.main([*command, "--clients", "5", "--out", str(out)]) == 0
     assert "3000 samples over 5 clients" in capsys.readouterr().out
     picture = matplotlib.image.imread(out)
     _, count = np.unique(picture.reshape(-1, picture.shape[2]), axis=0, return_counts=True)
@@ -25,9 +26,8 @@ def test_more_clients_make_a_taller_picture(tmp_path: Path) -> None:
     heights = []
     for clients in ("3", "20"):
         out = tmp_path / "x.png"
-        plots.main(
+        partitions.main(
             [
-                "partitions",
                 "--dataset",
                 "synthetic",
                 "--root",
@@ -44,6 +44,6 @@ def test_more_clients_make_a_taller_picture(tmp_path: Path) -> None:
 
 def test_a_wrong_partitioner_is_one_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data.prepare("synthetic", tmp_path)
-    command = ["partitions", "--dataset", "synthetic", "--root", str(tmp_path), "--partitioner", "shard"]
-    assert plots.main([*command, "--out", str(tmp_path / "x.png")]) == 1
+    command = ["--dataset", "synthetic", "--root", str(tmp_path), "--partitioner", "shard"]
+    assert partitions.main([*command, "--out", str(tmp_path / "x.png")]) == 1
     assert "did you mean 'shards'" in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """A picture of how a training set is divided: per client, how many samples of each class.
 
-`python -m fl.plots partitions --partitioner dirichlet --args '{"alpha": 0.3}' --clients 10 --out x.png`
+python -m coldframe.controller.partitions --partitioner dirichlet --args '{"alpha": 0.3}' --out x.png
 """
 
 import argparse
@@ -11,22 +11,21 @@ from typing import Any
 
 import numpy as np
 
+from coldframe.controller.plots import partitions, save
 from fl import data, partition
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m fl.plots", description=__doc__)
-    commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("partitions", help="draw the class histogram of a partitioner's clients")
-    command.add_argument("--dataset", choices=sorted(data.SPECS), default="mnist")
-    command.add_argument("--root", type=Path, default=data.default_root())
-    command.add_argument("--partitioner", default="iid")
-    command.add_argument("--args", type=json.loads, default={}, help="JSON object")
-    command.add_argument("--clients", type=int, default=10)
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--max-samples", type=int, default=0)
-    command.add_argument("--out", type=Path, required=True)
+    parser = argparse.ArgumentParser(prog="python -m coldframe.controller.partitions", description=__doc__)
+    parser.add_argument("--dataset", choices=sorted(data.SPECS), default="mnist")
+    parser.add_argument("--root", type=Path, default=data.default_root())
+    parser.add_argument("--partitioner", default="iid")
+    parser.add_argument("--args", type=json.loads, default={}, help="JSON object")
+    parser.add_argument("--clients", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-samples", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
     options: Any = parser.parse_args(arguments)
     try:
         labels = np.asarray(data.load_array(options.root, options.dataset, "train_y"))
@@ -37,9 +36,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     counts = partition.histogram(labels, parts, data.SPECS[options.dataset].classes)
-    # The controller draws the same picture for each run; an app's server or client has no use for it.
-    from coldframe.controller.plots import partitions, save
-
     save(partitions({str(row): counts[row].tolist() for row in range(len(counts))}, {}), options.out)
     print(f"{options.out}: {len(labels[np.concatenate(parts)])} samples over {options.clients} clients")
     return 0

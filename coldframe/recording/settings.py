@@ -1,0 +1,68 @@
+"""The settings of a run that its app knows nothing of: they travel beneath it, in `submitted.json`.
+
+Who submits a run learns its id when its ServerApp may have started already: it holds a lock until the file is
+there, and the ServerApp's process waits for that. A run that came another way (`flwr run`) has no such file.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LOCK = "submit.lock"  # below the state directory
+NOTE = "submitted.json"  # below the run's
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked for.
+
+    Attributes
+    ----------
+    run_name : str, optional
+        Part of the name of the results folder.
+    oversubscribed : bool, optional
+        Whether the clients' quotas exceed a machine's cores.
+    wait_timeout : float
+        Seconds to wait for the clients that a round needs.
+    """
+
+    run_name: str | None = None
+    oversubscribed: bool | None = None
+    wait_timeout: float = 300.0
+
+
+@contextmanager
+def submitting(state: Path) -> Iterator[None]:
+    """Hold the lock, from before the run is started until its note is written."""
+    with (state / LOCK).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def write(state: Path, run_id: str, note: str) -> None:
+    """Write the note of a run."""
+    folder = state / "runs" / run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / NOTE).write_text(note, encoding="utf-8")
+
+
+def read(state: Path, run_id: str) -> Settings:
+    """Return the settings of a run, once nobody submits any more; those of a run without a note."""
+    try:
+        with (state / LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        text = (state / "runs" / run_id / NOTE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return Settings()
+    given: Mapping[str, Any] = json.loads(text).get("settings") or {}
+    return Settings(
+        run_name=given.get("run_name") or None,
+        oversubscribed=given.get("oversubscribed"),
+        wait_timeout=float(given.get("wait_timeout", Settings.wait_timeout)),
+    )

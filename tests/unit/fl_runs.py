@@ -1,0 +1,187 @@
+"""Runs of our app over the recording, joined by a grid in the process, with a net that is quick."""
+
+import functools
+import json
+import random
+import tomllib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+from torch import Tensor, nn
+
+from coldframe.recording import grid as recording_grid
+from coldframe.recording import server as recording
+from coldframe.recording import settings
+from coldframe.recording.client import Meter
+from coldframe.recording.flower import SYSTEM_RECORD
+from coldframe.recording.journal import read_journal
+from fl import client_app, model, server_app
+
+REPOSITORY = Path(__file__).parents[2]
+MANIFEST = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+NODES = [905, 17, 333]  # node ids in the order of partition ids, which is not their own order
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(784, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.log_softmax(self.layers(x), dim=1)
+
+
+def build_small(_dataset: str, seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Small()
+
+
+@contextmanager
+def elsewhere() -> Iterator[None]:
+    """Act as another process, whose random states nobody here knows, and which does not touch ours."""
+    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    random.seed()
+    np.random.seed()
+    torch.random.seed()
+    yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.random.set_rng_state(states[2])
+
+
+class LocalGrid(Grid):
+    """Runs the real ClientApp for each message; `answer` may replace a reply, or swallow it (None)."""
+
+    def __init__(self, nodes: list[int], config: dict[str, Any]) -> None:
+        self.nodes, self.config = nodes, config
+        self.answer: Callable[[int, Message, Message], Message | None] = lambda _node, _message, reply: reply
+        self.activated = dict.fromkeys(nodes, "2026-01-01")
+        self.sent: list[Message] = []
+        self.inbox: dict[str, Message] = {}
+        self.last_first = False
+
+    def set_run(self, run: Run) -> None:
+        raise NotImplementedError
+
+    @property
+    def run(self) -> Run:
+        raise NotImplementedError
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        raise NotImplementedError
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        raise NotImplementedError
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        return [NodeInfo(node_id=node, last_activated_at=self.activated[node]) for node in self.nodes]
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.nodes)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = []
+        for message in messages:
+            node = message.metadata.dst_node_id
+            message.metadata.__dict__["_message_id"] = f"m{len(self.sent)}"
+            self.sent.append(message)
+            context = Context(
+                1,
+                node,
+                {"partition-id": NODES.index(node), "num-partitions": len(NODES)},
+                RecordDict(),
+                self.config,
+            )
+            with elsewhere():
+                meter = Meter()  # as `recording.client` has it around an app
+                reply = client_app.app(message, context)
+                reply.content[SYSTEM_RECORD] = ConfigRecord(dict(meter.figures()))
+            answer = self.answer(node, message, reply)
+            if answer is not None:
+                self.inbox[message.metadata.message_id] = answer
+            ids.append(message.metadata.message_id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        ids = sorted(message_ids, reverse=self.last_first)
+        return [self.inbox.pop(i) for i in ids if i in self.inbox]
+
+
+Start = Callable[..., tuple[list[dict[str, Any]], LocalGrid]]
+
+
+def starter(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
+    """Return a function that runs a training and returns its journal and the grid."""
+    monkeypatch.setenv("COLDFRAME_DATA", str(root))
+    monkeypatch.setenv("COLDFRAME_STATE", str(tmp_path))
+    monkeypatch.setattr(model, "build", build_small)
+    monkeypatch.setattr(recording_grid, "UNHELD_SECONDS", 0.02)
+    monkeypatch.setattr(recording_grid, "GRACE", 0.1)
+    monkeypatch.chdir(tmp_path)
+    torch.set_num_threads(1)  # a net so small is slower with two
+    for key in ("_run_id", "_node_id", "_task_id"):  # Flower sets these in a ServerApp's process
+        monkeypatch.setattr(TaskIdentity, key, 1)
+    nodes = {str(n): {"name": f"lab-{i}", "partition_id": i, "machine": "lab"} for i, n in enumerate(NODES)}
+    (tmp_path / "nodes.json").write_text(json.dumps(nodes))
+    runs = iter(range(100))
+
+    def run(
+        answer: Callable[[int, Message, Message], Message | None] | None = None,
+        nodes: list[int] | None = None,
+        raises: str = "",
+        prepare: Callable[[LocalGrid], None] = lambda _grid: None,
+        note: dict[str, Any] | None = None,
+        **config: Any,
+    ) -> tuple[list[dict[str, Any]], LocalGrid]:
+        whole = MANIFEST["tool"]["flwr"]["app"]["config"] | {
+            "dataset": "synthetic",
+            "max-samples": 300,
+            "num-server-rounds": 2,
+        }
+        whole |= {key.replace("_", "-"): value for key, value in config.items()}
+        grid = LocalGrid(nodes if nodes is not None else sorted(NODES), whole)
+        if answer:
+            grid.answer = answer
+        prepare(grid)
+        number = next(runs)
+        context = Context(number, 0, {}, RecordDict(), whole)
+        if note is not None:
+            with settings.submitting(tmp_path):
+                settings.write(tmp_path, str(number), json.dumps(note))
+        app = functools.partial(server_app.app, context=context)
+        with elsewhere(), pytest.raises(Exception, match=raises) if raises else nullcontext():
+            recording.record(app, grid, context, tmp_path)
+        return read_journal(tmp_path / f"runs/{number}/journal.jsonl"), grid
+
+    return run
+
+
+def of(journal: list[dict[str, Any]], event: str, **fields: Any) -> list[dict[str, Any]]:
+    return [e for e in journal if e["event"] == event and all(e[k] == v for k, v in fields.items())]
+
+
+def sha(journal: list[dict[str, Any]]) -> str:
+    return str(of(journal, "model_saved")[0]["sha256"])
+
+
+def changed(reply: Message, message: Message, **records: Any) -> Message:
+    """Return a reply with other records in place of its own; None leaves one out."""
+    found = {key: value for key, value in {**reply.content, **records}.items() if value is not None}
+    return Message(RecordDict(found), reply_to=message)
+
+
+def with_metrics(reply: Message, **metrics: Any) -> MetricRecord:
+    return MetricRecord({**reply.content.metric_records["metrics"], **metrics})
