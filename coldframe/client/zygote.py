@@ -38,10 +38,10 @@ from flwr.supercore.exit.exit_handler import registered_exit_handlers
 from flwr.supercore.tls import validate_and_resolve_root_certificates
 from flwr.supernode.runtime.run_clientapp import run_clientapp
 
-from coldframe import cgroups
 from coldframe.client import lazydynamo
 from coldframe.flower import adapters
 from coldframe.recording import client as recording
+from coldframe.recording import threads
 from coldframe.recording.task_log import BEGIN, END
 from coldframe.supervise import keep_freed_memory, thread_count
 
@@ -82,6 +82,7 @@ def preload(modules: list[str]) -> list[str]:
         lazydynamo.install()
     recording.install()  # around the functions of the adapters
     reseed()  # torch looks for every kind of device at the first time, 3 ms; each task has its own seed
+    threads.loaded_blas()
     # Children share these pages; a collection in a child would write to all of them.
     gc.collect()
     gc.freeze()
@@ -125,8 +126,8 @@ def serve(control: socket.socket, modules: list[str], environment: dict[str, str
             if child is not None and child.task_id == order["task"]:
                 _kill_group(child.pid)
             continue
-        if (threads := thread_count()) != 1 or child is not None:
-            reason = f"the zygote has {threads} threads" if child is None else "a task is still running"
+        if (count := thread_count()) != 1 or child is not None:
+            reason = f"the zygote has {count} threads" if child is None else "a task is still running"
             _send(control, event="refused", task=order["task"], reason=reason)
             continue
         try:
@@ -189,16 +190,7 @@ def _become_task(zygote: int, environment: dict[str, str | None]) -> None:
     # The image says not to write bytecode; each task would compile its app anew: 12 ms for ours.
     sys.dont_write_bytecode = False
     reseed()
-    if torch := sys.modules.get("torch"):
-        torch.set_num_threads(allowed_threads())
-
-
-def allowed_threads() -> int:
-    """Return how many threads suit a task now: what the user has set, else what the CPU limit allows."""
-    if chosen := os.environ.get("OMP_NUM_THREADS"):
-        return max(1, int(chosen.partition(",")[0]))
-    group = cgroups.own()
-    return cgroups.threads(group.cpu_limit(), group.cpuset_count())
+    threads.apply()
 
 
 def reseed() -> None:

@@ -573,8 +573,6 @@ def look_for_replies_as_they_come() -> None:
     """flwr's grid sleeps 3 s between two looks for replies, which our SuperLink holds until there are any."""
     from flwr.superlink.grid.http_grid import HttpGrid
 
-    from coldframe.recording import reading
-
     def send_and_receive(
         grid: HttpGrid, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
@@ -594,7 +592,6 @@ def look_for_replies_as_they_come() -> None:
         return replies
 
     HttpGrid.send_and_receive = send_and_receive
-    reading.install()
 
 
 def _is_traced() -> bool:

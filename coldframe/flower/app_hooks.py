@@ -1,4 +1,4 @@
-"""What the processes of an app tell beyond what flwr has them tell: why they failed, and what they print.
+"""What the processes of an app tell beyond what flwr has them tell: why they failed.
 
 Adapters like those of `coldframe.flower.adapters`.
 """
@@ -15,7 +15,7 @@ from typing import Any
 from flwr.app import Error, Message
 
 from coldframe.flower.version import adapter
-from coldframe.recording import app_errors, output
+from coldframe.recording import app_errors
 
 
 @adapter("task", run_clientapp="6ce09559f3a2", push_message="07cb512c93e0")
@@ -38,20 +38,6 @@ def reply_why_a_task_failed() -> None:
         push(client, message, context)
 
     vars(run_clientapp).update(log=log_and_note, push_message=push_message)
-
-
-@adapter("serverapp", set_run="2a144c2c7246")
-def claim_output() -> None:
-    """Who starts a ServerApp knows no run: the ServerApp claims its output as soon as it knows it."""
-    from flwr.superlink.grid.http_grid import HttpGrid
-
-    set_run = HttpGrid.set_run
-
-    def set_run_and_claim(grid: HttpGrid, run: Any) -> None:
-        set_run(grid, run)
-        output.claim(Path(os.environ.get("COLDFRAME_STATE", "/state")), run.run_id)
-
-    HttpGrid.set_run = set_run_and_claim
 
 
 @adapter("serverapp", run_serverapp="2cf00cc3bc7e", grid_push="9aa5938ad18d", grid_pull="67a5266a5a2e")

@@ -9,6 +9,7 @@ import functools
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from coldframe import cgroups
-from coldframe.recording import files, flower
+from coldframe.recording import files, flower, threads
+from coldframe.recording.task_log import BEGIN
 from coldframe.supervise import say
 
 
@@ -24,22 +26,24 @@ def main() -> None:
     """Run flwr's own command with the recording beneath it."""
     from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
 
-    install()
+    threads.apply()
+    install(Task.announce)
     flwr_clientapp()
 
 
-def install() -> None:
-    """Put what is ours around flwr's steps of a task."""
+def install(begin: Callable[[Task], None] = lambda _task: None) -> None:
+    """Put what is ours around flwr's steps of a task; `begin` is called when it knows its run."""
     scratch = os.environ.get("COLDFRAME_SCRATCH")
     if scratch and flower.is_known("clientapp"):
-        Task(Path(scratch)).install()
+        Task(Path(scratch), begin).install()
 
 
 class Task:
     """The one task of this process; `scratch` is the directory that this client may write to."""
 
-    def __init__(self, scratch: Path) -> None:
+    def __init__(self, scratch: Path, begin: Callable[[Task], None]) -> None:
         self.scratch = scratch
+        self.begin = begin
         self.work: Path | None = None
         self.run_id, self.fab_id = "", ""
         self.figures: dict[str, float] = {}
@@ -55,6 +59,7 @@ class Task:
         def pull_task_input(*args: Any, **kwargs: Any) -> Any:
             found = pull(*args, **kwargs)
             self.run_id, self.fab_id = str(found[2].run_id), found[2].fab_id
+            self.begin(self)
             return found
 
         @functools.wraps(unpack)
@@ -86,6 +91,10 @@ class Task:
         run_clientapp.install_from_fab = install_from_fab
         run_clientapp.push_message = push_message
         ClientApp.__call__ = call_app  # type: ignore[method-assign, assignment]
+
+    def announce(self) -> None:
+        """Say in the container's log that the output of a task begins here."""
+        print(BEGIN.format(self.run_id), file=sys.stderr, flush=True)
 
     def enter(self) -> None:
         """Go to the run's directory."""
@@ -124,11 +133,10 @@ class Meter:
         limit, memory, waited = self.group.cpu_limit(), self.group.memory_limit(), self.waiting()
         known = self.waited is not None and waited is not None
         torch = sys.modules.get("torch")
-        threads = cgroups.threads(limit, self.group.cpuset_count())
         return {
             "cpu_limit": -1.0 if limit is None else limit,
             "memory_limit": -1 if memory is None else memory,
-            "threads": torch.get_num_threads() if torch else threads,
+            "threads": torch.get_num_threads() if torch else threads.allowed(),
             "train_seconds": seconds,
             "task_seconds": process_seconds(),
             "cpu_pressure": (waited - self.waited) / max(seconds, 1e-9) if known else -1.0,  # type: ignore[operator]

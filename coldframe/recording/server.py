@@ -19,7 +19,8 @@ from flwr.app import Context
 from flwr.serverapp import Grid
 
 import coldframe
-from coldframe.recording import files, flower
+from coldframe.recording import files, flower, output, reading, threads
+from coldframe.recording.app_errors import AppError
 from coldframe.recording.grid import RecordingGrid
 from coldframe.recording.journal import Journal
 from coldframe.recording.probes import Probes
@@ -32,6 +33,7 @@ def main() -> None:
     """Run flwr's own command with the recording beneath it."""
     from flwr.superlink.cli.flwr_serverapp import flwr_serverapp
 
+    threads.apply()
     install()
     flwr_serverapp()
 
@@ -45,6 +47,9 @@ def install() -> None:
     runtime = importlib.import_module("flwr.superlink.runtime.run_serverapp")
     inner = runtime.run_
 
+    reading.install()
+    claim_output(Path(state))
+
     @functools.wraps(inner)
     def run(grid: Grid, context: Context, **kwargs: Any) -> Context:
         home = Path(state, "home")
@@ -57,11 +62,31 @@ def install() -> None:
                 found = record(
                     functools.partial(inner, context=context, **kwargs), grid, context, Path(state)
                 )
+        except SystemExit as error:
+            if is_stop(error):
+                raise
+            if not error.code:
+                return context
+            # flwr looks for exceptions: of this one it would find out when the heartbeats have stopped.
+            raise AppError(ending(error)[1]) from error
         finally:
             shutil.rmtree(work / "tmp", ignore_errors=True)
         return found
 
     runtime.run_ = run  # type: ignore[attr-defined]
+
+
+def claim_output(state: Path) -> None:
+    """Give the file with this process's output to the run, as soon as that is known."""
+    from flwr.superlink.grid.http_grid import HttpGrid
+
+    set_run = HttpGrid.set_run
+
+    def set_run_and_claim(grid: HttpGrid, run: Any) -> None:
+        set_run(grid, run)
+        output.claim(state, run.run_id)
+
+    HttpGrid.set_run = set_run_and_claim  # type: ignore[method-assign, assignment]
 
 
 def record(run: Any, grid: Grid, context: Context, state: Path) -> Context:
@@ -75,7 +100,8 @@ def record(run: Any, grid: Grid, context: Context, state: Path) -> Context:
     try:
         found: Context = run(grid=RecordingGrid(grid, recorder))
     except BaseException as error:
-        status, reason = ending(error)
+        if not isinstance(error, SystemExit) or error.code or is_stop(error):
+            status, reason = ending(error)
         raise
     finally:
         recorder.finish(status, reason, folder)
@@ -113,18 +139,20 @@ def version_of(package: str) -> str | None:
         return None
 
 
-def ending(error: BaseException) -> tuple[str, str]:
-    """Say how an app ended that did not return: the status and why.
-
-    flwr ends a run that is stopped by SystemExit, too: it comes from its own module.
-    """
+def is_stop(error: BaseException) -> bool:
+    """Whether the run was stopped: flwr raises SystemExit then, which an app may do, too."""
     place: TracebackType | None = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next
     module = place.tb_frame.f_globals.get("__name__", "") if place is not None else ""
-    if isinstance(error, KeyboardInterrupt) or (
+    return isinstance(error, KeyboardInterrupt) or (
         isinstance(error, SystemExit) and module.startswith("flwr.supercore.exit")
-    ):
+    )
+
+
+def ending(error: BaseException) -> tuple[str, str]:
+    """Say how an app ended that did not return: the status and why."""
+    if is_stop(error):
         return "stopped", "the run was stopped"
     if isinstance(error, SystemExit):
         return "failed", f"the ServerApp ended itself by sys.exit({error.code!r})"

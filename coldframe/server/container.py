@@ -17,7 +17,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
-from coldframe.recording.journal import Journal, read_journal
+from coldframe.recording.journal import finish_interrupted
 from coldframe.recording.output import UNCLAIMED
 from coldframe.server import gateway
 from coldframe.supervise import Child, say, supervise
@@ -130,11 +130,7 @@ def fail_interrupted_runs(state: Path) -> None:
         ).fetchall()
     for (number,) in ended:
         path = state / "runs" / str(number % 2**64) / "journal.jsonl"  # the database holds it with a sign
-        events = {event["event"] for event in read_journal(path)}
-        if events and "run_finished" not in events:
-            journal = Journal(path)
-            journal.append("run_finished", status="failed", error=RESTARTED)
-            journal.close()
+        finish_interrupted(path, RESTARTED)
 
 
 def main() -> int:
