@@ -18,7 +18,6 @@ import contextlib
 import json
 import os
 import select
-import signal
 import socket
 import subprocess
 import sys
@@ -49,6 +48,7 @@ from coldframe.client import zygote
 from coldframe.client.zygote import DONE, PACKET, REPLIED
 from coldframe.flower import superexec
 from coldframe.flower.version import runtime, warning
+from coldframe.recording.app_errors import OUT_OF_MEMORY, ending
 from coldframe.supervise import THREAD_VARIABLES, Forked, say, thread_count
 
 PRELOAD = "torch,numpy"
@@ -60,7 +60,6 @@ SETTLE_SECONDS = 10.0
 POLL_SECONDS = 0.3
 # A zygote that cannot start (no memory for its imports) is tried again, but not in a busy loop.
 RESTART_SECONDS = 5.0
-OUT_OF_MEMORY = "out of memory (OOM): the kernel killed its process at the client's memory limit"
 
 
 @dataclass
@@ -206,7 +205,8 @@ class WarmExecutor:
             log(ERROR, "The zygote ended (exit status %d), starting another", process.returncode)
             if task is not None and task.started:
                 killed = cgroups.own().oom_kills() > task.oom_kills
-                _in_background(report_death, task, OUT_OF_MEMORY if killed else "its zygote died")
+                reason = OUT_OF_MEMORY.format("client") if killed else "its zygote died"
+                _in_background(report_death, task, reason)
             elif task is not None:
                 self._launch_cold(task)
             if not was_ready:
@@ -316,21 +316,6 @@ def _pull_message(client: RuntimeHttpClient) -> ProtoMessage:
     if not messages:
         raise LookupError("its message is unknown")
     return messages[0]
-
-
-def ending(code: int, oom: bool) -> str:
-    """Say how a process ended: its exit status, or minus the number of the signal that killed it.
-
-    Parameters
-    ----------
-    oom : bool
-        The kernel has meanwhile killed a process of this container for want of memory.
-    """
-    if code >= 0:
-        return f"its process ended with exit status {code} and no reply"
-    if oom and -code == signal.SIGKILL:
-        return OUT_OF_MEMORY
-    return f"its process was killed by {signal.Signals(-code).name}"
 
 
 def _in_background(function: Any, *args: Any, **kwargs: Any) -> None:

@@ -83,6 +83,7 @@ def preload(modules: list[str]) -> list[str]:
     lazydynamo.install()
     recording.install()  # around the functions of `clientapp`
     reseed()  # torch looks for every kind of device at the first time, 3 ms; each task has its own seed
+    threads.loaded_blas()
     # Children share these pages; a collection in a child would write to all of them.
     gc.collect()
     gc.freeze()
@@ -190,7 +191,7 @@ def _become_task(zygote: int, environment: dict[str, str | None]) -> None:
     # The image says not to write bytecode; each task would compile its app anew: 12 ms for ours.
     sys.dont_write_bytecode = False
     reseed()
-    threads.limit()
+    threads.apply()
 
 
 def reseed() -> None:

@@ -4,9 +4,10 @@
     python -m coldframe.controller.results --purge NAME --results results
 
 DIR holds what was fetched from the machines: `submitted.json`, `journal.jsonl` and, where the run got that
-far, `model.npz` (`model.pt` of an older version), the containers' `logs/`, and in `written/` what the
-ServerApp has written. A run whose ServerApp never started has no journal; then the folder holds what is known
-without one: what the SuperLink says of the run (`--record`) and what the agents have recorded.
+far, `model.npz` (`model.pt` of an older version), the containers' `logs/`, in `written/` what the ServerApp
+has written, and in `files/<machine>/clients/<client>/` what the ClientApps have. A run whose ServerApp never
+started has no journal; then the folder holds what is known without one: what the SuperLink says of the run
+(`--record`) and what the agents have recorded.
 Whatever cannot be known is null in `summary.json` and empty in the tables, never a guess.
 With `--purge` the results of one federation are removed, and their folders named.
 """
@@ -46,6 +47,7 @@ SYSTEM_FIGURES = (
     "memory_peak",
 )
 CLIENTS_SAID = 12  # of the closing words: more clients than this that failed are a number
+LEFT_OUT = "left_out.json"  # of `files/`: by client, or `server`, what was not collected, and why
 CUT_OFF = "the journal ends in the middle of the run: the server stopped before it could finish"
 
 
@@ -215,30 +217,48 @@ def copy(source: Path | None, target: Path) -> None:
 
 
 def copy_files(source: Path, out: Path) -> None:
-    """Copy what the ServerApp has written, and the list of it where something had to be left out."""
-    if (source / "written").exists():
-        server = out / "files" / "server"
-        shutil.copytree(source / "written", server, dirs_exist_ok=True, symlinks=True)
-        own = server / "model.pt"
-        if own.is_file() and not own.is_symlink():
-            own.replace(out / own.name)  # beside the model that was recorded
-        if not any(server.iterdir()):
-            server.rmdir()
-    manifest = source / "written.json"
-    if manifest.exists() and read_json(manifest)["left_out"]:
+    """Copy what ServerApp and ClientApps have written, and name what had to be left out."""
+    written = [
+        ("server", source / "written"),
+        *((path.name, path) for path in source.glob("files/*/clients/*")),
+    ]
+    for name, folder in written:
+        if folder.is_dir() and not folder.is_symlink():
+            shutil.copytree(folder, out / "files" / name, dirs_exist_ok=True, symlinks=True)
+    server = out / "files" / "server"
+    own = server / "model.pt"
+    if own.is_file() and not own.is_symlink():
+        own.replace(out / own.name)  # beside the model that was recorded
+    if server.is_dir() and not any(server.iterdir()):
+        server.rmdir()
+    left_out: dict[str, dict[str, str]] = {}
+    if (source / "written.json").exists():
+        left_out["server"] = read_json(source / "written.json")["left_out"]
+    for path in sorted(source.glob("files/*/left_out.json")):
+        left_out |= read_json(path)
+    if any(left_out.values()):
         (out / "files").mkdir(exist_ok=True)
-        copy(manifest, out / "files" / "server.json")
+        write_json(out / "files" / LEFT_OUT, {name: files for name, files in left_out.items() if files})
 
 
 def file_lines(out: Path) -> list[str]:
-    """Say what the ServerApp has written, and what of it had to be left out."""
-    found = [
-        path for path in (out / "files" / "server").rglob("*") if path.is_file() and not path.is_symlink()
-    ]
-    lines = [f"  files       {len(found)} of the ServerApp, in {out}/files/server/"] if found else []
-    if (out / "files" / "server.json").exists():
-        left_out = read_json(out / "files" / "server.json")["left_out"]
-        lines += [f"  left out    {name}: {reason}" for name, reason in list(left_out.items())[:5]]
+    """Say whose files were collected, and what of them had to be left out."""
+    counts = {
+        folder.name: sum(path.is_file() and not path.is_symlink() for path in folder.rglob("*"))
+        for folder in (out / "files").glob("*")
+        if folder.is_dir()
+    }
+    of_clients = sum(counts.values()) - counts.get("server", 0)
+    words = [f"{counts['server']} of the ServerApp"] if counts.get("server") else []
+    words += [f"{of_clients} of the ClientApps"] if of_clients else []
+    lines = [f"  files       {', '.join(words)}, in {out}/files/"] if words else []
+    if (out / "files" / LEFT_OUT).exists():
+        left_out = [
+            f"  left out    {client}: {name}: {reason}"
+            for client, files in read_json(out / "files" / LEFT_OUT).items()
+            for name, reason in files.items()
+        ]
+        lines += left_out[:5] + ([f"  {'':<11} and {len(left_out) - 5} more"] if len(left_out) > 5 else [])
     return lines
 
 
@@ -475,7 +495,7 @@ def write_config(noted: dict[str, Any], run: Run, target: Path) -> dict[str, Any
 def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, Path, list[Event]]:
     """Write the whole results folder, and move `latest` last."""
     source: Path = arguments.source
-    for name in ("journal.jsonl", "submitted.json", "written", "written.json", "logs"):
+    for name in ("journal.jsonl", "submitted.json", "written", "written.json", "logs", "files"):
         if (source / name).is_symlink():
             raise ValueError(f"{source / name} is a symbolic link: the run's folder was tampered with")
     run = gather(read_journal(source / "journal.jsonl"))

@@ -66,7 +66,7 @@ def serverapp(warm: bool) -> None:
         from flwr.supercore.utils import get_flwr_home
 
         from coldframe.flower import serverapp
-        from coldframe.recording import app_errors, output, reading
+        from coldframe.recording import app_errors
 
         state = Path(os.environ.get("COLDFRAME_STATE", "/state"))
         errors = app_errors.ClientErrors()
@@ -75,10 +75,8 @@ def serverapp(warm: bool) -> None:
             own = app_errors.describe(error, get_flwr_home().absolute())
             return app_errors.AppError(errors.explain(own, client_names(state)))
 
-        serverapp.announce_run(lambda run_id: output.claim(state, run_id))
         serverapp.explain_failed_run(errors.sent, errors.replied, explain)
         serverapp.apply()
-        reading.install()
     server.main()
 
 

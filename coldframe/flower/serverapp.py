@@ -15,20 +15,6 @@ from coldframe.flower.changes import POLL_SECONDS, change, replace
 _GRID = "flwr.superlink.grid.http_grid:HttpGrid"
 
 
-@change(f"{_GRID}.set_run")
-def announce_run(on_run: Callable[[int], None]) -> None:
-    """Call `on_run` with the run's id when it is known: whoever starts a ServerApp is not told."""
-    from flwr.superlink.grid.http_grid import HttpGrid
-
-    set_run = HttpGrid.set_run
-
-    def set_run_and_announce(grid: HttpGrid, run: Any) -> None:
-        set_run(grid, run)
-        on_run(run.run_id)
-
-    replace(HttpGrid, "set_run", set_run_and_announce)
-
-
 @change(
     "flwr.superlink.runtime.run_serverapp:run_serverapp", f"{_GRID}.push_messages", f"{_GRID}.pull_messages"
 )

@@ -53,6 +53,7 @@ def body_of(
         "ReadonlyRootfs": container["read_only"],
         "RestartPolicy": {"Name": container["restart_policy"], "MaximumRetryCount": 0},
         "SecurityOpt": container["security_opts"],
+        "ShmSize": container["shm_size"],
         "Tmpfs": dict.fromkeys(container["tmpfs"], ""),
         # Where the engine remaps users (userns-remap): the machine's files belong to users as they are.
         "UsernsMode": "host",

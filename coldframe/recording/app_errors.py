@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,12 +11,31 @@ from pathlib import Path
 LONGEST = 400  # characters of a reason
 # What flwr puts before a ServerApp's exception in the details of a run.
 FLWR_PREFIX = "ServerApp failed with exception: "
+OUT_OF_MEMORY = "out of memory (OOM): the kernel killed its process at the {}'s memory limit"
 _CANNOT_LOAD = ("LoadClientAppError", "LoadServerAppError")
 _FLWR_REASON = re.compile(r"<class '(?:[\w.<>]*\.)?(\w+)'>:<'(.*)'>", re.DOTALL)
 
 
 class AppError(RuntimeError):
     """A run's failure whose message is made for people; it is raised from what the ServerApp raised."""
+
+
+def ending(code: int, oom: bool, container: str = "client") -> str:
+    """Say how a process ended: its exit status, or minus the number of the signal that killed it.
+
+    Parameters
+    ----------
+    oom : bool
+        The kernel has meanwhile killed a process of this container for want of memory.
+    container : str
+        `client` or `server`.
+    """
+    if code >= 0:
+        missing = "reply" if container == "client" else "result"
+        return f"its process ended with exit status {code} and no {missing}"
+    if oom and -code == signal.SIGKILL:
+        return OUT_OF_MEMORY.format(container)
+    return f"its process was killed by {signal.Signals(-code).name}"
 
 
 def describe(error: BaseException, apps: Path) -> str:

@@ -9,6 +9,7 @@ import functools
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from flwr.clientapp import ClientApp
 
 from coldframe import cgroups
 from coldframe.recording import files, flower, threads
+from coldframe.recording.task_log import BEGIN
 from coldframe.supervise import say
 
 
@@ -24,22 +26,23 @@ def main() -> None:
     """Run flwr's own command with the recording beneath it."""
     from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
 
-    install()
+    install(Task.announce)
     flwr_clientapp()
 
 
-def install() -> None:
-    """Put what is ours around flwr's steps of a task."""
+def install(begin: Callable[[Task], None] = lambda _task: None) -> None:
+    """Put what is ours around flwr's steps of a task; `begin` is called when it knows its run."""
     scratch = os.environ.get("COLDFRAME_SCRATCH")
     if scratch and flower.is_known("clientapp"):
-        Task(Path(scratch)).install()
+        Task(Path(scratch), begin).install()
 
 
 class Task:
     """The one task of this process; `scratch` is the directory that this client may write to."""
 
-    def __init__(self, scratch: Path) -> None:
+    def __init__(self, scratch: Path, begin: Callable[[Task], None]) -> None:
         self.scratch = scratch
+        self.begin = begin
         self.work: Path | None = None
         self.run_id = ""
         self.figures: dict[str, float] = {}
@@ -55,6 +58,7 @@ class Task:
         def pull_task_input(*args: Any, **kwargs: Any) -> Any:
             found = pull(*args, **kwargs)
             self.run_id = str(found[2].run_id)
+            self.begin(self)
             return found
 
         @functools.wraps(unpack)
@@ -63,7 +67,7 @@ class Task:
                 self.enter()
             except OSError as error:  # a full disk: an app that writes nothing trains all the same
                 say(f"no directory for the app's files: {error}")
-            threads.limit()  # before the app imports what starts them
+            threads.apply()  # before the app imports what starts them
             return unpack(*args, **kwargs)
 
         @functools.wraps(call)
@@ -85,6 +89,10 @@ class Task:
         run_clientapp.install_from_fab = install_from_fab
         run_clientapp.push_message = push_message
         ClientApp.__call__ = call_app  # type: ignore[method-assign, assignment]
+
+    def announce(self) -> None:
+        """Say in the container's log that the output of a task begins here."""
+        print(BEGIN.format(self.run_id), file=sys.stderr, flush=True)
 
     def enter(self) -> None:
         """Go to the run's directory."""

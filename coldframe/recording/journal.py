@@ -69,6 +69,15 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def finish_interrupted(path: Path, error: str) -> None:
+    """End the journal of a ServerApp that could not do it itself; one that has an end, or no begin, stays."""
+    events = {event["event"] for event in read_journal(path)}
+    if events and "run_finished" not in events:
+        journal = Journal(path)
+        journal.append("run_finished", status="failed", error=error)
+        journal.close()
+
+
 AT_ONCE = 1 << 20  # bytes of a file that are read at once: as entries they take ten times as much memory
 
 

@@ -29,6 +29,7 @@ class BoundedFile:
     def __init__(self, path: Path, limit: int = LIMIT) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._path = path
         self._limit = limit
         self._size = 0
         self._first = 0  # bytes of the first part, once it is complete
@@ -58,9 +59,18 @@ class BoundedFile:
         os.pwrite(self._file, kept, self._first)
         self._size = self._first + len(kept)
 
+    @property
+    def path(self) -> Path:
+        """Where the file is now, or was when it was closed."""
+        if self._file >= 0:
+            self._path = Path(f"/proc/self/fd/{self._file}").readlink()
+        return self._path
+
     def close(self) -> None:
         """Close the file."""
+        self._path = self.path
         os.close(self._file)
+        self._file = -1
 
 
 def copy_output(source: int, file: BoundedFile, also: int) -> None:

@@ -21,7 +21,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid
 
 import coldframe
-from coldframe.recording import files, flower, settings, threads
+from coldframe.recording import files, flower, output, reading, settings, threads
 from coldframe.recording.app_errors import AppError
 from coldframe.recording.grid import RecordingGrid
 from coldframe.recording.journal import Journal
@@ -55,17 +55,40 @@ def install() -> None:
     runtime = importlib.import_module("flwr.superlink.runtime.run_serverapp")
     inner = runtime.run_
 
+    reading.install()
+    claim_output(Path(state))
+
     @functools.wraps(inner)
     def run(grid: Grid, context: Context, **kwargs: Any) -> Context:
         home = Path(state, "home")
         work = files.enter(Path(state, "runs"), str(context.run_id), home, files.SERVER_FILE)
-        threads.limit()  # before the app imports what starts them
+        threads.apply()  # before the app imports what starts them
         try:
             return record(functools.partial(inner, context=context, **kwargs), grid, context, Path(state))
+        except SystemExit as error:
+            if is_stop(error):
+                raise
+            if not error.code:
+                return context
+            # flwr looks for exceptions: of this one it would find out when the heartbeats have stopped.
+            raise AppError(ending(error)[1]) from error
         finally:
             shutil.rmtree(work / "tmp", ignore_errors=True)
 
     runtime.run_ = run  # type: ignore[attr-defined]
+
+
+def claim_output(state: Path) -> None:
+    """Give the file with this process's output to the run, as soon as that is known."""
+    from flwr.superlink.grid.http_grid import HttpGrid
+
+    set_run = HttpGrid.set_run
+
+    def set_run_and_claim(grid: HttpGrid, run: Any) -> None:
+        set_run(grid, run)
+        output.claim(state, run.run_id)
+
+    HttpGrid.set_run = set_run_and_claim  # type: ignore[method-assign, assignment]
 
 
 def record(run: Any, grid: Grid, context: Context, state: Path) -> Context:
@@ -85,7 +108,8 @@ def record(run: Any, grid: Grid, context: Context, state: Path) -> Context:
     try:
         found: Context = run(grid=RecordingGrid(grid, recorder, rules, asked.wait_timeout))
     except BaseException as error:
-        status, reason = ending(error)
+        if not isinstance(error, SystemExit) or error.code or is_stop(error):
+            status, reason = ending(error)
         raise
     finally:
         probes.remove()
@@ -140,22 +164,26 @@ def version_of(package: str) -> str | None:
         return None
 
 
-def ending(error: BaseException) -> tuple[str, str]:
-    """Say how an app ended that did not return: the status and why.
-
-    flwr ends a run that is stopped by SystemExit, too: it comes from its own module. A model that became NaN
-    or infinite is a FloatingPointError.
-    """
-    raised = error.__cause__ if isinstance(error, AppError) and error.__cause__ else error
-    if isinstance(raised, FloatingPointError):
-        return "diverged", str(raised)
+def is_stop(error: BaseException) -> bool:
+    """Whether the run was stopped: flwr raises SystemExit then, which an app may do, too."""
     place: TracebackType | None = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next
     module = place.tb_frame.f_globals.get("__name__", "") if place is not None else ""
-    if isinstance(error, KeyboardInterrupt) or (
+    return isinstance(error, KeyboardInterrupt) or (
         isinstance(error, SystemExit) and module.startswith("flwr.supercore.exit")
-    ):
+    )
+
+
+def ending(error: BaseException) -> tuple[str, str]:
+    """Say how an app ended that did not return: the status and why.
+
+    A model that became NaN or infinite is a FloatingPointError.
+    """
+    raised = error.__cause__ if isinstance(error, AppError) and error.__cause__ else error
+    if isinstance(raised, FloatingPointError):
+        return "diverged", str(raised)
+    if is_stop(error):
         return "stopped", "the run was stopped"
     if isinstance(error, SystemExit):
         return "failed", f"the ServerApp ended itself by sys.exit({error.code!r})"

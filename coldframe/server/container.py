@@ -16,7 +16,7 @@ from pathlib import Path
 
 from coldframe.flower import database
 from coldframe.flower.version import runtime, warning
-from coldframe.recording.journal import Journal, read_journal
+from coldframe.recording.journal import finish_interrupted
 from coldframe.recording.output import UNCLAIMED
 from coldframe.server import gateway
 from coldframe.supervise import Child, say, supervise
@@ -90,12 +90,7 @@ def fail_interrupted_runs(state: Path) -> None:
     Their ServerApps were this container's processes.
     """
     for run_id in database.fail_started_tasks(state / database.NAME, RESTARTED):
-        path = state / "runs" / run_id / "journal.jsonl"
-        events = {event["event"] for event in read_journal(path)}
-        if events and "run_finished" not in events:
-            journal = Journal(path)
-            journal.append("run_finished", status="failed", error=RESTARTED)
-            journal.close()
+        finish_interrupted(state / "runs" / run_id / "journal.jsonl", RESTARTED)
 
 
 def main() -> int:

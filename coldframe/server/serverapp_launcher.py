@@ -5,34 +5,29 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from logging import ERROR
 from pathlib import Path
 from typing import Any
 
 import httpx
 from flwr.common.constant import SubStatus
 from flwr.proto.runtime_pb2 import PushTaskOutputRequest, SendTaskHeartbeatRequest
-from flwr.supercore import log
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 
 from coldframe import cgroups
+from coldframe.recording.app_errors import ending
+from coldframe.recording.journal import finish_interrupted
 from coldframe.recording.output import UNCLAIMED, VARIABLE, BoundedFile, copy_output
 
 # Added to what the kernel goes by where the container's memory is used up: the SuperLink, which all clients
 # and runs need, is to outlive the ServerApp of one run.
 OOM_SCORE = 500
-KILLED = "the ServerApp was killed by SIGKILL"
-OUT_OF_MEMORY = (
-    "the ServerApp was killed: the memory of the server's container was used up (fl_server_memory limits it)"
-)
 # How long a ServerApp may take to start before it has to send heartbeats itself.
 START_SECONDS = 600.0
 
@@ -51,17 +46,28 @@ class Subprocess:
             return subprocess.Popen(command, **kwargs)
         client = task_client(command)
         command = [sys.executable, "-m", "coldframe.flower.adapters", "serverapp", *command[1:]]
-        state = os.environ.get("COLDFRAME_STATE")
-        process = (
-            start_recorded(command, Path(state), **kwargs) if state else subprocess.Popen(command, **kwargs)
+        state, kills = os.environ.get("COLDFRAME_STATE"), cgroups.own().oom_kills()
+        process, file = (
+            start_recorded(command, Path(state), **kwargs)
+            if state
+            else (subprocess.Popen(command, **kwargs), None)
         )
         with suppress(OSError):  # it has ended already
             Path(f"/proc/{process.pid}/oom_score_adj").write_text(str(OOM_SCORE))
-        threading.Thread(target=send_heartbeats, args=(process, client, self.pause), daemon=True).start()
+
+        def look_after() -> None:
+            with closing(client):
+                send_heartbeats(process, client, self.pause)
+                if process.returncode:
+                    report_end(client, process.returncode, file, kills)
+
+        threading.Thread(target=look_after, daemon=True).start()
         return process
 
 
-def start_recorded(command: list[str], state: Path, **kwargs: Any) -> subprocess.Popen[bytes]:
+def start_recorded(
+    command: list[str], state: Path, **kwargs: Any
+) -> tuple[subprocess.Popen[bytes], BoundedFile | None]:
     """Start a ServerApp whose output goes into this process's own, and into a file that it gives to its run.
 
     A file whose ServerApp ends before it knows its run is removed: the container's log has that output too,
@@ -71,7 +77,7 @@ def start_recorded(command: list[str], state: Path, **kwargs: Any) -> subprocess
     try:
         file = BoundedFile(path)
     except OSError:
-        return subprocess.Popen(command, **kwargs)
+        return subprocess.Popen(command, **kwargs), None
     ours, theirs = os.pipe()
     try:
         process = subprocess.Popen(
@@ -89,7 +95,7 @@ def start_recorded(command: list[str], state: Path, **kwargs: Any) -> subprocess
         path.unlink(missing_ok=True)
 
     threading.Thread(target=record, name="serverapp-output", daemon=True).start()
-    return process
+    return process, file
 
 
 def task_client(command: Sequence[str]) -> RuntimeHttpClient:
@@ -115,31 +121,40 @@ def send_heartbeats(process: subprocess.Popen[bytes], client: RuntimeHttpClient,
     process : Popen
         The process that starts; waited for until its end.
     client : RuntimeHttpClient
-        Sends with the task's token; closed in the end.
+        Sends with the task's token.
     pause : float
         Seconds before each heartbeat.
     """
     deadline = time.monotonic() + START_SECONDS
-    with closing(client):
-        killed = cgroups.own().oom_kills()
-        while time.monotonic() < deadline:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(pause)
-                break
-            try:
-                client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
-            except httpx.TransportError:
-                continue  # the SuperLink is busy, or gone
-            except httpx.HTTPStatusError:
-                break  # the task has ended
-        if process.wait() == -signal.SIGKILL:
-            report_death(client, cgroups.own().oom_kills() > killed)
+    while time.monotonic() < deadline:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(pause)
+            return
+        try:
+            client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+        except httpx.TransportError:
+            continue  # the SuperLink is busy, or gone
+        except httpx.HTTPStatusError:
+            break  # the task has ended
+    process.wait()
 
 
-def report_death(client: RuntimeHttpClient, out_of_memory: bool) -> None:
-    """End the run of a ServerApp that was killed and could not say so: Flower finds it out a minute later."""
-    reason = OUT_OF_MEMORY if out_of_memory else KILLED
-    log(ERROR, reason)
-    request = PushTaskOutputRequest(sub_status=SubStatus.FAILED, details=reason)
-    with suppress(httpx.HTTPError):  # one that was stopped has ended already
-        client.PushTaskOutput(request)
+def report_end(client: RuntimeHttpClient, code: int, file: BoundedFile | None, kills: int) -> None:
+    """Tell the SuperLink and the run's journal how a ServerApp ended, if it could not do so itself.
+
+    The SuperLink would find out when its heartbeats have stopped, and not say why.
+
+    Parameters
+    ----------
+    code : int
+        The process's exit status, or minus the number of a signal.
+    file : BoundedFile, optional
+        With its output: in the directory of its run, once it knew that.
+    kills : int
+        How many processes of this container the kernel had killed for want of memory when it began.
+    """
+    reason = f"ServerApp: {ending(code, cgroups.own().oom_kills() > kills, 'server')}"
+    with suppress(httpx.HTTPError):  # most often since the task has ended
+        client.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.FAILED, details=reason))
+    if file is not None:
+        finish_interrupted(file.path.parents[1] / "journal.jsonl", reason)

@@ -104,6 +104,12 @@ options:
         type: list
         elements: str
         default: []
+      shm_size:
+        description: >-
+          Bytes that C(/dev/shm) may hold; 0 is the engine's own, 64 MB. What lies there is a part of the
+          client's memory.
+        type: int
+        default: 0
       read_only:
         description: The root file system cannot be written.
         type: bool
@@ -172,6 +178,7 @@ CONTAINER = {
     "healthcheck": {"type": "dict", "required": True, "options": HEALTHCHECK},
     "log_options": {"type": "dict", "default": {}},
     "tmpfs": {"type": "list", "elements": "str", "default": []},
+    "shm_size": {"type": "int", "default": 0},
     "read_only": {"type": "bool", "default": False},
     "cap_drop": {"type": "list", "elements": "str", "default": []},
     "security_opts": {"type": "list", "elements": "str", "default": []},

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -13,8 +15,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from flwr.cli.build import build_fab_from_disk
+from flwr.common.serde import fab_to_proto, user_config_to_proto
+from flwr.proto.control_pb2 import ListRunsRequest, StartRunRequest
+from flwr.proto.run_pb2 import RunStatus
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.fab import Fab
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from coldframe.keys import own_certificate
 
@@ -140,9 +151,7 @@ class Federation:
     ) -> subprocess.Popen[bytes]:
         """Start a SuperNode in process isolation, with a key or without, and its executor; return that."""
         port = free_port()
-        secret = self.home / f"secret-{port}"
-        secret.write_bytes(secrets.token_bytes(32))
-        auth = ["--superexec-auth-secret-file", str(secret)]
+        auth = self.secret(str(port))
         link = [*self.trust, "--superlink", f"127.0.0.1:{self.link_port}"]
         link += ["--auth-supernode-private-key", str(key)] if key else []
         self.start(
@@ -157,24 +166,84 @@ class Federation:
             **environment,
         )
 
+    def start_recorded_link(self, warm: bool = True) -> None:
+        """Start a SuperLink and a SuperExec that starts its ServerApps, as in the server's container."""
+        auth = self.secret("link")
+        adapters = [sys.executable, "-m", "coldframe.flower.adapters"]
+        superlink = [*adapters, "superlink"] if warm else [tool("flower-superlink")]
+        superexec = [*adapters, "serverapp-superexec"] if warm else [tool("flower-superexec")]
+        self.start_link(superlink, "--isolation", "process", *auth)
+        address = ["--insecure", "--runtime-api-address", f"127.0.0.1:{self.link_port}"]
+        self.start("superexec", [*superexec, *address, *auth], FLWR_SUPEREXEC_TASK_POLL_INTERVAL="0.2")
+
+    def secret(self, name: str) -> list[str]:
+        """Return the option with a new secret, which an executor and the API that it asks share."""
+        path = self.home / f"secret-{name}"
+        path.write_bytes(secrets.token_bytes(32))
+        return ["--superexec-auth-secret-file", str(path)]
+
+    def start_clients(self, number: int, scratch: Path) -> list[int]:
+        """Start clients with the warm runtime, in one go; return their node ids, by partition."""
+        clients = []
+        for partition in range(number):
+            port, auth = free_port(), self.secret(f"client-{partition}")
+            link = ["--insecure", "--superlink", f"127.0.0.1:{self.link_port}"]
+            own = ["--host", "127.0.0.1", "--port", str(port), "--isolation", "process", *auth]
+            config = ["--node-config", f"partition-id={partition} num-partitions={number}"]
+            clients.append(
+                {
+                    "log": str(self.home / f"client-{partition}.log"),
+                    "supernode": [*link, *own, *config],
+                    "executor": ["--insecure", "--runtime-api-address", f"127.0.0.1:{port}", *auth],
+                    "environment": {"COLDFRAME_SCRATCH": str(scratch / str(partition))},
+                }
+            )
+        self.start("clients", [sys.executable, "-m", "tests.unit.clients", json.dumps(clients)])
+
+        def node_ids() -> list[int]:
+            logs = [Path(client["log"]) for client in clients]
+            found = [re.search(r"SuperNode ID: (\d+)", log.read_text()) for log in logs if log.exists()]
+            return [int(match[1]) for match in found if match]
+
+        wait_until(lambda: len(node_ids()) == number, 60, f"clients are missing: logs in {self.home}")
+        return node_ids()
+
     def run(self, app: Path, orders: list[dict[str, Any]], nodes: int = 1, timeout: float = 80) -> list[Any]:
         """Run an app with a list of orders and return the answers."""
         out = self.home / f"answers-{secrets.token_hex(4)}.json"
         todo = out.with_suffix(".todo")
         todo.write_text(json.dumps(orders))
-        submitted = subprocess.run(
-            [tool("flwr"), "run", str(app), "test", "-c", f"orders='{todo}' out='{out}' nodes={nodes}"],
-            env={**os.environ, **self.environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert submitted.returncode == 0, submitted.stdout
+        self.submit(app, orders=str(todo), out=str(out), nodes=nodes)
         wait_until(out.exists, timeout, f"no answers; see the logs in {self.home}")
         time.sleep(0.1)
         return list(json.loads(out.read_text()))
+
+    @cached_property
+    def control(self) -> ControlHttpClient:
+        """The SuperLink's Control API."""
+        return ControlHttpClient.from_server_address(
+            f"127.0.0.1:{self.link_port}",
+            insecure=self.certificate is None,
+            root_certificates=str(self.certificate) if self.certificate else None,
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+        )
+
+    def submit(self, app: Path, **config: Any) -> str:
+        """Start a run of an app, as `flwr run` does in ten times the time; return its id."""
+        content = build_fab_from_disk(app)
+        fab = fab_to_proto(Fab(hashlib.sha256(content).hexdigest(), content, {}))
+        request = StartRunRequest(fab=fab, override_config=user_config_to_proto(config))
+        return str(self.control.StartRun(request).run_id)
+
+    def ended(self, run_id: str, timeout: float = 60) -> RunStatus:
+        """Wait until a run has ended; return how, as the SuperLink says."""
+
+        def status() -> RunStatus:
+            return self.control.ListRuns(ListRunsRequest(run_id=int(run_id))).run_dict[int(run_id)].status
+
+        what = f"run {run_id} has not ended: logs in {self.home}"
+        wait_until(lambda: status().status == "finished", timeout, what)
+        return status()
 
     def stop(self) -> None:
         """End every process that was started here, with its process group."""

@@ -16,8 +16,7 @@ import pytest
 from flwr.common.constant import ErrorCode
 
 from coldframe.client import executor, zygote
-from coldframe.recording import task_log
-from coldframe.recording import threads as task_threads
+from coldframe.recording import app_errors, task_log
 from tests.unit.flower import Federation, federation, wait_until, write_app
 
 CLIENT = """
@@ -184,18 +183,6 @@ def test_a_task_can_work_in_parallel(started: Federation, app: Path) -> None:
     assert answer.get("threads", 0) >= 2, answer
 
 
-@pytest.mark.parametrize(("limit", "chosen", "threads"), [(0.5, None, 1), (None, "3", 3), (0.5, "2,1", 2)])
-def test_a_task_gets_the_threads_that_its_limit_allows(
-    monkeypatch: pytest.MonkeyPatch, limit: float | None, chosen: str | None, threads: int
-) -> None:
-    group = SimpleNamespace(cpu_limit=lambda: limit, cpuset_count=lambda: None)
-    monkeypatch.setattr(task_threads.cgroups, "own", lambda: group)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    if chosen is not None:
-        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
-    assert task_threads.allowed() == threads
-
-
 def test_memory_that_a_task_frees_is_used_again(started: Federation, app: Path) -> None:
     """The second time that it takes 20 MB they are there: no page of them is asked of the kernel again."""
     (answer,) = started.run(app, [{"do": "allocate"}])
@@ -307,4 +294,4 @@ def test_a_zygote_that_dies_is_replaced_and_its_task_is_one_failed_task(
     ],
 )
 def test_reason_of_a_death_says_oom_only_where_the_kernel_does(code: int, oom: bool, words: str) -> None:
-    assert words in executor.ending(code, oom)
+    assert words in app_errors.ending(code, oom)

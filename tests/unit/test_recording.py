@@ -3,381 +3,385 @@
 from __future__ import annotations
 
 import json
-import secrets
-import sys
+import shutil
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
 
 from coldframe.controller import results
-from coldframe.exporters import runs as fl_exporter
+from coldframe.exporters import runs as exported
+from coldframe.recording import files
 from coldframe.recording.journal import read_journal
 from coldframe.server import control
-from tests.unit.flower import Federation, federation, wait_until, write_app
-from tests.unit.test_executor import EXECUTOR
+from tests.unit.flower import Federation, federation
 
-# Trains by adding 1, tells a list among its metrics; client 1 fails to evaluate in round 2.
-CLIENT = """
-import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
-app = ClientApp()
-
-@app.train()
-def train(message, context):
-    arrays = [a + 1 for a in message.content["arrays"].to_numpy_ndarrays()]
-    examples = 10 * (1 + context.node_config["partition-id"])
-    metrics = MetricRecord({"train_loss": 0.5, "per_class": [0.1, 0.9], "num-examples": examples})
-    return Message(RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics}), reply_to=message)
-
-@app.train("apply_gradients")
-def apply_gradients(message, context):
-    return Message(RecordDict(), reply_to=message)
-
-@app.evaluate()
-def evaluate(message, context):
-    config = message.content.config_records.get("config", {})
-    if context.node_config["partition-id"] == 1 and config.get("server-round") == 2:
-        raise ValueError("no data")
-    metrics = MetricRecord({"eval_acc": 0.75, "eval_loss": 0.25, "num-examples": 5})
-    return Message(RecordDict({"metrics": metrics}), reply_to=message)
-
-@app.query()
-def query(message, context):
-    return Message(RecordDict({"answer": ConfigRecord({"n": 1})}), reply_to=message)
-
-@app.query("embed")
-def embed(message, context):
-    return Message(RecordDict({"embedding": ArrayRecord([np.zeros(2)])}), reply_to=message)
+SHAPES = Path(__file__).parent / "shapes"
+NAMES = ["e", "d", "c", "b", "a"]  # of the clients, by partition
+MANIFEST = """
+[project]
+name = "{project}"
+version = "1.0.0"
+license = {{ file = "LICENSE" }}
+dependencies = []
+[tool.flwr.app]
+publisher = "test"
+fab-include = ["/{package}/*.py", "/LICENSE"]
+[tool.flwr.app.components]
+serverapp = "{package}.server:app"
+clientapp = "{package}.client:app"
+[tool.flwr.app.config]
+{rounds} = 2
 """
+WITHOUT_ROUNDS = ("analytics", "vertical")  # nothing in their configuration that tells a number of rounds
 HEAD = """
-import time
+import os, signal, sys
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAvg
 app = ServerApp()
 
-def nodes_of(grid):
-    while len(nodes := list(grid.get_node_ids())) < 2:
-        time.sleep(0.1)
-    return nodes
-
-def done(context):
-    open(context.run_config["out"], "w").write("[]")
-"""
-LISTS = """
-@app.main()
-def main(grid, context):
-    import json
-    open(context.run_config["out"], "w").write(json.dumps(sorted(nodes_of(grid))))
-"""
-# An override that calls super() and looks at what arrives; an evaluation on the server; a file of its own.
-NUMPY = """
-class Looking(FedAvg):
+class Strategy(FedAvg):
     def aggregate_train(self, server_round, replies):
-        replies = list(replies)
-        assert all(set(reply.content) == {"arrays", "metrics"} for reply in replies), "a foreign record"
-        assert [r.content["metrics"]["num-examples"] for r in replies] == [10, 20], "not in order"
+        if server_round == 2:
+            {second}
         return super().aggregate_train(server_round, replies)
 
-def evaluate(server_round, arrays):
-    return MetricRecord({"test_accuracy": 0.5 + server_round / 10, "test_loss": 1.0})
-
 @app.main()
 def main(grid, context):
-    result = Looking(min_available_nodes=2).start(
-        grid=grid, initial_arrays=ArrayRecord([np.zeros(3)]), num_rounds=2, evaluate_fn=evaluate
+    Strategy(fraction_train=0.2, fraction_evaluate=0.0, min_train_nodes=1).start(
+        grid, ArrayRecord([np.zeros(2)]), num_rounds=2
     )
-    np.savez("final_model.npz", *result.arrays.to_numpy_ndarrays())
-    done(context)
+    {end}
 """
-CUSTOM = """
-class Own(FedAvg):
-    def start(self, grid, initial_arrays, num_rounds=3, timeout=3600, train_config=None,
-              evaluate_config=None, evaluate_fn=None):
-        arrays = initial_arrays
-        for number in range(1, num_rounds + 1):
-            config = ConfigRecord({"lr": 0.1})
-            replies = grid.send_and_receive(self.configure_train(number, arrays, config, grid), timeout=60)
-            arrays, _ = self.aggregate_train(number, replies)
-            evaluate_fn(number, arrays)
-        return arrays
+BY_SIGKILL = "its process was killed by SIGKILL"
+# What a ServerApp does -> how its run ends, why, and how many rounds it has had.
+ENDS: dict[str, tuple[str, str, str, int]] = {
+    "import": ("import a_package_that_is_not_there", "failed", "a_package_that_is_not_there", 0),
+    "round 2": (HEAD.format(second="raise ValueError('bad luck')", end=""), "failed", "bad luck", 1),
+    "sys.exit(3)": (HEAD.format(second="sys.exit(3)", end=""), "failed", "sys.exit(3)", 1),
+    "killed": (
+        HEAD.format(second="os.kill(os.getpid(), signal.SIGKILL)", end=""),
+        "failed",
+        f"ServerApp: {BY_SIGKILL}",
+        1,
+    ),
+    "removes its directory, sys.exit(0)": (
+        HEAD.format(second="import shutil; shutil.rmtree(os.getcwd())", end="sys.exit(0)"),
+        "completed",
+        "",
+        2,
+    ),
+}
+# Each client does something else the first time: the last one nothing.
+WRONG_CLIENT = """
+import os, shutil, signal
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+app = ClientApp()
+
+@app.query()
+def query(message, context):
+    answer = {"cwd": os.getcwd(), "there": sorted(os.listdir())}
+    with open(f"{message.content['order']['number']}.txt", "w") as file:
+        file.write("kept")
+    if message.content["order"]["number"] == 1:
+        match context.node_config["partition-id"]:
+            case 0:
+                with open("large", "wb") as file:
+                    file.seek(2 << 30)
+                    file.write(b"x")
+            case 1:
+                shutil.rmtree(os.getcwd())
+            case 2:
+                os.chdir("/")
+            case 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+    return Message(RecordDict({"answer": ConfigRecord(answer)}), reply_to=message)
+"""
+WRONG_SERVER = """
+import json
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import ServerApp
+app = ServerApp()
 
 @app.main()
 def main(grid, context):
-    Own(min_available_nodes=2).start(
-        grid, ArrayRecord([np.zeros(3)]), num_rounds=2,
-        evaluate_fn=lambda number, arrays: MetricRecord({"accuracy": number / 4}),
-    )
-    done(context)
+    answers = []
+    for number in (1, 2):
+        order = RecordDict({"order": ConfigRecord({"number": number})})
+        replies = grid.send_and_receive([Message(order, node, "query") for node in grid.get_node_ids()])
+        answers.append([None if r.has_error() else dict(r.content["answer"]) for r in replies])
+    with open("answers.json", "w") as file:
+        json.dump(answers, file)
 """
-LEGACY_CLIENT = """
-import numpy as np
-from flwr.client import ClientApp, NumPyClient
 
-class Client(NumPyClient):
-    def fit(self, parameters, config):
-        return [parameter + 1 for parameter in parameters], 10, {"train_loss": 0.5}
 
-    def evaluate(self, parameters, config):
-        return 0.25, 5, {"accuracy": 0.75}
+@dataclass
+class Ran:
+    """A run that has ended."""
 
-app = ClientApp(client_fn=lambda context: Client().to_client())
-"""
-LEGACY = """
-from flwr.common import ndarrays_to_parameters
-from flwr.server import ServerApp, ServerAppComponents, ServerConfig
-from flwr.server.strategy import FedAvg
+    status: str
+    details: str  # as the SuperLink has them
+    folder: Path
 
-def server_fn(context):
-    def evaluate(number, parameters, config):
-        if number == 2:
-            done(context)
-        return 1.0 - number / 10, {"accuracy": number / 10}
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """The journal."""
+        return read_journal(self.folder / "journal.jsonl")
 
-    initial = ndarrays_to_parameters([np.zeros(3)])
-    strategy = FedAvg(min_available_clients=2, initial_parameters=initial, evaluate_fn=evaluate)
-    return ServerAppComponents(strategy=strategy, config=ServerConfig(num_rounds=2))
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """Return the events of a kind."""
+        return [event for event in self.events if event["event"] == kind]
 
-app = ServerApp(server_fn=server_fn)
-"""
-WORKFLOW = """
-from flwr.common import ndarrays_to_parameters
-from flwr.server import LegacyContext, ServerConfig
-from flwr.server.strategy import FedAvg
-from flwr.server.workflow import DefaultWorkflow
+    def phases(self) -> list[tuple[int | None, str, list[str]]]:
+        """Return round, phase and clients of each phase, in order."""
+        return [(event["round"], event["phase"], event["clients"]) for event in self.of("phase_started")]
 
-@app.main()
-def main(grid, context):
-    strategy = FedAvg(min_available_clients=2, initial_parameters=ndarrays_to_parameters([np.zeros(3)]))
-    legacy = LegacyContext(context=context, config=ServerConfig(num_rounds=2), strategy=strategy)
-    DefaultWorkflow()(grid, legacy)
-    done(context)
-"""
-# Asks for embeddings, and sends gradients whose replies it never asks for; three times.
-VERTICAL = """
-@app.main()
-def main(grid, context):
-    nodes = nodes_of(grid)
-    for _ in range(3):
-        replies = grid.send_and_receive([Message(RecordDict(), node, "query.embed") for node in nodes])
-        assert all(set(reply.content) == {"embedding"} for reply in replies)
-        list(grid.push_messages([Message(RecordDict(), node, "train.apply_gradients") for node in nodes]))
-    done(context)
-"""
-QUERY = """
-@app.main()
-def main(grid, context):
-    for _ in range(2):
-        waiting = set(grid.push_messages([Message(RecordDict(), node, "query") for node in nodes_of(grid)]))
-        while waiting:
-            for reply in grid.pull_messages(waiting):
-                waiting.discard(reply.metadata.reply_to_message_id)
-            time.sleep(0.05)
-    done(context)
-"""
-EXITS = """
-import sys
+    def written(self) -> list[str]:
+        """Return what is collected of the files of the ServerApp."""
+        return sorted(files.collect(self.folder)["files"])
 
-@app.main()
-def main(grid, context):
-    done(context)
-    sys.exit(3)
-"""
-BROKEN = """
-import a_package_that_is_not_there
-"""
+    def model(self) -> list[list[float]]:
+        """Return the arrays of the model that was saved."""
+        with np.load(self.of("model_saved")[0]["path"]) as model:
+            return [model[name].tolist() for name in model]
+
+    def summary(self, out: Path) -> dict[str, Any]:
+        """Have progress lines, exporter and results folder treat the journal as one of our own app."""
+        lines = list(control.Follower(self.folder / "journal.jsonl").lines())
+        rounds = self.of("round")
+        last = f"round {rounds[-1]['round']}" if rounds else ""
+        assert any(line.startswith(last) for line in lines) or not rounds, lines
+        page = exported.Run(self.folder.name, self.folder / "journal.jsonl")
+        page.update(None)
+        told = any(event["accuracy"] is not None for event in rounds)
+        assert ("fl_run_accuracy{" in page.page().text()) == told
+        arguments = [str(self.folder), "--results", str(out), "--status", self.status]
+        assert results.main([*arguments, "--error", self.details]) == 0
+        assert (out / "latest" / "report.html").stat().st_size > 1000
+        table = (out / "latest" / "clients.csv").read_text().splitlines()
+        assert len(table) - bool(table) == len(self.of("reply")) + len(self.of("failure"))
+        found: dict[str, Any] = json.loads((out / "latest" / "summary.json").read_text())
+        return found
 
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    """A SuperLink and two clients, b and a, of which the one with the greater node id is partition 0."""
+    """A SuperLink and five clients."""
     home = tmp_path_factory.mktemp("recorded")
-    adapters = [sys.executable, "-m", "coldframe.flower.adapters"]
-    with federation(home / "federation") as it:
+    # Short, as in a container: the name of a socket, which a DataLoader makes there, has 107 characters.
+    with federation(home / "federation") as it, TemporaryDirectory(prefix="cf") as scratch:
         it.environment["COLDFRAME_STATE"] = str(home / "state")
-        secret = it.home / "link-secret"
-        secret.write_bytes(secrets.token_bytes(32))
-        auth = ["--superexec-auth-secret-file", str(secret)]
-        it.start_link([*adapters, "superlink"], "--isolation", "process", *auth)
-        address = ["--insecure", "--runtime-api-address", f"127.0.0.1:{it.link_port}"]
-        it.start("superexec", [*adapters, "serverapp-superexec", *address, *auth])
-        it.state = home / "state"
-        nodes: list[int] = []
-        for partition in (1, 0):
-            config = f"partition-id={partition} num-partitions=2"
-            it.start_node(
-                [*adapters, "supernode", "--node-config", config],
-                EXECUTOR,
-                COLDFRAME_SCRATCH=str(home / f"scratch-{partition}"),
-            )
-            looking = HEAD.replace("< 2", f"< {len(nodes) + 1}") + LISTS
-            found = it.run(make_app(home / f"look-{partition}", looking), [], nodes=0)
-            nodes += [node for node in found if node not in nodes]
+        it.start_recorded_link()
+        it.state, it.scratch = home / "state", Path(scratch)
+        nodes = it.start_clients(len(NAMES), it.scratch)
+        it.state.mkdir(exist_ok=True)
         roster = {
             str(node): {"name": name, "partition_id": partition}
-            for node, name, partition in zip(nodes, ("b", "a"), (1, 0), strict=True)
+            for partition, (node, name) in enumerate(zip(nodes, NAMES, strict=True))
         }
         (it.state / "nodes.json").write_text(json.dumps(roster))
         yield it
 
 
-def make_app(directory: Path, server: str, client: str = CLIENT) -> Path:
-    """Write an app with these modules."""
-    app = write_app(directory, client)
-    (app / "probe" / "server.py").write_text(server)
-    return app
+@pytest.fixture(scope="module")
+def runs(started: Federation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Ran]]]:
+    """Every app of this module, three at a time: most of a run is a ServerApp that starts."""
+    directory = tmp_path_factory.mktemp("apps")
+    shapes = {path.name: path for path in sorted(SHAPES.iterdir()) if (path / "server.py").exists()}
+
+    def run(name: str) -> Ran:
+        app = directory / str(len(list(directory.iterdir())))
+        package = shapes[name].name if name in shapes else "probe"
+        if name in shapes:
+            shutil.copytree(shapes[name], app / package)
+        else:
+            (app / package).mkdir(parents=True)
+            server, client = (ENDS[name][0], None) if name in ENDS else (WRONG_SERVER, WRONG_CLIENT)
+            (app / package / "server.py").write_text(server)
+            client = client or (SHAPES / "custom_start" / "client.py").read_text()
+            (app / package / "client.py").write_text(client)
+        (app / package / "__init__.py").touch()
+        (app / "LICENSE").write_text("none\n")
+        project = package.replace("_", "-")
+        rounds = "bins" if name in WITHOUT_ROUNDS else "num-server-rounds"
+        manifest = MANIFEST.format(project=project, package=package, rounds=rounds)
+        (app / "pyproject.toml").write_text(manifest)
+        run_id = started.submit(app)
+        status = started.ended(run_id, 120)
+        return Ran(status.sub_status, status.details, started.state / "runs" / run_id)
+
+    with ThreadPoolExecutor(3) as pool:
+        yield {name: pool.submit(run, name) for name in (*ENDS, "wrong clients", *shapes)}
 
 
-def run(it: Federation, directory: Path, server: str, client: str = CLIENT) -> list[dict[str, Any]]:
-    """Run an app to its end and return its journal."""
-    before = set((it.state / "runs").iterdir())
-    it.run(make_app(directory, HEAD + server, client), [], nodes=0)
-    (folder,) = set((it.state / "runs").iterdir()) - before
-    journal = folder / "journal.jsonl"
-    wait_until(lambda: of(read_journal(journal), "run_finished"), 20, f"the run has not ended: {journal}")
-    return read_journal(journal)
+@pytest.fixture
+def ran(request: pytest.FixtureRequest, runs: dict[str, Future[Ran]]) -> Ran:
+    """The run of the app that the test is about."""
+    found = runs[request.param].result()
+    assert found.of("run_started") and len(found.of("run_finished")) == 1, found
+    assert {client["name"] for client in found.of("run_started")[0]["clients"]} == set(NAMES)
+    if request.param not in ENDS:
+        assert found.status == found.of("run_finished")[0]["status"] == "completed", found
+        assert all(event["system"]["train_seconds"] > 0 for event in found.of("reply"))
+    return found
 
 
-def of(events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    """Return the events of a kind."""
-    return [event for event in events if event["event"] == kind]
+def shape(name: str) -> Any:
+    """Give a test the run of this app."""
+    return pytest.mark.parametrize("ran", [name], indirect=True, ids=[name])
 
 
-def phases(events: list[dict[str, Any]]) -> list[tuple[int | None, str, list[str]]]:
-    """Return round, phase and clients of each phase, in order."""
-    return [(event["round"], event["phase"], event["clients"]) for event in of(events, "phase_started")]
+BOTH = ("train", "evaluate")
 
 
-def replies(events: list[dict[str, Any]]) -> list[tuple[int | None, str, str]]:
-    """Return round, phase and client of each reply, sorted."""
-    found = [(event["round"], event["phase"], event["client"]) for event in of(events, "reply")]
-    return sorted(found, key=str)
-
-
-BOTH = ["a", "b"]
-
-
-def test_an_app_of_the_message_api(started: Federation, tmp_path: Path) -> None:
-    events = run(started, tmp_path / "app", NUMPY)
-    assert of(events, "run_finished")[0]["status"] == "completed", events[-1]
-    (begin,), (plan,) = of(events, "run_started"), of(events, "plan")
-    assert [client["name"] for client in begin["clients"]] == BOTH
+@shape("numpy_quickstart")
+def test_an_app_of_the_message_api(ran: Ran, started: Federation, tmp_path: Path) -> None:
+    (plan,) = ran.of("plan")
     assert (plan["strategy"], plan["rounds"]) == ("Looking", 2)
-    assert phases(events) == [(n, phase, BOTH) for n in (1, 2) for phase in ("train", "evaluate")]
-    (failure,) = of(events, "failure")
-    assert (failure["round"], failure["phase"], failure["client"]) == (2, "evaluate", "b")
+    assert ran.phases() == [(number, phase, NAMES) for number in (1, 2) for phase in BOTH]
+    (failure,) = ran.of("failure")
+    assert (failure["round"], failure["phase"], failure["client"]) == (2, "evaluate", "d")
     assert "no data" in failure["reason"]
-    first = of(events, "reply")[0]
+    first = ran.of("reply")[0]
     assert first["metrics"] == {"train_loss": 0.5, "per_class": [0.1, 0.9]}
-    assert first["examples"] in (10, 20) and min(first["bytes_up"], first["bytes_down"]) >= 24
-    assert first["system"]["train_seconds"] > 0 and first["system"]["threads"] >= 1
-    before, one, two = of(events, "round")
-    assert [event["accuracy"] for event in (before, one, two)] == [0.5, 0.6, 0.7]
-    assert two["keys"]["accuracy"] == "test_accuracy"
+    assert first["examples"] in (10, 20, 30, 40, 50) and min(first["bytes_up"], first["bytes_down"]) >= 24
+    assert first["system"]["threads"] >= 1
+    two = ran.of("round")[-1]
     assert (two["client_accuracy"], two["client_loss"], two["train_loss"]) == (0.75, 0.25, 0.5)
-    assert (two["clients"], two["failures"], two["derived"]) == (2, 1, [])
-    assert {"configure", "train", "aggregate", "evaluate", "server_evaluate"} <= set(two["phases"])
-    (saved,) = of(events, "model_saved")
-    with np.load(saved["path"]) as model:
-        assert [model[name].tolist() for name in model] == [[2.0, 2.0, 2.0]]
-    folder = Path(saved["path"]).parent
-    assert (folder / "app" / "files" / "final_model.npz").exists()
-    assert_consumers_take_it(events, folder, tmp_path / "results", rounds=2, accuracy=0.7)
+    assert (two["accuracy"], two["loss"]) == (None, None), "the server has not evaluated"
+    assert (two["clients"], two["failures"], two["derived"]) == (5, 1, [])
+    assert {"configure", "train", "aggregate", "evaluate"} <= set(two["phases"])
+    assert ran.model() == [[2.0, 2.0, 2.0]]
+    assert ran.written() == ["final_model.npz"]
+    work = started.scratch / "0" / "runs" / ran.folder.name / "app" / "files"
+    assert [path.name for path in work.iterdir()] == ["local_model.npz"]
+    assert "the model is saved" in (ran.folder / "logs" / "serverapp.log").read_text()
+    summary = ran.summary(tmp_path)
+    assert (summary["rounds"], summary["clients"], summary["accuracy"]) == (2, 5, None)
 
 
-def assert_consumers_take_it(
-    events: list[dict[str, Any]], folder: Path, out: Path, rounds: int, accuracy: float | None
-) -> None:
-    """Progress lines, exporter and results folder treat the journal as one of our own app."""
-    follower = control.Follower(folder / "journal.jsonl")
-    lines = [line for line in follower.lines() if not line.startswith(control.BAR)]
-    assert sum(line.startswith(f"round {rounds}/{rounds}") for line in lines) == (rounds > 0)
-    page = fl_exporter.Run(folder.name, folder / "journal.jsonl")
-    page.update(None)
-    text = page.page().text()
-    assert ("fl_run_accuracy{" in text) == (accuracy is not None)
-    assert results.main([str(folder), "--results", str(out), "--status", "completed"]) == 0
-    summary = json.loads((out / "latest" / "summary.json").read_text())
-    assert (summary["rounds"], summary["clients"], summary["accuracy"]) == (rounds, 2, accuracy)
-    assert (out / "latest" / "report.html").stat().st_size > 1000
-    table = (out / "latest" / "clients.csv").read_text().splitlines()
-    assert len(table) == 1 + len(of(events, "reply")) + len(of(events, "failure"))
+@shape("torch_quickstart")
+def test_an_app_that_evaluates_on_the_server(ran: Ran, tmp_path: Path) -> None:
+    rounds = ran.of("round")
+    assert [event["round"] for event in rounds] == [0, 1, 2]
+    assert all(event["accuracy"] is not None for event in rounds)
+    assert rounds[2]["loss"] < rounds[1]["loss"] < rounds[0]["loss"]
+    assert rounds[2]["keys"]["accuracy"] == "accuracy" and "server_evaluate" in rounds[2]["phases"]
+    assert [len(clients) for _, _, clients in ran.phases()] == [5, 2, 5, 2]
+    assert ran.written() == ["final_model.pt"]
+    assert len(ran.model()) == 2
+    assert ran.summary(tmp_path)["accuracy"] == rounds[2]["accuracy"]
 
 
-def test_a_strategy_with_a_start_of_its_own(started: Federation, tmp_path: Path) -> None:
-    events = run(started, tmp_path / "app", CUSTOM)
-    assert of(events, "plan")[0]["rounds"] == 2
-    assert [event["accuracy"] for event in of(events, "round")] == [0.25, 0.5]
-    assert phases(events) == [(1, "train", BOTH), (2, "train", BOTH)]
-    assert of(events, "round")[0]["client_accuracy"] is None
+@shape("custom_start")
+def test_a_strategy_with_a_start_of_its_own(ran: Ran, tmp_path: Path) -> None:
+    assert ran.of("plan")[0]["rounds"] == 2
+    assert [event["accuracy"] for event in ran.of("round")] == [0.25, 0.5]
+    assert [event["train_loss"] for event in ran.of("round")] == [1.0, 0.5]
+    assert ran.phases() == [(1, "train", NAMES), (2, "train", NAMES)]
+    written = [Path(name) for name in ran.written()]
+    assert [path.name for path in written] == ["model_1.npz", "model_2.npz", "results.json"]
+    assert {len(path.parts) for path in written} == {4}, "with the folders that the app made"
+    assert ran.summary(tmp_path)["accuracy"] == 0.5
 
 
-def test_a_legacy_server_whose_threads_make_one_phase(started: Federation, tmp_path: Path) -> None:
-    events = run(started, tmp_path / "app", LEGACY, LEGACY_CLIENT)
-    assert of(events, "run_finished")[0]["status"] == "completed", events[-1]
-    assert of(events, "plan")[0]["rounds"] == 2
-    assert phases(events) == [(n, phase, BOTH) for n in (1, 2) for phase in ("train", "evaluate")]
-    assert of(events, "phase_extended") == []
-    rounds = of(events, "round")
+@shape("legacy_server")
+def test_a_legacy_server_whose_threads_make_one_phase(ran: Ran, tmp_path: Path) -> None:
+    assert ran.of("plan")[0]["rounds"] == 2
+    assert ran.phases() == [(number, phase, NAMES) for number in (1, 2) for phase in BOTH]
+    assert ran.of("phase_extended") == []
+    rounds = ran.of("round")
     assert [event["accuracy"] for event in rounds] == [0.0, 0.1, 0.2]
     assert (rounds[-1]["client_loss"], rounds[-1]["client_accuracy"]) == (0.25, 0.75)
-    assert rounds[-1]["derived"] == ["client_accuracy", "train_loss"], (
-        "our means of what it has no aggregate of"
-    )
-    assert all(event["examples"] in (5, 10) and event["system"] for event in of(events, "reply"))
-    with np.load(of(events, "model_saved")[0]["path"]) as model:
-        assert model["0"].tolist() == [2.0, 2.0, 2.0]
+    assert rounds[-1]["derived"] == ["client_accuracy", "train_loss"], "our means: it has no aggregate"
+    assert all(event["examples"] in (5, 10) and event["system"] for event in ran.of("reply"))
+    assert ran.model() == [[2.0, 2.0, 2.0]]
+    assert ran.summary(tmp_path)["rounds"] == 2
 
 
-def test_the_default_workflow(started: Federation, tmp_path: Path) -> None:
-    events = run(started, tmp_path / "app", WORKFLOW, LEGACY_CLIENT)
-    assert of(events, "run_finished")[0]["status"] == "completed", events[-1]
-    assert of(events, "plan")[0]["rounds"] == 2
-    assert phases(events) == [(n, phase, BOTH) for n in (1, 2) for phase in ("train", "evaluate")]
-    assert [event["accuracy"] for event in of(events, "round")] == [None, None]
+@shape("workflow_state")
+def test_the_default_workflow_and_the_state_of_its_clients(ran: Ran) -> None:
+    assert ran.of("plan")[0]["rounds"] == 2
+    assert [(number, phase) for number, phase, _ in ran.phases()] == [(n, p) for n in (1, 2) for p in BOTH]
+    assert [event["train_loss"] for event in ran.of("round")] == [1.0, 2.0], "the state of the round before"
+    assert [event["accuracy"] for event in ran.of("round")] == [None, None]
 
 
-def test_a_loop_that_never_asks_for_some_replies(started: Federation, tmp_path: Path) -> None:
-    events = run(started, tmp_path / "app", VERTICAL)
-    assert of(events, "run_finished")[0]["status"] == "completed", events[-1]
-    assert [event["round"] for event in of(events, "round")] == [1, 2, 3]
-    assert [(n, phase) for n, phase, _ in phases(events)] == [
+@shape("vertical")
+def test_a_loop_that_never_asks_for_some_replies(ran: Ran, tmp_path: Path) -> None:
+    assert [event["round"] for event in ran.of("round")] == [1, 2, 3]
+    assert [(number, phase) for number, phase, _ in ran.phases()] == [
         *((None, "query"), (1, "train"), (2, "query"), (2, "train"), (3, "query"), (3, "train"))
     ]
-    unanswered = [(event["round"], event["phase"], event["clients"]) for event in of(events, "unanswered")]
-    assert unanswered == [(n, "train", BOTH) for n in (1, 2, 3)]
-    assert of(events, "failure") == [] and of(events, "model_saved") == []
-    folder = max((started.state / "runs").iterdir(), key=lambda path: path.stat().st_ctime_ns)
-    follower = control.Follower(folder / "journal.jsonl")
-    assert "round 3  " in "\n".join(follower.lines()), "no number of rounds is made up"
+    unanswered = [(event["round"], event["phase"], event["clients"]) for event in ran.of("unanswered")]
+    assert unanswered == [(number, "train", NAMES) for number in (1, 2, 3)]
+    assert ran.of("failure") == [] and ran.of("model_saved") == []
+    lines = "\n".join(control.Follower(ran.folder / "journal.jsonl").lines())
+    assert "round 3  " in lines, "no number of rounds is made up"
+    assert ran.summary(tmp_path)["rounds"] == 3
 
 
-def test_an_app_without_rounds_has_none(started: Federation, tmp_path: Path) -> None:
-    events = run(started, tmp_path / "app", QUERY)
-    assert of(events, "round") == []
-    assert replies(events) == [(None, "query", name) for name in ("a", "a", "b", "b")]
-    folder = max((started.state / "runs").iterdir(), key=lambda path: path.stat().st_ctime_ns)
-    assert_consumers_take_it(events, folder, tmp_path / "results", rounds=0, accuracy=None)
+@shape("secure_aggregation")
+def test_secure_aggregation_has_four_exchanges_in_a_round(ran: Ran, tmp_path: Path) -> None:
+    assert ran.phases() == [(1, "train", NAMES)] * 4
+    (only,) = ran.of("round")
+    assert (only["round"], only["clients"], only["failures"]) == (1, 5, 0)
+    assert (only["accuracy"], only["client_accuracy"], only["train_loss"]) == (None, None, None)
+    (array,) = ran.model()
+    assert np.allclose(array, 2.0, atol=1e-4), "the mean of 0, 1, 2, 3, 4: shares were opened"
+    assert ran.summary(tmp_path)["clients"] == 5
 
 
-@pytest.mark.parametrize(
-    ("server", "reason"),
-    [(EXITS, "sys.exit(3)"), (BROKEN, "a_package_that_is_not_there")],
-    ids=["sys.exit", "import"],
-)
-def test_how_an_app_fails_is_recorded(started: Federation, tmp_path: Path, server: str, reason: str) -> None:
-    before = set((started.state / "runs").iterdir())
-    try:
-        started.run(make_app(tmp_path / "app", HEAD + server), [], nodes=0, timeout=8)
-    except TimeoutError:
-        assert server is BROKEN, "it could not say that it was done"
-    (folder,) = set((started.state / "runs").iterdir()) - before
-    journal = folder / "journal.jsonl"
-    wait_until(lambda: of(read_journal(journal), "run_finished"), 20, "the run has not ended")
-    (end,) = of(read_journal(journal), "run_finished")
-    assert end["status"] == "failed" and reason in end["error"]
+@shape("analytics")
+def test_an_app_without_rounds_has_none(ran: Ran, tmp_path: Path) -> None:
+    assert ran.of("round") == [] and ran.of("plan") == []
+    replies = ran.of("reply")
+    assert sorted(event["client"] for event in replies) == sorted(NAMES)
+    assert {(event["round"], event["phase"], event["examples"]) for event in replies} == {
+        (None, "query", None)
+    }
+    assert ran.written() == ["answers.json"]
+    summary = ran.summary(tmp_path)
+    assert (summary["rounds"], summary["clients"], summary["accuracy"]) == (0, 5, None)
+    assert (summary["strategy"], summary["model_sha256"]) == (None, None)
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_how_an_app_ends_is_said_once_and_clearly(
+    runs: dict[str, Future[Ran]], name: str, tmp_path: Path
+) -> None:
+    ran, (_, status, reason, rounds) = runs[name].result(), ENDS[name]
+    assert ran.status == status and reason in ran.details, ran
+    (end,) = ran.of("run_finished")
+    assert end["status"] == status and reason in (end["error"] or ""), end
+    assert [event["round"] for event in ran.of("round")] == list(range(1, rounds + 1))
+    summary = ran.summary(tmp_path)
+    assert (summary["status"], summary["rounds"]) == (status, rounds)
+    assert reason in (summary["error"] or "")
+
+
+@shape("wrong clients")
+def test_what_a_client_app_does_wrong_is_its_own_failure_and_the_next_message_works(
+    ran: Ran, started: Federation
+) -> None:
+    reasons = {event["client"]: event["reason"] for event in ran.of("failure")}
+    assert set(reasons) == {"e", "b"}
+    assert "File too large" in reasons["e"] and "client.py line" in reasons["e"]
+    assert BY_SIGKILL in reasons["b"]
+    first, second = json.loads((ran.folder / "app" / "files" / "answers.json").read_text())
+    assert [answer is None for answer in first] == [True, False, False, True, False]
+    directories = [
+        str(started.scratch / str(partition) / "runs" / ran.folder.name / "app" / "files")
+        for partition in range(len(NAMES))
+    ]
+    assert [answer["cwd"] for answer in second] == directories, "however they left it"
+    kept = [["1.txt", "large"], [], ["1.txt"], ["1.txt"], ["1.txt"]]
+    assert [answer["there"] for answer in second] == kept

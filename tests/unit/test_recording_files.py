@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import secrets
 import subprocess
 import sys
 import tempfile
@@ -15,13 +14,15 @@ from typing import Any
 
 import pytest
 
-from coldframe.recording import files
+from coldframe import cgroups
+from coldframe.recording import files, task_log
 from coldframe.recording.journal import read_journal
 from tests.unit.flower import Federation, federation, tool, wait_until, write_app
 
 CLIENT = """
 import getpass, os, tempfile
 from pathlib import Path
+import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 app = ClientApp()
@@ -31,12 +32,17 @@ def query(message, context):
     order = message.content["order"]
     answer = {"cwd": os.getcwd(), "home": str(Path.home()), "tmp": tempfile.gettempdir()}
     answer |= {"user": getpass.getuser(), "found": sorted(os.listdir())}
+    print(f"the order is to {order['do']}")
     match order["do"]:
         case "write":
             Path(order["name"]).write_bytes(b"x" * order["bytes"])
             Path("../beside").write_text("x")
         case "leave":
             os.chdir("/")
+        case "threads":
+            from coldframe.recording import threads
+            answer["blas"] = [library.get() for library in threads.loaded_blas()]
+            answer["variables"] = [int(os.environ[name]) for name in threads.VARIABLES]
         case "fill":
             for number in range(2):
                 Path(str(number)).write_bytes(b"x" * order["bytes"])
@@ -70,7 +76,7 @@ def started(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
         it.environment["COLDFRAME_STATE"] = str(tmp_path / "state")
         scratch = {"COLDFRAME_SCRATCH": str(tmp_path / "scratch")}
         warm = request.param == "warm"
-        start_link(it, warm)
+        it.start_recorded_link(warm)
         supernode = [sys.executable, "-m", "coldframe.flower.adapters", "supernode"]
         it.start_node(
             supernode if warm else [tool("flower-supernode")],
@@ -79,24 +85,6 @@ def started(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
         )
         it.state, it.scratch, it.warm = tmp_path / "state", tmp_path / "scratch", warm
         yield it
-
-
-def start_link(it: Federation, warm: bool) -> None:
-    """Start a SuperLink and a SuperExec that starts its ServerApps, as in the server's container."""
-    secret = it.home / "link-secret"
-    secret.write_bytes(secrets.token_bytes(32))
-    auth = ["--superexec-auth-secret-file", str(secret)]
-    adapters = [sys.executable, "-m", "coldframe.flower.adapters"]
-    it.start_link(
-        [*adapters, "superlink"] if warm else [tool("flower-superlink")], "--isolation", "process", *auth
-    )
-    it.start(
-        "superexec",
-        [
-            *([*adapters, "serverapp-superexec"] if warm else [tool("flower-superexec")]),
-            *("--insecure", "--runtime-api-address", f"127.0.0.1:{it.link_port}", *auth),
-        ],
-    )
 
 
 def newest(it: Federation) -> Path:
@@ -110,7 +98,7 @@ def test_an_app_has_a_directory_a_home_and_no_more_room_than_its_bounds(
     orders: list[dict[str, Any]] = [
         {"do": "leave"},
         {"do": "write", "name": "kept.txt", "bytes": 9},
-        {"do": "look"},
+        {"do": "threads"},
     ]
     if started.warm:
         orders += [{"do": "write", "name": "big", "bytes": 800_000}, {"do": "fill", "bytes": 600_000}]
@@ -123,6 +111,8 @@ def test_an_app_has_a_directory_a_home_and_no_more_room_than_its_bounds(
     assert first["tmp"] == str(started.scratch / "runs" / run.name / "app" / "tmp")
     assert first["user"] == "coldframe"
     assert (first["found"], second["found"]) == ([], ["kept.txt"]), "kept between messages"
+    expected = cgroups.threads(cgroups.own().cpu_limit(), cgroups.own().cpuset_count())
+    assert (second["blas"], set(second["variables"])) == ([expected], {expected})
     if started.warm:
         one, together, after = answers[3:]
         assert "File too large" in one["reason"]
@@ -133,6 +123,14 @@ def test_an_app_has_a_directory_a_home_and_no_more_room_than_its_bounds(
     recorded = [event["system"] for event in events if event["event"] == "reply"]
     assert len(recorded) == len([answer for answer in answers if "code" not in answer])
     assert all(system["train_seconds"] >= 0 for system in recorded), "under both runtimes"
+    assert {system["threads"] for system in recorded} == {expected}
+    (log,) = started.home.glob("executor-*.log")  # in a container, its log
+    wait_until(
+        lambda: log.read_text().count(task_log.END) == len(answers), 10, f"a task has not ended: {log}"
+    )
+    lines = list(task_log.of_run(log.read_text().splitlines(), run.name))
+    said = [line.removeprefix("the order is to ") for line in lines if line.startswith("the order is")]
+    assert said == [order["do"] for order in orders]
 
 
 def test_entering_bounds_files_and_sets_the_environment(tmp_path: Path) -> None:
@@ -186,11 +184,13 @@ def test_nothing_is_collected_of_a_run_that_wrote_nothing(tmp_path: Path) -> Non
 SAVES = """
 import numpy as np
 from flwr.serverapp import ServerApp
+from flwr.superlink.grid import http_grid
 app = ServerApp()
 
 @app.main()
 def main(grid, context):
     np.savez("final_model.npz", np.zeros(3))
+    print("replies are read by", http_grid.inflate_object_from_contents.__module__)
     open(context.run_config["out"], "w").write("[]")
 """
 
@@ -204,3 +204,30 @@ def test_a_serverapp_that_saves_its_model_where_it_stands_completes(
     run = newest(started)
     wait_until(lambda: not (run / "app" / "tmp").exists(), 10, "the ServerApp has not ended")
     assert list(files.collect(run)["files"]) == ["final_model.npz"]
+    log = run / "logs" / "serverapp.log"
+    assert "replies are read by coldframe.recording.reading" in log.read_text()
+
+
+KILLED = """
+import os, signal
+from flwr.serverapp import ServerApp
+app = ServerApp()
+
+@app.main()
+def main(grid, context):
+    print("it was here", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_serverapp_that_is_killed_is_a_failed_run_at_once(started: Federation, tmp_path: Path) -> None:
+    app = write_app(tmp_path / "app", CLIENT)
+    (app / "probe" / "server.py").write_text(KILLED)
+    run_id = started.submit(app)
+    reason = "ServerApp: its process was killed by SIGKILL"
+    status = started.ended(run_id, 25)  # flwr finds out after half a minute, and cannot say why
+    assert (status.sub_status, status.details) == ("failed", reason)
+    run = started.state / "runs" / run_id
+    wait_until(lambda: "run_finished" in (run / "journal.jsonl").read_text(), 5, "the journal has no end")
+    assert read_journal(run / "journal.jsonl")[-1]["error"] == reason
+    assert "it was here" in (run / "logs" / "serverapp.log").read_text()

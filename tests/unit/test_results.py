@@ -630,15 +630,23 @@ def test_files_of_a_serverapp_are_in_the_results_and_what_is_left_out_is_named(
     (source / "written" / "model.pt").write_bytes(b"torch")
     manifest = {"files": {"final_model.npz": 1}, "left_out": {"huge.bin": "9.00 GB: too much"}}
     (source / "written.json").write_text(json.dumps(manifest))
+    for machine, client in (("c1", "c1-0"), ("c2", "c2-0")):
+        (source / "files" / machine / "clients" / client).mkdir(parents=True)
+        (source / "files" / machine / "clients" / client / "state.npz").write_text(client)
+    (source / "files" / "c2" / "clients" / "c2-0" / "link").symlink_to("/etc/passwd")
+    (source / "files" / "c1" / "left_out.json").write_text(json.dumps({"c1-0": {"pipe": "no regular file"}}))
     assert results.main([str(source), "--results", str(out), "--status", "completed"]) == 0
     found = out / "latest" / "files"
     assert (found / "server" / "deep" / "results.json").read_text() == "{}"
     assert (out / "latest" / "model.pt").read_bytes() == b"torch", "beside the model that was recorded"
     assert not (found / "server" / "model.pt").exists()
-    assert json.loads((found / "server.json").read_text()) == manifest
+    left_out = {"server": manifest["left_out"], "c1-0": {"pipe": "no regular file"}}
+    assert json.loads((found / "left_out.json").read_text()) == left_out
+    assert [(found / client / "state.npz").read_text() for client in ("c1-0", "c2-0")] == ["c1-0", "c2-0"]
+    assert (found / "c2-0" / "link").is_symlink(), "never what it points to"
     words = capsys.readouterr().out
-    assert "files       2 of the ServerApp" in words
-    assert "left out    huge.bin: 9.00 GB" in words
+    assert "files       2 of the ServerApp, 2 of the ClientApps" in words
+    assert "left out    server: huge.bin: 9.00 GB" in words
 
 
 def test_a_run_of_flowers_own_command_has_the_limits_that_the_agents_can_still_tell(tmp_path: Path) -> None:
