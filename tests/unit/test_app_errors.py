@@ -90,8 +90,6 @@ def test_a_run_fails_with_its_clients_error_and_keeps_the_serverapps_output(tmp_
         wait_until(lambda: ended() and len(details) > 1, 30, "the killed ServerApp's run does not end")
         failed = [item[1] for item in details if item not in first]
         assert failed == ["ServerApp: its process was killed by SIGKILL"]
-            "ServerApp: its process was killed by SIGKILL"
-        ]
     cause = "ModuleNotFoundError: No module named 'no_such_package' (in client.py line 4)"
     own = "IndexError: list index out of range (in server.py line 16)"
     node = reason.removeprefix(FLWR_PREFIX).partition(":")[0]
