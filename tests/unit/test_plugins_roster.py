@@ -45,7 +45,7 @@ def test_server_may_use_what_is_given_or_half_of_the_machine():
     of = roster.coldframe_server_memory
     assert of("2g", 8 << 30) == 2 << 30
     assert of("", 8 << 30) == 4 << 30
-    assert of("", (8 << 30) - (90 << 20)) == of("", (8 << 30) - (91 << 20)) == 3904 << 20
+    assert of("", (8 << 30) - (90 << 20)) == of("", (8 << 30) - (91 << 20)) == 4032 << 20
     assert of("", 1 << 30) == of("", 0) == 700 << 20
 
 
