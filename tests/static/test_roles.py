@@ -198,3 +198,24 @@ def test_what_travels_through_a_command_arrives_as_it_was_typed() -> None:
         if not isinstance(words, dict) or words.get("expand_argument_vars") is not False
     ]
     assert expanding == []
+
+
+def test_clients_trust_no_authority_that_signs_for_the_monitoring() -> None:
+    """The authority of the clients signs the server's certificate, and no other."""
+    tasks = ROOT / "roles" / "fl_pki" / "tasks"
+    found = {
+        path.stem: task["vars"]["__fl_pki_certificate"]["authority"]
+        for path in sorted(tasks.glob("*.yml"))
+        for task in load(path)
+        if "__fl_pki_certificate" in task.get("vars", {})
+    }
+    clients = "{{ fl_pki_controller_directory }}"
+    assert found == {
+        "machine": f"{clients}/monitoring",
+        "metrics": f"{clients}/monitoring",
+        "server": clients,
+    }
+    gateway = (ROOT / "roles" / "fl_gateway" / "templates" / "nginx.conf.j2").read_text(encoding="utf-8")
+    training, metrics = gateway.split("listen {{ fl_gateway_metrics_port }}")
+    assert "pki/server.crt" in training and "metrics.crt" not in training
+    assert "metrics/metrics.crt" in metrics and "pki/" not in metrics
