@@ -254,6 +254,10 @@ INVENTORY = _table(
     Variable("docker_engine_manage", "truth", "true"),
     Variable("docker_engine_source", "choice", "docker", choices=("distribution", "docker")),
     Variable("docker_engine_repository", "text", "URL"),
+    Variable(
+        *("docker_engine_key", "text", "9DC858229FC7DD38854AE2D88D81803C0EBFCD88"),
+        pattern=r"[0-9A-Fa-f]{40}",
+    ),
     Variable("docker_engine_log", "text", "/var/log/coldframe-dockerd.log"),
     Variable("docker_engine_start_timeout", "whole", "60", low=1, most=3600),
 )

@@ -151,6 +151,11 @@ def test_machines_pull_what_the_builder_has_pushed(lab: Lab, registry: str) -> N
     assert f'remoteaddr="{lab.machine.address}' in logs or lab.machine.address in logs
     assert '"GET /v2/lab/coldframe/fl/blobs' in logs or "/v2/lab/coldframe/fl/blobs" in logs
 
+    # Pulled by the digest of what was pushed: who replaces the image in the registry changes nothing.
+    (kept,) = (lab.directory / "state" / "coldframe" / "coldframe" / "images").iterdir()
+    assert kept.read_text().startswith("sha256:")
+    assert f"/v2/lab/coldframe/fl/manifests/{kept.read_text()}" in logs
+
     again = lab.must("site.yml", **settings)
     assert set(again.changed.values()) == {0}
 

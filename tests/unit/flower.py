@@ -157,7 +157,6 @@ class Federation:
         self.start(
             f"supernode-{port}",
             [*command, *link, "--host", "127.0.0.1", "--port", str(port), "--isolation", "process", *auth],
-            **environment,
         )
         wait_for_port(port)
         return self.start(
