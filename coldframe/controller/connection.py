@@ -294,18 +294,18 @@ def refusal(directory: Path, name: str) -> str:
     """Say why a connection cannot have its name in the configuration of `flwr`; nothing where it can."""
     file = flower_config.path()
     try:
-        known = flower_config.connections(file.read_text(encoding="utf-8")) if file.exists() else {}
-        flower_config.put(file.read_text(encoding="utf-8") if known else "", name, None)
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        if name in flower_config.connections(text) and not is_ours(file, directory, name):
+            where = (
+                f"[superlink.{name}]" if name != flower_config.DEFAULT else "the key default of [superlink]"
+            )
+            return (
+                f"{file} has {where} already, and it is not of Coldframe: rename it there, "
+                "or type export FLWR_HOME=DIR with another folder for connect.yml and flwr"
+            )
+        flower_config.put(text, name, None)
     except (OSError, ValueError) as error:
-        return (
-            f"{file} cannot be used ({error}): correct it, or type export FLWR_HOME=DIR with another folder"
-        )
-    if name in known and not is_ours(file, directory, name):
-        where = f"[superlink.{name}]" if name != flower_config.DEFAULT else "the key default of [superlink]"
-        return (
-            f"{file} has {where} already, and it is not of Coldframe: rename it there, "
-            "or type export FLWR_HOME=DIR with another folder for connect.yml and flwr"
-        )
+        return f"{file} cannot be used ({error}): correct it, or type export FLWR_HOME=DIR for another one"
     return ""
 
 
