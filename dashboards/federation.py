@@ -474,7 +474,7 @@ def _inventory(built: Board) -> None:
         ),
     )
     built.line(
-        8,
+        6,
         (
             24,
             rows(

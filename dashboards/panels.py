@@ -277,7 +277,7 @@ def heat(
     unit: str,
     by_client: str,
     *,
-    scheme: str = "Viridis",
+    scheme: str = "Blues",
     high: float | None = None,
     decimals: int | None = None,
 ) -> heatmap.Panel:
@@ -294,7 +294,7 @@ def heat(
         heatmap.HeatmapColorOptions()
         .mode(heatmap_model.HeatmapColorMode.SCHEME)
         .scheme(scheme)
-        .reverse(scheme == "Viridis")  # Grafana's goes from light to dark otherwise
+        .reverse(False)
         .steps(64)
         .exponent(0.5)
         .fill("dark-orange")

@@ -91,7 +91,7 @@ export async function resolve(dashboard: any, chosen: Values, at: number): Promi
     let offered: Array<{ value: string; text: string }>;
     if (labels) {
       const series = await ask('query', { query: labels[1] ?? `{${labels[2]}!=""}`, time: at });
-      const found = [...new Set(series.map((item) => item.metric[labels[2]]).filter(Boolean))].sort();
+      const found = [...new Set(series.map((item) => item.metric[labels[2]]).filter(Boolean))].sort(new Intl.Collator('en', { numeric: true }).compare);
       offered = found.map((value) => ({ value, text: value }));
     } else {
       const pattern = new RegExp(variable.regex.slice(1, -1));

@@ -1,11 +1,14 @@
-// Shows a dashboard with the components that Grafana itself is made of (@grafana/ui): one page, one picture.
+// Shows a dashboard with the components that Grafana itself is made of (@grafana/ui), and heat maps, for which it has
+// none: one page, one picture.
 import {
   type DataFrame,
+  FieldType,
   type GrafanaTheme2,
   ThemeContext,
   VizOrientation,
   createTheme,
   dateTime,
+  getDisplayProcessor,
   getDisplayValueAlignmentFactors,
   getFieldDisplayValues,
 } from '@grafana/data';
@@ -23,7 +26,8 @@ import {
   VizRepeater,
 } from '@grafana/ui';
 import { TableNG } from '@grafana/ui/unstable';
-import { useLayoutEffect, useState } from 'react';
+import { interpolateBlues, interpolateOranges } from 'd3-scale-chromatic';
+import { useLayoutEffect, useRef, useState } from 'react';
 import { createRoot } from 'react-dom/client';
 
 import { type Mark, type Span, type Values, framesOf, marksOf, resolve } from './data';
@@ -210,10 +214,67 @@ function Rows({ panel, frames, width, height }: Content) {
   );
 }
 
+const SCHEMES: Record<string, (share: number) => string> = { Blues: interpolateBlues, Oranges: interpolateOranges };
+
+// Grafana publishes no component for heat maps: this draws what its panel would, a row per series.
+function Heat({ panel, frames, span, width, height, theme }: Content) {
+  const place = useRef<HTMLCanvasElement>(null);
+  const [left, bottom] = [74, 46];
+  useLayoutEffect(() => {
+    const plot = place.current!.getContext('2d')!;
+    const rows = frames.map((frame) => frame.fields[1]);
+    const times = frames[0].fields[0].values as number[];
+    const { scheme, max } = panel.options.color;
+    const most = max ?? Math.max(...rows.flatMap((row) => row.values.filter((value) => value !== null)), 1e-9);
+    const [wide, high] = [width - left - 8, height - bottom];
+    const tall = high / rows.length;
+    const x = (time: number) => left + (wide * (time / 1000 - span.from)) / (span.to - span.from);
+    plot.setTransform(devicePixelRatio, 0, 0, devicePixelRatio, 0, 0);
+    plot.clearRect(0, 0, width, height);
+    rows.forEach((row, line) =>
+      row.values.forEach((value: number | null, column: number) => {
+        if (value !== null) {
+          plot.fillStyle = SCHEMES[scheme](Math.min(1, value / most));
+          const end = times[column + 1] ?? times[column] + (times[1] - times[0]);
+          plot.fillRect(x(times[column]), line * tall, x(end) - x(times[column]) + 0.5, tall + 0.5);
+        }
+      })
+    );
+    plot.font = `12px ${theme.typography.fontFamily}`;
+    plot.fillStyle = theme.colors.text.primary;
+    plot.textAlign = 'right';
+    plot.textBaseline = 'middle';
+    let step = 1;
+    while (step < rows.length / 3 && (height - 15) / (rows.length / step) < 10) {
+      step *= 2; // as Grafana does: half of the names go until they fit
+    }
+    rows.forEach((row, line) => line % step === 0 && plot.fillText(row.config.displayNameFromDS ?? '', left - 6, (line + 0.5) * tall));
+    plot.textAlign = 'center';
+    for (let place = 1; place < 6; place++) {
+      const time = span.from + ((span.to - span.from) * place) / 6;
+      plot.fillText(dateTime(time * 1000).format('HH:mm:ss'), x(time * 1000), high + 12);
+    }
+    const scale = Math.min(220, wide / 2);
+    for (let share = 0; share < scale; share++) {
+      plot.fillStyle = SCHEMES[scheme](share / scale);
+      plot.fillRect(left + share, high + 28, 1.5, 8);
+    }
+    plot.fillStyle = theme.colors.text.primary;
+    const shown = getDisplayProcessor({ field: { config: { ...panel.fieldConfig.defaults, decimals: undefined }, type: FieldType.number }, theme });
+    const words = (value: number) => { const { text, suffix } = shown(value); return text + (suffix ?? ''); };
+    plot.textAlign = 'left';
+    plot.fillText(words(most), left + scale + 8, high + 32);
+    plot.textAlign = 'right';
+    plot.fillText(words(0), left - 6, high + 32);
+  });
+  return <canvas ref={place} width={width * devicePixelRatio} height={height * devicePixelRatio} style={{ width, height }} />;
+}
+
 const KINDS: Record<string, (content: Content) => JSX.Element> = {
   timeseries: Curves,
   stat: Figures,
   bargauge: Bars,
+  heatmap: Heat,
   table: Rows,
 };
 
