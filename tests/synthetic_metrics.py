@@ -1,11 +1,11 @@
-"""Writes what Prometheus would have collected of a run that never was, to look at the dashboards of many clients.
+"""Writes what Prometheus would have of a run that never was, to look at the dashboards of many clients.
 
     python -m tests.synthetic_metrics 20 --kind foreign --out metrics.txt
     promtool tsdb create-blocks-from openmetrics metrics.txt DIRECTORY
     prometheus --storage.tsdb.path DIRECTORY --config.file EMPTY
 
-The FL exporter's own code makes the series of the run from a journal; those of machines and containers, and what
-the recording rules make of them, are invented.
+The FL exporter's own code makes the series of the run from a journal; those of machines and containers, and
+what the recording rules make of them, are invented.
 """
 
 from __future__ import annotations

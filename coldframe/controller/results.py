@@ -26,7 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from coldframe.controller import plots, report, submission
+from coldframe.controller import oversubscription, plots, report, submission
 from coldframe.controller.records import Event, Run, duration, folders_of, gather, iso, natural
 from coldframe.controller.records import named as named_clients
 from coldframe.controller.terminal import ansible_playbook, plain
@@ -111,6 +111,7 @@ def summarise(
         "round_seconds": [event["seconds"] for event in trained],
         "model_sha256": run.model_sha256,
         "oversubscribed": started.get("oversubscribed"),
+        "oversubscribed_because": [],
         "concurrent_with": concurrent_with,
         "started": iso(run.first),
         "finished": None if status == "running" else iso(run.last),
@@ -372,9 +373,8 @@ def closing_words(
     if summary["wall_seconds"] is not None:
         lines.append(f"  wall time   {duration(summary['wall_seconds'])}")
     if summary["oversubscribed"]:
-        lines.append(
-            "  note        the clients' cpu limits exceed a machine's cores: times are the machine's"
-        )
+        lines.append("  note        more was asked of a machine than it has: times are the machine's")
+        lines += [f"              {reason}" for reason in summary["oversubscribed_because"]]
     if summary["concurrent_with"]:
         lines.append(
             f"  note        trained beside run {', '.join(summary['concurrent_with'])}: times are shared"
@@ -515,6 +515,10 @@ def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, P
     check_latest(arguments.results)
     out: Path = arguments.results / folder_name(summary)
     out.mkdir(parents=True, exist_ok=True)
+    inventory, events = write_surroundings(arguments, noted, run, out)
+    exceeded = oversubscription.reasons(inventory, events, run.first or 0.0)
+    if exceeded is not None:
+        summary |= {"oversubscribed": bool(exceeded), "oversubscribed_because": exceeded}
     write_json(out / "summary.json", summary)
     write_json(out / "versions.json", summary["versions"])
     write_table(out / "rounds.csv", round_rows(run))
@@ -524,7 +528,6 @@ def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, P
         copy(source / name, out / name)
     copy(arguments.record, out / "superlink.json")
     copy_files(source, out)
-    inventory, events = write_surroundings(arguments, noted, run, out)
     settings = write_config(noted, run, out / "config.yml")
     if (source / "logs").exists():
         write_logs(source / "logs", out / "logs", summary["run_id"], str(inventory.get("federation", "")))

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from coldframe.controller.certificates import CERTIFICATE_DAYS
+from coldframe.controller.records import natural
 from coldframe.controller.roster import LIMITS, coldframe_status_table
 from coldframe.controller.settings import EARLIER, RUN, SETTINGS
 from coldframe.controller.throttle_text import text_of
@@ -42,8 +43,9 @@ def coldframe_inventory(
     Parameters
     ----------
     federation : str
-        The run's, where preflight was at its start: then what else the machines did is kept, `load` and how
-        many containers of other federations ran. Empty where nobody looked at that time: both are None.
+        The run's, where preflight was at its start: then what else the machines did is kept, `load`,
+        how many containers of other federations ran, and how many cores their clients could use. Empty where
+        nobody looked at that time: all three are None.
     """
     limits = {client["name"]: client for client in roster}
     clients = [
@@ -73,6 +75,7 @@ def coldframe_inventory(
                 "cgroup": (facts.get("cgroup") or {}).get("version"),
                 "load": facts.get("load") if federation else None,
                 "other_containers": others(facts, federation) if federation else None,
+                "other_cpu": others_cpu(facts, federation) if federation else None,
             }
         )
     return {"clients": clients, "machines": machines}
@@ -84,6 +87,18 @@ def others(facts: Mapping[str, Any], federation: str) -> int | None:
         return None
     containers = facts["docker"].get("containers", [])
     return sum(bool(item.get("running")) and item["federation"] != federation for item in containers)
+
+
+def others_cpu(facts: Mapping[str, Any], federation: str) -> float | None:
+    """How many cores the clients of other federations may use on a machine; one without a limit, all."""
+    if "docker" not in facts:
+        return None
+    limits = [
+        item.get("cpu") or float(facts.get("cpus") or 0)
+        for item in facts["docker"].get("containers", [])
+        if item.get("running") and item.get("role") == "client" and item["federation"] != federation
+    ]
+    return round(sum(limits), 4)
 
 
 def coldframe_submission(
@@ -194,7 +209,7 @@ def coldframe_status(
         answer = (hostvars[machine].get("coldframe_agent") or {}).get("clients") or {}
         there: dict[str, Any] = {item["client"]: {} for item in containers if item["role"] == "client"}
         found = {**there, **answer}
-        clients += [client_row(name, machine, found[name], online) for name in sorted(found)]
+        clients += [client_row(name, machine, found[name], online) for name in sorted(found, key=natural)]
         server = next((item for item in containers if item["role"] == "server"), None)
         rows.append(
             {

@@ -272,8 +272,11 @@ def command(*words: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def docker() -> dict[str, Any]:
-    """The engine, the containers of all federations on it, and whether it has an FL image."""
+def docker(federation: str = "") -> dict[str, Any]:
+    """The engine, the containers of all federations on it, and whether it has an FL image.
+
+    Where a federation is named, the clients of others come with their CPU limit, ``cpu`` in cores.
+    """
     found: dict[str, Any] = {
         "installed": False,
         "version": "",
@@ -316,8 +319,30 @@ def docker() -> dict[str, Any]:
                 "running": container.get("State", "running") == "running",
             }
         )
+    foreign = [
+        item
+        for item in found["containers"]
+        if federation and item["running"] and item["role"] == "client" and item["federation"] != federation
+    ]
+    limits = quotas(binary, [item["name"] for item in foreign])
+    for item in foreign:
+        item["cpu"] = limits.get(item["name"])
     _code, out, _error = command(binary, "image", "ls", "--quiet", "--filter", "reference=coldframe/fl")
     found["image"] = bool(out.strip())
+    return found
+
+
+def quotas(binary: str, names: list[str]) -> dict[str, float]:
+    """The CPU limits of containers, in cores; one without a limit is left out."""
+    if not names:
+        return {}
+    limits = "{{.HostConfig.CpuQuota}} {{.HostConfig.CpuPeriod}} {{.HostConfig.NanoCpus}}"
+    found = {}
+    for line in command(binary, "inspect", "--format", f"{limits} {{{{.Name}}}}", *names)[1].splitlines():
+        quota, period, nano, name = line.split(maxsplit=3)
+        cores = int(quota) / (int(period) or 100_000) if int(quota) > 0 else int(nano) / 1e9
+        if cores > 0:
+            found[name.removeprefix("/")] = round(cores, 4)
     return found
 
 
@@ -493,7 +518,7 @@ def main() -> None:
     )
     identity = read("/etc/machine-id").strip()
     now = time.time()
-    found = docker()
+    found = docker(module.params["federation"])
     space = disk(module.params["path"])
     module.exit_json(
         changed=False,

