@@ -202,6 +202,13 @@ def test_submission_notes_what_was_typed_and_what_the_agents_read() -> None:
     assert other["variables"] == {"app": "x", "run_config": {"a": 1}}
 
 
+def test_clients_sort_as_people_count() -> None:
+    names = [f"c1-{number}" for number in (10, 2, 0, 1)]
+    containers = [{"role": "client", "client": name, "state": "running"} for name in names]
+    found = coldframe_status(["c1"], {"c1": {"coldframe_containers": containers}}, [], [])
+    assert [client["client"] for client in found["clients"]] == ["c1-0", "c1-1", "c1-2", "c1-10"]
+
+
 def test_a_moment_before_is_one() -> None:
     assert coldframe_before("2026-11-24T10:00:00Z", 600) == "2026-11-24T09:50:00+00:00"
 
