@@ -19,7 +19,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid
 
 import coldframe
-from coldframe.recording import files, flower, output, reading, threads
+from coldframe.recording import files, flower, output, reading, threads, torchvision_import
 from coldframe.recording.app_errors import AppError
 from coldframe.recording.grid import RecordingGrid
 from coldframe.recording.journal import Journal
@@ -34,6 +34,7 @@ def main() -> None:
     from flwr.superlink.cli.flwr_serverapp import flwr_serverapp
 
     threads.apply()
+    torchvision_import.install()
     install()
     flwr_serverapp()
 
