@@ -10,6 +10,7 @@ app = ClientApp()
 @app.train()
 def train(msg: Message, context: Context) -> Message:
     arrays = [a + msg.content["config"]["step"] for a in msg.content["arrays"].to_numpy_ndarrays()]
+    np.savez("local_model.npz", *arrays)
     metrics = MetricRecord({"num-examples": 1})
     content = RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics})
     return Message(content=content, reply_to=msg)
