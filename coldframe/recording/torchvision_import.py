@@ -3,7 +3,7 @@
 torchvision's wheels from the general package index link CUDA libraries. Beside a CPU torch its C++ extension
 is skipped, but fake kernels for the operators `nms` and `qnms` are registered all the same, and the import
 fails because nobody declared them. With both declared it succeeds: datasets, transforms and models work,
-`ops.nms` and `io.decode_image` do not. With the torchvision of PyTorch's CPU index the first attempt succeeds,
+`ops.nms` and `io.decode_image` do not. With the torchvision of PyTorch's CPU index the first attempt succeeds
 and nothing is declared.
 """
 
