@@ -17,7 +17,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from coldframe import cgroups
-from coldframe.recording import files, flower, threads
+from coldframe.recording import files, flower, threads, torchvision_import
 from coldframe.recording.task_log import BEGIN
 from coldframe.supervise import say
 
@@ -32,6 +32,7 @@ def main() -> None:
 
 def install(begin: Callable[[Task], None] = lambda _task: None) -> None:
     """Put what is ours around flwr's steps of a task; `begin` is called when it knows its run."""
+    torchvision_import.install()
     scratch = os.environ.get("COLDFRAME_SCRATCH")
     if scratch and flower.is_known("clientapp"):
         Task(Path(scratch), begin).install()

@@ -21,7 +21,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid
 
 import coldframe
-from coldframe.recording import files, flower, output, reading, settings, threads
+from coldframe.recording import files, flower, output, reading, settings, threads, torchvision_import
 from coldframe.recording.app_errors import AppError
 from coldframe.recording.grid import RecordingGrid
 from coldframe.recording.journal import Journal
@@ -42,6 +42,7 @@ def main() -> None:
     """Run flwr's own command with the recording beneath it."""
     from flwr.superlink.cli.flwr_serverapp import flwr_serverapp
 
+    torchvision_import.install()
     install()
     flwr_serverapp()
 

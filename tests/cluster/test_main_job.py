@@ -210,6 +210,7 @@ def test_clients_are_hardened_and_limited_as_the_inventory_says(federation: Lab)
         described = federation.container(host, f"coldframe-{name}")
         host_config = described["HostConfig"]
         assert host_config["ReadonlyRootfs"]
+        assert host_config["ShmSize"] == 64 << 30
         assert "no-new-privileges" in " ".join(host_config["SecurityOpt"])
         assert host_config["CapDrop"] == ["ALL"]
         assert not host_config["CapAdd"]
@@ -523,6 +524,8 @@ def check_recorded(federation: Lab, name: str) -> None:
     assert {float(row["cpu_limit"]) for row in replies} == {CPU}
     written = {path.name for path in (latest / "files" / "server").glob("*")}
     assert written == ({"final_model.npz"} if name == "counting" else set())
+    local = {path.parent.name for path in (latest / "files").glob("*/local_model.npz")}
+    assert local == (set(CLIENTS) if name == "counting" else set())
     record = json.loads((latest / "superlink.json").read_text())
     assert min(record["bytes_sent"], record["bytes_received"]) > 0, record
     # The limits that the agents have read.

@@ -22,7 +22,7 @@ def federation(tmp_path: Path) -> Path:
             "prometheus/data/wal",
             "prometheus/config/x.yml",
         ),
-        *("events.jsonl", "logs/one.log"),
+        *("events.jsonl", "logs/one.log", "files/clients/one-0/a.npz"),
     ):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,6 +40,7 @@ def federation(tmp_path: Path) -> Path:
         "prometheus/data/wal",
         "events.jsonl",
         "logs/one.log",
+        "files/clients/one-0/a.npz",
     ],
 )
 def test_work_is_no_change(federation: Path, name: str) -> None:

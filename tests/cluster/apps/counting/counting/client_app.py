@@ -1,5 +1,7 @@
 """A client that counts."""
 
+from pathlib import Path
+
 import numpy as np
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -10,6 +12,8 @@ app = ClientApp()
 @app.train()
 def train(msg: Message, context: Context) -> Message:
     arrays = [a + msg.content["config"]["step"] for a in msg.content["arrays"].to_numpy_ndarrays()]
+    np.savez("local_model.npz", *arrays)
+    Path("local_model.npz").chmod(0o600)
     metrics = MetricRecord({"num-examples": 1})
     content = RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics})
     return Message(content=content, reply_to=msg)
