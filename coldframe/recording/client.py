@@ -16,7 +16,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from coldframe import cgroups
-from coldframe.recording import files, flower
+from coldframe.recording import apps, files, flower
 from coldframe.supervise import say
 
 
@@ -41,7 +41,8 @@ class Task:
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
         self.work: Path | None = None
-        self.run_id, self.fab_id = "", ""
+        self.run_id, self.fab_id, self.fab_hash = "", "", ""
+        self.context: Context | None = None
         self.figures: dict[str, float] = {}
 
     def install(self) -> None:
@@ -55,6 +56,7 @@ class Task:
         def pull_task_input(*args: Any, **kwargs: Any) -> Any:
             found = pull(*args, **kwargs)
             self.run_id, self.fab_id = str(found[2].run_id), found[2].fab_id
+            self.context, self.fab_hash = found[1], found[3].hash_str
             return found
 
         @functools.wraps(unpack)
@@ -65,6 +67,8 @@ class Task:
                 if self.fab_id != flower.OWN_APP:  # ours writes nothing there
                     raise
                 say(f"no directory for the app's files: {error}")
+            if self.context is not None:
+                apps.enter(self.fab_hash, self.context)
             return unpack(*args, **kwargs)
 
         @functools.wraps(call)

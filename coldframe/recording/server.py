@@ -19,7 +19,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid
 
 import coldframe
-from coldframe.recording import files, flower
+from coldframe.recording import apps, files, flower
 from coldframe.recording.grid import RecordingGrid
 from coldframe.recording.journal import Journal
 from coldframe.recording.probes import Probes
@@ -50,6 +50,7 @@ def install() -> None:
         home = Path(state, "home")
         work = files.enter(Path(state, "runs"), str(context.run_id), home, files.SERVER_FILE)
         try:
+            apps.enter(grid.run.fab_hash, context)
             own = kwargs.get("server_app_attr") == flower.OWN_SERVER_APP
             if own or grid.run.fab_id == flower.OWN_APP:  # it keeps its own record
                 found: Context = inner(grid=grid, context=context, **kwargs)

@@ -22,7 +22,15 @@ from ansible.utils.vars import load_extra_vars
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugins by path, not as a package
 
-from coldframe.controller import certificates, checks, commands, purge, throttle, training_set
+from coldframe.controller import (
+    certificates,
+    check_app_data,
+    checks,
+    commands,
+    purge,
+    throttle,
+    training_set,
+)
 from coldframe.controller import description as described
 from coldframe.controller.checks import Machine
 from coldframe.controller.misplaced import misplaced
@@ -177,6 +185,7 @@ class ActionModule(ActionBase):
             else:
                 findings.append(finding)
         answered = [m for m in machines if m.facts]
+        findings += check_app_data.check_app_data(values, Path.cwd(), answered)
         going = [run for m in answered for run in (m.facts or {}).get("runs", [])]
         findings += checks.check_runs(verb, values, going, verb_arguments)
         monitor = next((m.name for m in machines if "fl_monitor" in m.groups), server.name if server else "")
@@ -269,6 +278,7 @@ class ActionModule(ActionBase):
             "changed": False,
             "run": values,
             "run_config": run_config,
+            "app_data": check_app_data.folder_of(values, Path.cwd()),
             "roster": shown,
             "oversubscribed": oversubscribed,
             **deployment,

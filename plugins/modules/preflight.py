@@ -39,6 +39,10 @@ run_config:
   description: The same as the run config of the Flower app.
   type: dict
   returned: success
+app_data:
+  description: The folder of data for an app of the user's, as an absolute path; empty where there is none.
+  type: str
+  returned: success
 roster:
   description: The clients, without partition ids, which are given at the server's machine.
   type: list
