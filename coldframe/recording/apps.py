@@ -46,10 +46,8 @@ def enter(fab_hash: str, context: Context) -> None:
     except FileNotFoundError:
         return  # it brought nothing along
     if name := note.get("dependencies"):
-        if note["python"].split(".")[:2] != platform.python_version_tuple()[:2]:
-            raise NotHere(
-                f"the app's dependencies are for Python {note['python']}: start it with run.yml again"
-            )
+        if note["python"].split(".")[:2] != platform.python_version().split(".")[:2]:
+            raise NotHere(f"the app's dependencies are for Python {note['python']}: {AGAIN}")
         folder = _folder(root, "dependencies", name)
         site.addsitedir(str(folder))  # behind the image's packages; reads .pth files
     if name := note.get("data"):
@@ -59,7 +57,5 @@ def enter(fab_hash: str, context: Context) -> None:
 def _folder(root: str, kind: str, name: str) -> Path:
     folder = Path(root, kind, name)
     if not folder.is_dir():
-        raise NotHere(
-            f"the app's {kind} are not on this machine: start it with run.yml again, which ships them"
-        )
+        raise NotHere(f"the app's {kind} are not on this machine: {AGAIN}")
     return folder

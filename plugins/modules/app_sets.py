@@ -174,7 +174,7 @@ def write_note(root: Path, fab: str, note: dict[str, Any]) -> bool:
 
 
 def bring(root: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """Take over what has arrived and note what the app has, or say what is missing; remove what is not needed.
+    """Take over what has arrived and note what the app has, or say what is missing; remove what is not used.
 
     Raises
     ------
