@@ -15,14 +15,7 @@ from flwr.cli.install import install_from_fab
 
 from coldframe.controller import app_data
 from tests.unit.flower import write_app
-
-
-def fill(folder: Path) -> Path:
-    """Write a folder with two files."""
-    (folder / "part").mkdir(parents=True)
-    (folder / "a.csv").write_text("1,2")
-    (folder / "part" / "b.bin").write_bytes(b"x" * 1000)
-    return folder
+from tests.unit.wheels import fill
 
 
 def test_the_name_tells_names_and_contents_and_nothing_else(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plugins.modules import app_sets
 
-from plugins.module_utils import app_data
-from plugins.module_utils.checks import Machine
-from tests.unit.test_app_data import fill
+from coldframe.controller import check_app_data as app_data
+from coldframe.controller.checks import Machine
+from plugins.modules import app_sets
+from tests.unit.wheels import fill
 
 
 def given(fab: str, arrived: bool = False, running: tuple[str, ...] = (), **sets: str) -> dict[str, Any]:

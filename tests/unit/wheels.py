@@ -1,4 +1,4 @@
-"""Makes small packages for tests, as wheels, so that no index is asked."""
+"""Makes what apps bring along in tests: small packages, as wheels, so that no index is asked, and data."""
 
 from __future__ import annotations
 
@@ -31,3 +31,11 @@ def write_wheel(directory: Path, name: str, version: str, requires: Sequence[str
             wheel.writestr(f"{stem}.dist-info/{key}", text)
         wheel.writestr(f"{stem}.dist-info/RECORD", "".join(f"{key},,\n" for key in record))
     return path
+
+
+def fill(folder: Path) -> Path:
+    """Write a folder of data with two files."""
+    (folder / "part").mkdir(parents=True)
+    (folder / "a.csv").write_text("1,2")
+    (folder / "part" / "b.bin").write_bytes(b"x" * 1000)
+    return folder
