@@ -46,6 +46,7 @@ from tests.cluster.federation import (
 )
 from tests.cluster.lab import ROOT, Lab, sh
 from tests.cluster.watch import PORTS, WatchedLab
+from tests.unit.wheels import write_wheel
 
 ROUNDS = 1  # of the one run on all of MNIST: three minutes of CPU time each
 APPS = ROOT / "tests" / "cluster" / "apps"
@@ -497,9 +498,30 @@ def test_status_shows_the_federation(federation: Lab) -> None:
     ],
     ids=["numpy", "torch"],
 )
-def test_foreign_app_trains(federation: Lab, name: str, config: dict[str, float]) -> None:
-    """An app that knows nothing of Coldframe, with run_config passed through; it checks its own result."""
-    federation.must("run.yml", app=str(APPS / name), run_config=config)
+def test_foreign_app_trains(
+    federation: Lab, name: str, config: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An app that knows nothing of Coldframe, with run_config passed through; it checks its own result.
+
+    The two depend on versions of a package that exclude each other, and that the image lacks; one has data.
+    """
+    for version in ("1.0", "2.0"):
+        write_wheel(tmp_path / "index", "coldframe-tally", version, tally=f"VERSION = {version[0]}")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "words.txt").write_text("a few")
+    app_data = {"app_data": str(tmp_path / "words")} if name == "counting" else {}
+    before = containers(federation)
+    play = federation.must("run.yml", app=str(APPS / name), run_config=config, **app_data)
+    assert containers(federation) == before, "nothing is made anew for an app"
+    pinned = "the app asks for torch==2.8.0, and gets torch "
+    assert (pinned in play.output) == (name == "regression"), play.output
+    there = federation.on_machine(
+        "find /var/lib/coldframe/coldframe/apps -maxdepth 3 -printf '%P\\n'"
+    ).split()
+    assert any(path.endswith("/tally.py") for path in there), there
+    assert not [path for path in there if path.endswith(".part")]
     summary = federation.summary()
     assert summary["status"] == "completed"
     assert summary["wall_seconds"] > 0
@@ -519,6 +541,7 @@ def test_foreign_app_trains(federation: Lab, name: str, config: dict[str, float]
     assert yaml.safe_load((latest / "config.yml").read_text()) == {
         "app": str(APPS / name),
         "run_config": config,
+        **app_data,
     }
     inventory = json.loads((latest / "inventory.json").read_text())
     assert {client["name"]: client["cpu"] for client in inventory["clients"]} == dict.fromkeys(CLIENTS, CPU)

@@ -1,6 +1,10 @@
 """A server that lets clients count, and checks what they counted."""
 
+import os
+from pathlib import Path
+
 import numpy as np
+import tally
 from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
@@ -10,6 +14,8 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
+    assert tally.VERSION == 1
+    assert Path(os.environ["COLDFRAME_APP_DATA"], "words.txt").read_text() == "a few"
     result = FedAvg(min_available_nodes=4).start(
         grid=grid,
         initial_arrays=ArrayRecord([np.zeros(4)]),
