@@ -537,6 +537,8 @@ def test_foreign_app_trains(
     assert written == ({"final_model.npz"} if name == "counting" else set())
     record = json.loads((latest / "superlink.json").read_text())
     assert min(record["bytes_sent"], record["bytes_received"]) > 0, record
+    tally = "coldframe-tally==1.0" if name == "counting" else "coldframe-tally==2.0"
+    assert json.loads((latest / "versions.json").read_text())["dependencies"] == tally
     # Nothing of our own training's variables, and the limits that the agents have read.
     assert yaml.safe_load((latest / "config.yml").read_text()) == {
         "app": str(APPS / name),
