@@ -35,7 +35,8 @@ def losses(
         lines.append("  - no results: there are none")
     if machines:
         lines.append(
-            f"  - {root} on {', '.join(machines)}: runs and models that were not fetched, data, keys, limits"
+            f"  - {root} on {', '.join(machines)}: runs and models that were not fetched, data, keys, limits,"
+            " apps' dependencies and data"
         )
     lines.append(f"  - {controller} on this controller: its certificate authority, passwords, packed apps")
     lines.append("  - images and calibrations of machines that hold no other federation")

@@ -139,6 +139,7 @@ RUN = _table(
     Variable("interrupt", "truth", "true", False),
     Variable("run_name", "text", "baseline", "", pattern=RUN_NAME, empty=True),
     Variable("app", "path", "path/to/app", ""),
+    Variable("app_data", "path", "path/to/data", ""),
     Variable("run_config", "dictionary", '{"num-server-rounds": 3}', {}),
     Variable("collect", "text", "RUN_ID", "", pattern=r"\d+"),
     Variable("stop", "text", "RUN_ID", "", pattern=r"\d+"),

@@ -16,8 +16,8 @@ RECORD = "deployed.json"
 ASIDE = ("plan", "data_plan", "data", "description")
 # Below the federation's directory: what lives while the federation works, and no deployment writes again.
 LIVING = (
-    *("agent", "data", "events.jsonl", "fabs", "files", "grafana/data", "logs", "prometheus/data", "scratch"),
-    *("server", RECORD),
+    *("agent", "apps", "cache", "data", "events.jsonl", "fabs", "files", "grafana/data", "logs"),
+    *("prometheus/data", "scratch", "server", RECORD),
 )
 # But for this, in a directory that lives.
 WRITTEN = ("server/clients.json",)

@@ -17,7 +17,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from coldframe import cgroups
-from coldframe.recording import files, flower, threads, torchvision_import
+from coldframe.recording import apps, files, flower, threads, torchvision_import
 from coldframe.recording.task_log import BEGIN
 from coldframe.supervise import say
 
@@ -45,7 +45,8 @@ class Task:
         self.scratch = scratch
         self.begin = begin
         self.work: Path | None = None
-        self.run_id = ""
+        self.run_id, self.fab_hash = "", ""
+        self.context: Context | None = None
         self.figures: dict[str, float] = {}
 
     def install(self) -> None:
@@ -58,7 +59,7 @@ class Task:
         @functools.wraps(pull)
         def pull_task_input(*args: Any, **kwargs: Any) -> Any:
             found = pull(*args, **kwargs)
-            self.run_id = str(found[2].run_id)
+            self.context, self.run_id, self.fab_hash = found[1], str(found[2].run_id), found[3].hash_str
             self.begin(self)
             return found
 
@@ -69,6 +70,8 @@ class Task:
             except OSError as error:  # a full disk: an app that writes nothing trains all the same
                 say(f"no directory for the app's files: {error}")
             threads.apply()  # before the app imports what starts them
+            if self.context is not None:
+                apps.enter(self.fab_hash, self.context)
             return unpack(*args, **kwargs)
 
         @functools.wraps(call)

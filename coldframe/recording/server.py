@@ -21,7 +21,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid
 
 import coldframe
-from coldframe.recording import files, flower, output, reading, settings, threads, torchvision_import
+from coldframe.recording import apps, files, flower, output, reading, settings, threads, torchvision_import
 from coldframe.recording.app_errors import AppError
 from coldframe.recording.grid import RecordingGrid
 from coldframe.recording.journal import Journal
@@ -65,6 +65,7 @@ def install() -> None:
         work = files.enter(Path(state, "runs"), str(context.run_id), home, files.SERVER_FILE)
         threads.apply()  # before the app imports what starts them
         try:
+            apps.enter(grid.run.fab_hash, context)
             return record(functools.partial(inner, context=context, **kwargs), grid, context, Path(state))
         except SystemExit as error:
             if is_stop(error):

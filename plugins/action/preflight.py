@@ -28,6 +28,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugi
 from coldframe.controller import (
     app,
     certificates,
+    check_app_data,
     checks,
     commands,
     purge,
@@ -193,6 +194,7 @@ class ActionModule(ActionBase):
             else:
                 findings.append(finding)
         answered = [m for m in machines if m.facts]
+        findings += check_app_data.check_app_data(values, Path.cwd(), answered)
         going = [run for m in answered for run in (m.facts or {}).get("runs", [])]
         findings += checks.check_runs(verb, values, going, verb_arguments)
         monitor = next((m.name for m in machines if "fl_monitor" in m.groups), server.name if server else "")
@@ -288,6 +290,7 @@ class ActionModule(ActionBase):
             "run": values,
             "run_config": run_config,
             "fab": packed.get("path", ""),
+            "app_data": check_app_data.folder_of(values, Path.cwd()),
             "roster": shown,
             "oversubscribed": oversubscribed,
             **deployment,

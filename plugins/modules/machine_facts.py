@@ -170,6 +170,11 @@ deployment:
     same as C(found) now.
   type: dict
   returned: always
+app_data:
+  description: The sizes in bytes of the folders of data that apps of I(federation) have brought here.
+  type: list
+  elements: int
+  returned: always
 runs:
   description: Ids of the runs of I(federation) that have not ended, if its server runs on this machine.
   type: list
@@ -470,6 +475,15 @@ def going_runs(path: str, federation: str, containers: list[dict[str, Any]]) -> 
     return [run["run_id"] for run in json.loads(out.splitlines()[-1]) if run["status"] != "finished"]
 
 
+def app_data(path: str, federation: str) -> list[int]:
+    """The sizes of the data of apps that are on this machine, as the notes of their apps say."""
+    sizes = set()
+    for note in (Path(path) / federation / "apps" / "by-fab").glob("*"):
+        with contextlib.suppress(OSError, ValueError):
+            sizes.add(int(json.loads(note.read_text(encoding="utf-8")).get("data_bytes", 0)))
+    return sorted(sizes)
+
+
 def unended_runs(database: Path) -> list[str] | None:
     """The runs that have not ended by the SuperLink's database; None if it cannot be read.
 
@@ -532,6 +546,7 @@ def main() -> None:
         ports=listeners(module.params["ports"]),
         docker=found,
         runs=going_runs(module.params["path"], module.params["federation"], found["containers"]),
+        app_data=app_data(module.params["path"], module.params["federation"]),
         cgroup=cgroup(),
         hostname=socket.gethostname(),
         machine_id=hashlib.sha256(identity.encode()).hexdigest()[:16] if identity else "",

@@ -43,6 +43,10 @@ fab:
   description: The packed app of the user's; empty where our own is to run, which is packed later.
   type: str
   returned: success
+app_data:
+  description: The folder of data for an app of the user's, as an absolute path; empty where there is none.
+  type: str
+  returned: success
 roster:
   description: The clients, without partition ids, which are given at the server's machine.
   type: list

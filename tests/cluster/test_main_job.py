@@ -49,6 +49,7 @@ from tests.cluster.federation import (
 )
 from tests.cluster.lab import ROOT, Lab, sh
 from tests.cluster.watch import PORTS, WatchedLab
+from tests.unit.wheels import write_wheel
 
 ROUNDS = 1  # of the one run on all of MNIST: three minutes of CPU time each
 APPS = ROOT / "tests" / "cluster" / "apps"
@@ -494,20 +495,52 @@ def test_status_shows_the_federation(federation: Lab) -> None:
 
 
 # Two apps as Flower's documentation writes them: one of numpy alone, one that trains with torch.
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("counting", {"num-server-rounds": 2, "step": 0.5, "brings": True}),
+        ("regression", {"num-server-rounds": 2, "learning-rate": 0.2}),
+    ],
+    ids=["numpy", "torch"],
+)
+def test_foreign_app_trains(
+    federation: Lab, name: str, config: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An app that knows nothing of Coldframe, with run_config passed through; it checks its own result.
 
-
-def test_foreign_app_trains(federation: Lab) -> None:
-    """An app that knows nothing of Coldframe, with run_config passed through; it checks its own result."""
-    config = {"num-server-rounds": 2, "learning-rate": 0.2}
-    federation.must("run.yml", app=str(APPS / "regression"), run_config=config)
-    check_recorded(federation, "regression")
-    # Nothing of our own training's variables, and which commit of the app it was.
+    The two depend on versions of a package that exclude each other, and that the image lacks; one has data.
+    """
+    for version in ("1.0", "2.0"):
+        write_wheel(tmp_path / "index", "coldframe-tally", version, tally=f"VERSION = {version[0]}")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "words.txt").write_text("a few")
+    app_data = {"app_data": str(tmp_path / "words")} if name == "counting" else {}
+    before = containers(federation)
+    play = federation.must("run.yml", app=str(APPS / name), run_config=config, **app_data)
+    assert containers(federation) == before, "nothing is made anew for an app"
+    pinned = "the app asks for torch==2.8.0, and gets torch "
+    assert (pinned in play.output) == (name == "regression"), play.output
+    there = federation.on_machine(
+        "find /var/lib/coldframe/coldframe/apps -maxdepth 3 -printf '%P\\n'"
+    ).split()
+    assert any(path.endswith("/tally.py") for path in there), there
+    assert not [path for path in there if path.endswith(".part")]
+    check_recorded(federation, name)
     latest = federation.results / "latest"
+    versions = federation.summary()["versions"]
+    assert {"app_commit", "app_clean"} <= versions.keys()
+    tally = "1.0" if name == "counting" else "2.0"
+    assert versions["dependencies"] == f"coldframe-tally=={tally}"
+        "coldframe-tally==1.0" if name == "counting" else "coldframe-tally==2.0"
+    )
+    # Nothing of our own training's variables.
     assert yaml.safe_load((latest / "config.yml").read_text()) == {
-        "app": str(APPS / "regression"),
+        "app": str(APPS / name),
         "run_config": config,
+        **app_data,
     }
-    assert {"app_commit", "app_clean"} <= federation.summary()["versions"].keys()
 
 
 def check_recorded(federation: Lab, name: str) -> None:
@@ -578,7 +611,7 @@ def test_flowers_own_command_works_through_a_connection_that_nobody_else_sees(fe
     federation.must("run.yml", collect=collected)
     check_recorded(federation, "counting")
     # Nobody has noted what was typed: the app's own configuration is known, and no more.
-    known = {"num-server-rounds": 2, "step": 0.5}
+    known = {"num-server-rounds": 2, "step": 0.5, "brings": False}
     assert yaml.safe_load((federation.results / "latest" / "config.yml").read_text()) == known
     assert federation.must("connect.yml", close="true").changed["localhost"] == 1
     assert "not found" in flwr("ls", "coldframe", check=False)

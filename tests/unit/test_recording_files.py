@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.cli.build import build_fab_from_disk
 
 from coldframe import cgroups
-from coldframe.recording import files, task_log
+from coldframe.recording import apps, files, task_log
 from coldframe.recording.journal import read_journal
-from tests.unit.flower import Federation, federation, tool, wait_until, write_app
+from tests.unit.flower import SERVER, Federation, federation, tool, wait_until, write_app
 
 CLIENT = """
 import getpass, os, tempfile
@@ -74,6 +76,7 @@ def started(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
     with federation(tmp_path / "federation") as it:
         it.environment["PATH"] = f"{write_shims(tmp_path / 'bin')}{os.pathsep}{it.environment['PATH']}"
         it.environment["COLDFRAME_STATE"] = str(tmp_path / "state")
+        it.environment["COLDFRAME_APPS"] = str(tmp_path / "apps")
         scratch = {"COLDFRAME_SCRATCH": str(tmp_path / "scratch")}
         warm = request.param == "warm"
         it.start_recorded_link(warm)
@@ -84,6 +87,7 @@ def started(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
             **scratch,
         )
         it.state, it.scratch, it.warm = tmp_path / "state", tmp_path / "scratch", warm
+        it.apps = tmp_path / "apps"
         yield it
 
 
@@ -231,3 +235,97 @@ def test_a_serverapp_that_is_killed_is_a_failed_run_at_once(started: Federation,
     wait_until(lambda: "run_finished" in (run / "journal.jsonl").read_text(), 5, "the journal has no end")
     assert read_journal(run / "journal.jsonl")[-1]["error"] == reason
     assert "it was here" in (run / "logs" / "serverapp.log").read_text()
+
+
+# Says which packages it finds, which data, and which process it was forked of.
+SEES = """
+import importlib.util, os, sys
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+if importlib.util.find_spec("tiny"):
+    import tiny
+app = ClientApp()
+
+@app.query()
+def query(message, context):
+    data = os.environ.get("COLDFRAME_APP_DATA", "")
+    answer = {"parent": os.getppid(), "data": data, "config": context.node_config.get("app-data", "")}
+    for name in ("tiny", "linked", "numpy"):
+        module = sys.modules.get(name)
+        answer[name] = module.__version__ if module else str(importlib.util.find_spec(name) is not None)
+    answer["content"] = open(data + "/words.txt").read() if data else ""
+    return Message(RecordDict({"answer": ConfigRecord(answer)}), reply_to=message)
+"""
+SEES_TOO = SERVER.replace(
+    "import json, time", "import json, os, time\ntry:\n    import tiny\nexcept ImportError:\n    tiny = None"
+)
+SEES_TOO = SEES_TOO.replace(
+    "json.dump(replies, file)",
+    "json.dump([*replies, {'tiny': tiny and tiny.__version__, 'data': os.environ.get('COLDFRAME_APP_DATA'),"
+    " 'config': context.node_config.get('app-data')}], file)",
+)
+
+
+def bring(root: Path, app: Path, **note: str) -> None:
+    """Note for an app what has been brought along for it."""
+    (root / "by-fab").mkdir(parents=True, exist_ok=True)
+    fab_hash = hashlib.sha256(build_fab_from_disk(app)).hexdigest()
+    python = ".".join(map(str, sys.version_info[:3]))
+    (root / "by-fab" / fab_hash).write_text(json.dumps({"python": python, **note}))
+
+
+def test_apps_with_conflicting_packages_alternate_and_see_only_their_own(
+    started: Federation, tmp_path: Path
+) -> None:
+    root = started.apps
+    for number in (1, 2):
+        folder = root / "dependencies" / f"set{number}"
+        folder.mkdir(parents=True)
+        (folder / "tiny.py").write_text(f"__version__ = 'tiny {number}'\n")
+        (folder / "numpy.py").write_text("__version__ = 'not the image's'\n")
+    (root / "dependencies" / "set2" / "linked.pth").write_text("sub\n")
+    (root / "dependencies" / "set2" / "sub").mkdir()
+    (root / "dependencies" / "set2" / "sub" / "linked.py").write_text("")
+    (root / "data" / "words").mkdir(parents=True)
+    (root / "data" / "words" / "words.txt").write_text("a few")
+    names = ("one", "two", "none")
+    folders = {name: write_app(tmp_path / name, SEES.replace("# Says", f"# {name}"), name) for name in names}
+    for name, app in folders.items():
+        (app / name / "server.py").write_text(SEES_TOO)
+    bring(root, folders["one"], dependencies="set1", data="words")
+    bring(root, folders["two"], dependencies="set2")
+    found = {}
+    for name in (*names, "one") if started.warm else ("one", "none"):  # there a process takes seconds
+        found[name], server = started.run(folders[name], [{"do": "look"}], timeout=30)
+        client = found[name]
+        tiny = {"one": "tiny 1", "two": "tiny 2", "none": "False"}[name]
+        assert client["tiny"] == tiny, name
+        assert server["tiny"] == (None if name == "none" else tiny)
+        data = str(root / "data" / "words") if name == "one" else ""
+        assert (client["data"], client["config"]) == (data, data)
+        assert (server["data"] or "", server["config"] or "") == (data, data)
+        assert client["content"] == ("a few" if data else "")
+        assert client["linked"] == str(name == "two"), ".pth files count"
+        assert "not the image" not in client["numpy"], "the image's packages come first"
+    if started.warm:
+        assert len({client["parent"] for client in found.values()}) == 1, "the same zygote"
+
+
+def test_what_is_noted_and_not_there_is_a_failure_with_a_remedy(started: Federation, tmp_path: Path) -> None:
+    app = write_app(tmp_path / "app", CLIENT)
+    (app / "probe" / "client.py").write_text(CLIENT + "# lacks its packages\n")
+    (app / "probe" / "server.py").write_text(SAVES)
+    bring(started.apps, app, dependencies="gone")
+    with pytest.raises(TimeoutError):
+        started.run(app, [], nodes=0, timeout=0.1)
+    log = started.home / "superexec.log"
+    remedy = "dependencies are not on this machine: start it with run.yml"
+    wait_until(lambda: remedy in log.read_text(errors="replace"), 30, "the ServerApp has not failed")
+
+
+def test_dependencies_for_another_python_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("COLDFRAME_APPS", str(tmp_path))
+    (tmp_path / "by-fab").mkdir()
+    (tmp_path / "by-fab" / "abc").write_text('{"dependencies": "x", "python": "3.9.1"}')
+    with pytest.raises(apps.NotHere, match=r"for Python 3\.9\.1"):
+        apps.enter("abc", None)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A client that counts."""
+"""A client that counts, with a package and a folder of data that came with the app."""
 
 from pathlib import Path
 
@@ -6,11 +6,15 @@ import numpy as np
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from counting import brought
+
 app = ClientApp()
 
 
 @app.train()
 def train(msg: Message, context: Context) -> Message:
+    if context.run_config["brings"]:
+        assert str(brought.check()) == context.node_config["app-data"]
     arrays = [a + msg.content["config"]["step"] for a in msg.content["arrays"].to_numpy_ndarrays()]
     np.savez("local_model.npz", *arrays)
     Path("local_model.npz").chmod(0o600)

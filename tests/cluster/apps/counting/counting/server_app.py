@@ -5,11 +5,15 @@ from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
+from counting import brought
+
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
+    if context.run_config["brings"]:
+        brought.check()
     result = FedAvg(min_available_nodes=4).start(
         grid=grid,
         initial_arrays=ArrayRecord([np.zeros(4)]),

@@ -1,5 +1,8 @@
 """A client that fits a line to its own points."""
 
+import os
+
+import tally
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -12,6 +15,7 @@ app = ClientApp()
 
 @app.train()
 def train(msg: Message, context: Context) -> Message:
+    assert tally.VERSION == 2 and "COLDFRAME_APP_DATA" not in os.environ
     net = Net()
     net.load_state_dict(msg.content["arrays"].to_torch_state_dict())
     node = context.node_config

@@ -1,5 +1,6 @@
 """A server that averages lines, and checks the one that was learnt."""
 
+import tally
 from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
@@ -11,6 +12,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
+    assert tally.VERSION == 2
     result = FedAvg(min_available_nodes=4).start(
         grid=grid,
         initial_arrays=ArrayRecord(Net().state_dict()),
