@@ -69,6 +69,7 @@ WRONGS = {
 }
 EXECUTOR = [
     sys.executable,
+    "-P",
     "-c",
     "from coldframe.client import container; container.preload(); container.run_executor([])",
 ]
