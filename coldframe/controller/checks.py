@@ -13,6 +13,7 @@ from typing import Any
 
 from coldframe.controller.profiles import speed_of
 from coldframe.controller.settings import EARLIER, Finding, nearest, typed, vault_remedy
+from coldframe.limits import MEMORY_FLOOR
 from coldframe.units import format_size
 
 GB = 1 << 30
@@ -82,7 +83,10 @@ def check_shape(machines: Sequence[Machine]) -> list[Finding]:
     if len(members["fl_server"]) != 1:
         has = ", ".join(members["fl_server"]) or "none"
         findings.append(
-            Finding(f"the group fl_server needs exactly one machine, and has {has}", "mend the inventory")
+            Finding(
+                f"the group fl_server needs exactly one machine, and has {has}",
+                "put exactly one machine into fl_server",
+            )
         )
     if not members["fl_clients"]:
         findings.append(
@@ -378,7 +382,9 @@ def check_memory(machine: Machine, clients: Sequence[Mapping[str, Any]]) -> list
     need = f"its {'client' if len(clients) == 1 else f'{len(clients)} clients'} may use {format_size(limits)}"
     need += f" and the server {format_size(server)}" if server else ""
     fair = max(total - server, 0) // max(len(clients), 1) >> 20
-    remedy = f"type {typed('fl_client_memory', f'{fair}m')}, or " if fair >= 384 and clients else ""
+    remedy = (
+        f"type {typed('fl_client_memory', f'{fair}m')}, or " if clients and fair << 20 >= MEMORY_FLOOR else ""
+    )
     return [
         Finding(
             f"{need}, and the machine has {format_size(total)}",
@@ -551,7 +557,7 @@ def _check_app(app: str, run_config: Mapping[str, Any], base: Path) -> list[Find
     try:
         described = tomllib.loads(manifest.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        return [Finding(f"{app}/pyproject.toml cannot be read ({error})", "mend it")]
+        return [Finding(f"{app}/pyproject.toml cannot be read ({error})", "correct the file")]
     flower = described.get("tool", {}).get("flwr", {}).get("app")
     if flower is None:
         return [Finding(f"app={app} is no Flower app: its pyproject.toml has no [tool.flwr.app]", another)]

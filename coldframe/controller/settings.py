@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from coldframe.controller.monitoring import PORTS
+from coldframe.limits import CPU_FLOOR, MEMORY_FLOOR, RATE_FLOOR
 from coldframe.units import KINDS, NOUNS, Wrong, format_rate, format_size
 from fl import arguments
 
@@ -75,7 +77,7 @@ class Variable:
     low, high : float, optional
         The range, both ends included; `above` is a lower end that is not.
     most : float, optional
-        What nobody means to exceed: a unit was mistaken, or a key pressed for too long.
+        Above it the value is taken for a mistake: a wrong unit, or a key held down.
     empty : bool
         Whether an empty value means the default; else it is refused, as an unset variable of a shell is.
     """
@@ -93,7 +95,7 @@ class Variable:
     empty: bool = False
 
 
-# Beyond these nobody means a value.
+# Above these a value is taken for a mistake.
 MONTH = 30 * 86400  # seconds
 CORES = 4096
 MEMORY = 16 << 40  # bytes
@@ -151,11 +153,11 @@ VERBS: dict[str, dict[str, Variable]] = {
     },
     "run": RUN,
     "throttle": _table(
-        Variable("cpu", "number", "0.5", low=0.05, most=CORES),
+        Variable("cpu", "number", "0.5", low=CPU_FLOOR, most=CORES),
         Variable("memory", "size", "512m", most=MEMORY),
         Variable("pids", "whole", "256", low=1, most=PIDS),
-        Variable("down", "rate", "10mbit", low=1000, most=RATE),
-        Variable("up", "rate", "10mbit", low=1000, most=RATE),
+        Variable("down", "rate", "10mbit", low=RATE_FLOOR, most=RATE),
+        Variable("up", "rate", "10mbit", low=RATE_FLOOR, most=RATE),
         Variable("delay", "latency", "50ms", low=0, most=60),
         Variable("jitter", "latency", "10ms", low=0, most=60),
         Variable("loss", "percent", "1%", low=0, high=100),
@@ -174,7 +176,7 @@ VERBS: dict[str, dict[str, Variable]] = {
     ),
     "status": _table(Variable("output", "choice", "json", "table", choices=("table", "json"))),
     "calibrate": _table(  # cpu: it has one thread
-        Variable("cpu", "number", "0.1", low=0.05, high=1),
+        Variable("cpu", "number", "0.1", low=CPU_FLOOR, high=1),
         Variable("seconds", "number", "30", 5.0, low=1, high=3600),
     ),
     "teardown": _table(
@@ -185,9 +187,9 @@ VERBS: dict[str, dict[str, Variable]] = {
 }
 CLIENT = _table(
     Variable("name", "text", "node1-0", pattern=r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"),
-    Variable("cpu", "number", "0.5", low=0.05, most=CORES),
+    Variable("cpu", "number", "0.5", low=CPU_FLOOR, most=CORES),
     # Below, a training client is killed for lack of memory while it imports torch.
-    Variable("memory", "size", "512m", low=384 << 20, most=MEMORY),
+    Variable("memory", "size", "512m", low=MEMORY_FLOOR, most=MEMORY),
     Variable("pids", "whole", "256", low=64, most=PIDS),
     Variable("profile", "text", "NAME", empty=True),
     *(VERBS["throttle"][name] for name in ("down", "up", "delay", "jitter", "loss")),
@@ -218,12 +220,12 @@ INVENTORY = _table(
         if variable.name != "name"
     ),
     Variable("fl_address", "text", "192.0.2.10", pattern=r"[A-Za-z0-9][A-Za-z0-9.-]*"),
-    Variable("fl_port", "whole", "9092", low=1, high=65535),
-    Variable("fl_metrics_port", "whole", "9093", low=1, high=65535),
+    Variable("fl_port", "whole", str(PORTS["fl_port"]), low=1, high=65535),
+    Variable("fl_metrics_port", "whole", str(PORTS["fl_metrics_port"]), low=1, high=65535),
     Variable("fl_monitoring", "truth", "true"),
-    Variable("prometheus_port", "whole", "9090", low=1, high=65535),
-    Variable("node_exporter_port", "whole", "9100", low=1, high=65535),
-    Variable("container_exporter_port", "whole", "9101", low=1, high=65535),
+    Variable("prometheus_port", "whole", str(PORTS["prometheus_port"]), low=1, high=65535),
+    Variable("node_exporter_port", "whole", str(PORTS["node_exporter_port"]), low=1, high=65535),
+    Variable("container_exporter_port", "whole", str(PORTS["container_exporter_port"]), low=1, high=65535),
     Variable("prometheus_image", "text", "debian", pattern=r"[a-z0-9][A-Za-z0-9._:/@-]*"),
     Variable("prometheus_scrape_interval", "text", "5s", pattern=r"([1-9]|1[0-5])s"),
     Variable("prometheus_retention_time", "text", "15d", pattern=r"[1-9]\d{0,3}[hdw]|[1-9]\d?y"),
@@ -239,7 +241,7 @@ INVENTORY = _table(
     Variable("fl_results_dir", "path", "results", empty=True),
     Variable("fl_keep_runs", "whole", "50", low=1, most=100_000),
     Variable("fl_min_disk", "size", "4g"),
-    Variable("grafana_port", "whole", "3000", low=1, high=65535),
+    Variable("grafana_port", "whole", str(PORTS["grafana_port"]), low=1, high=65535),
     Variable("grafana_image", "text", "NAME:TAG"),
     Variable("grafana_archive", "path", "FILE"),
     Variable("grafana_directory", "text", "/srv/grafana", pattern=r"/.+"),
@@ -535,18 +537,18 @@ def check_names(verb: str, names: Iterable[str], also: Collection[str] = ()) -> 
             continue
         if name in ALSO_CALLED and all(word in VERBS[verb] for word in ALSO_CALLED[name]):
             commands = " and ".join(typed(word, known[word].example) for word in ALSO_CALLED[name])
-            findings.append(Finding(f"{name} is no variable of {verb}.yml", f"type {commands}"))
+            findings.append(Finding(f"unknown variable {name!r} for {verb}.yml", f"type {commands}"))
             continue
         owners = [other for other, table in VERBS.items() if name in table]
         near = nearest(name, known) or nearest(name, also)
         if owners:
-            remedy = f"it belongs to {' and '.join(f'{owner}.yml' for owner in owners)}; leave it out here"
+            remedy = f"it belongs to {' and '.join(f'{owner}.yml' for owner in owners)}; remove it here"
         elif near:
             example = known[near].example if near in known else "..."
-            remedy = f"did you mean {near}? Type {typed(near, example)}"
+            remedy = f"did you mean {near!r}? Type {typed(near, example)}"
         else:
-            remedy = f"leave it out ({verb}.yml takes {', '.join(VERBS[verb])})"
-        findings.append(Finding(f"{name} is no variable of {verb}.yml", remedy))
+            remedy = f"remove it ({verb}.yml takes {', '.join(VERBS[verb])})"
+        findings.append(Finding(f"unknown variable {name!r} for {verb}.yml", remedy))
     return findings
 
 

@@ -7,9 +7,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from coldframe.controller.certificates import CERTIFICATE_DAYS
-from coldframe.controller.roster import LIMITS, coldframe_status_table
+from coldframe.controller.roster import coldframe_status_table
 from coldframe.controller.settings import EARLIER, RUN
 from coldframe.controller.throttle_text import text_of
+from coldframe.limits import LIMITS
 
 SHOWN_RUNS = 5
 CALL = (*EARLIER, "wait", "app", "concurrent", "interrupt")  # of run.yml, and no setting of a run of our app

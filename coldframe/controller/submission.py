@@ -19,7 +19,6 @@ from coldframe import limits
 from coldframe.controller.records import Event
 
 CAUSE = "in force"  # of the event, at a run's start, of a limit that is not the baseline's
-SHOWN = (*limits.CONTROL_GROUP, *limits.SHAPING)
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -39,7 +38,7 @@ def at_start(
         for event in events:
             changed = event["client"] == client["name"] and event.get("verified")
             if changed and client["read_at"] <= event["time"] < first:
-                now |= {key: value for key, value in event["verified"].items() if key in SHOWN}
+                now |= {key: value for key, value in event["verified"].items() if key in limits.LIMITS}
                 now["desired"] |= event["requested"]
         found.append(now)
     return found
@@ -50,11 +49,11 @@ def in_force(clients: Iterable[Mapping[str, Any]], first: float) -> list[Event]:
     events = []
     for client in clients:
         baseline = limits.desired(client["baseline"], {})
-        held = {key: client[key] for key in SHOWN}
+        held = {key: client[key] for key in limits.LIMITS}
         if not client["running"]:
             continue
         other = {**limits.differences(baseline, held), **limits.differences(client["desired"], baseline)}
-        keys = [key for key in SHOWN if key in other]
+        keys = [key for key in limits.LIMITS if key in other]
         if keys:
             requested = {key: client["desired"].get(key) for key in keys}
             events.append(
@@ -92,7 +91,7 @@ def inventory(
         for client in clients
     }
     for name, item in known.items():  # where no agent answered, only the deployment's limits are known
-        unread = {**dict.fromkeys(SHOWN), "baseline": {key: item.get(key) for key in SHOWN}}
+        unread = {**dict.fromkeys(limits.LIMITS), "baseline": {key: item.get(key) for key in limits.LIMITS}}
         held[name] = {**item, **held.get(name, unread)}
     machines = {item["name"]: item for item in found.get("machines", [])}
     return {

@@ -68,7 +68,6 @@ def test_it_is_made_again_where_the_checkout_has_moved_and_only_then(checkouts: 
     assert make(checkouts[0]).returncode == 0
     assert (checkouts[0] / ".venv" / "pyvenv.cfg").stat().st_mtime_ns == made
     moved = checkouts[0].rename(checkouts[0].with_name("moved"))
-    assert "scripts/setup.sh, then .venv/bin/ansible-playbook" in play(moved / ".venv", moved).stderr
     assert make(moved).returncode == 0
     assert play(moved / ".venv", moved).returncode == 0
 

@@ -322,13 +322,13 @@ def test_a_run_without_clients_is_refused():
 
 def test_an_unknown_name_is_refused_with_the_nearest():
     assert only(check_names("run", ["roundz"])) == (
-        "roundz is no variable of run.yml: did you mean rounds? Type -e rounds=5"
+        "unknown variable 'roundz' for run.yml: did you mean 'rounds'? Type -e rounds=5"
     )
     assert "it belongs to teardown.yml" in only(check_names("run", ["purge"]))
-    assert "did you mean fl_client_count? Type -e fl_client_count=3" in only(
+    assert "did you mean 'fl_client_count'? Type -e fl_client_count=3" in only(
         check_names("site", ["fl_client_cuont"])
     )
-    assert "leave it out (status.yml takes output)" in only(check_names("status", ["qqqqqq"]))
+    assert "remove it (status.yml takes output)" in only(check_names("status", ["qqqqqq"]))
 
 
 def test_names_of_ansible_roles_and_inventory_are_known():
