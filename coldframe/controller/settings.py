@@ -22,33 +22,6 @@ PARTITIONER_ARGUMENTS: dict[str, tuple[str, ...]] = {
 }
 DATASETS = ("mnist", "fashion_mnist", "cifar10", "synthetic")
 
-# Variables of run.yml that become keys of the app's run config.
-RUN_CONFIG_KEYS = {
-    "rounds": "num-server-rounds",
-    "fl_strategy": "strategy",
-    "strategy_args": "strategy-args",
-    "fl_dp": "dp",
-    "dp_args": "dp-args",
-    "fraction_train": "fraction-train",
-    "fraction_evaluate": "fraction-evaluate",
-    "min_train_clients": "min-train-clients",
-    "min_evaluate_clients": "min-evaluate-clients",
-    "min_available_clients": "min-available-clients",
-    "local_epochs": "local-epochs",
-    "batch_size": "batch-size",
-    "learning_rate": "learning-rate",
-    "momentum": "momentum",
-    "dataset": "dataset",
-    "max_samples": "max-samples",
-    "partitioner": "partitioner",
-    "partitioner_args": "partitioner-args",
-    "seed": "seed",
-    "round_timeout": "round-timeout",
-    "wait_timeout": "wait-timeout",
-    "allow_nonfinite": "allow-nonfinite",
-    "run_name": "run-name",
-}
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -80,6 +53,8 @@ class Variable:
         Above it the value is taken for a mistake: a wrong unit, or a key held down.
     empty : bool
         Whether an empty value means the default; else it is refused, as an unset variable of a shell is.
+    key : str
+        The key of the app's run config that the variable of run.yml becomes; empty where it is none.
     """
 
     name: str
@@ -93,6 +68,7 @@ class Variable:
     choices: tuple[str, ...] = ()
     pattern: str = ""
     empty: bool = False
+    key: str = ""
 
 
 # Above these a value is taken for a mistake.
@@ -101,6 +77,7 @@ CORES = 4096
 MEMORY = 16 << 40  # bytes
 PIDS = 1 << 22  # the kernel's own limit
 RATE = 10**12  # bit/s
+STRATEGIES = tuple(arguments.STRATEGIES)
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
 
 
@@ -108,11 +85,16 @@ def _table(*variables: Variable) -> dict[str, Variable]:
     return {variable.name: variable for variable in variables}
 
 
-RUN = _table(
-    Variable("rounds", "whole", "5", 5, low=1, most=1_000_000),
-    Variable("fl_strategy", "choice", "fedavg", "fedavg", choices=tuple(arguments.STRATEGIES)),
+def _configured(*variables: Variable) -> list[Variable]:
+    """Variables that reach the app, by their own names where `key` says no other."""
+    return [replace(item, key=item.key or item.name.replace("_", "-")) for item in variables]
+
+
+TRAINING = _configured(
+    Variable("rounds", "whole", "5", 5, low=1, most=1_000_000, key="num-server-rounds"),
+    Variable("fl_strategy", "choice", "fedavg", "fedavg", choices=STRATEGIES, key="strategy"),
     Variable("strategy_args", "dictionary", '{"proximal_mu": 0.1}', {}),
-    Variable("fl_dp", "choice", "server-fixed", "", choices=("", *arguments.PRIVACY), empty=True),
+    Variable("fl_dp", "choice", "server-fixed", "", choices=("", *arguments.PRIVACY), empty=True, key="dp"),
     Variable("dp_args", "dictionary", '{"noise_multiplier": 0.1, "clipping_norm": 10}', {}),
     Variable("fraction_train", "number", "1.0", 1.0, above=0, high=1),
     Variable("fraction_evaluate", "number", "1.0", 1.0, low=0, high=1),
@@ -131,16 +113,20 @@ RUN = _table(
     Variable("round_timeout", "duration", "600", 600.0, above=0, most=MONTH),
     Variable("wait_timeout", "duration", "300", 300.0, above=0, most=MONTH),
     Variable("allow_nonfinite", "truth", "true", False),
+    Variable("run_name", "text", "baseline", "", pattern=RUN_NAME, empty=True),
+)
+RUN = _table(
+    *TRAINING,
     Variable("wait", "truth", "true", True),
     Variable("concurrent", "truth", "true", False),
     Variable("interrupt", "truth", "true", False),
-    Variable("run_name", "text", "baseline", "", pattern=RUN_NAME, empty=True),
     Variable("app", "path", "path/to/app", ""),
     Variable("run_config", "dictionary", '{"num-server-rounds": 3}', {}),
     Variable("collect", "text", "RUN_ID", "", pattern=r"\d+"),
     Variable("stop", "text", "RUN_ID", "", pattern=r"\d+"),
     Variable("follow", "text", "RUN_ID", "", pattern=r"\d+"),
 )
+RUN_CONFIG_KEYS = {variable.name: variable.key for variable in TRAINING}
 EARLIER = ("collect", "stop", "follow")  # with these, run.yml is about a run that was submitted before
 VERBS: dict[str, dict[str, Variable]] = {
     "site": {
