@@ -237,7 +237,7 @@ def _cell(column: str, value: Any) -> str:
     return str(value)
 
 
-def state_files(clients: Iterable[Mapping[str, Any]], federation: str) -> dict[str, str]:
+def coldframe_state_files(clients: Iterable[Mapping[str, Any]], federation: str) -> dict[str, str]:
     """The state file of each client, content by name: who it is, and what limits the inventory gives it."""
     files = {}
     for client in clients:

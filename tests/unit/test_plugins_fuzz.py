@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coldframe.controller import deployment, preflight, profiles
-from coldframe.controller.roster import coldframe_roster, state_files
+from coldframe.controller.roster import coldframe_roster, coldframe_state_files
 from coldframe.controller.settings import CLIENT, CONNECTION, INVENTORY, VERBS
 from plugins.action import preflight as action_plugin
 from tests.unit.test_plugins_checks import facts
@@ -128,7 +128,7 @@ def check(verb, extra, inventory, folder):
     # What passes has to do for what comes next.
     json.dumps(answer["run_config"], allow_nan=False)
     json.dumps(answer["requests"], allow_nan=False)
-    state_files(coldframe_roster(["one", "two"], hostvars), "coldframe")
+    coldframe_state_files(coldframe_roster(["one", "two"], hostvars), "coldframe")
 
 
 @pytest.fixture(scope="module")
