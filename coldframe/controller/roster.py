@@ -174,15 +174,7 @@ def coldframe_roster(
     return roster
 
 
-def coldframe_size(value: object) -> int:
-    """Bytes of a size such as ``512m``."""
-    try:
-        return parse_size(value)
-    except ValueError as error:
-        raise AnsibleFilterError(f"{error}: write it like 512m or 1g") from error
-
-
-def coldframe_run_config(run: Mapping[str, Any], oversubscribed: bool = False) -> dict[str, Any]:
+def run_config(run: Mapping[str, Any], oversubscribed: bool = False) -> dict[str, Any]:
     """The run config that Flower gets for the typed variables of ``run.yml``.
 
     Dictionaries become JSON, since Flower's run config is flat. Another app (``app``) gets its ``run_config``

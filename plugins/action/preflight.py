@@ -16,7 +16,7 @@ from ansible.utils.vars import load_extra_vars
 from coldframe.controller import checks, commands, deployment, description, preflight, purge
 from coldframe.controller.preflight import Call, Preflight
 from coldframe.controller.records import folders_of
-from coldframe.controller.roster import coldframe_run_config
+from coldframe.controller.roster import run_config
 from coldframe.controller.settings import VERBS
 
 display = Display()
@@ -70,7 +70,7 @@ def _answer(it: Preflight) -> dict[str, Any]:
     """What the playbooks get."""
     return {
         "run": it.values,
-        "run_config": coldframe_run_config(it.values, it.oversubscribed) if it.deploys else {},
+        "run_config": run_config(it.values, it.oversubscribed) if it.deploys else {},
         "roster": deployment.shown(it),
         "oversubscribed": it.oversubscribed,
         "requests": it.requests,
