@@ -2,21 +2,13 @@
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.environment import SHARED, make
+
 ROOT = Path(__file__).parents[2]
-MARK = Path(sys.prefix, ".checkout")
-# The shared environment, also where this test runs in a checkout's own.
-SHARED = Path(MARK.read_text(encoding="utf-8").split("\n")[0] if MARK.exists() else sys.prefix)
-
-
-def make(checkout: Path) -> subprocess.CompletedProcess[str]:
-    """Make the environment of a checkout as setup.sh does."""
-    command = [str(SHARED / "bin" / "python"), str(checkout / "scripts" / "checkout_venv.py")]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
