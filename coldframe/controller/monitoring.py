@@ -1,4 +1,4 @@
-"""Filters of the monitoring: what Prometheus is to ask, and the names that certificates bear."""
+"""Ports of a federation, the targets of Prometheus, and the names in certificates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Filters that turn the inventory into the roster, variables into a run config, and rows into a table."""
+"""The roster from the inventory, the run config from variables, and tables from rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Filters of status.yml and of the registration: they join what machines and server said."""
+"""What status.yml shows and what a run is registered with, from the answers of machines and server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Filters of throttle.yml: what the agents answered, as tables."""
+"""The answers of the agents to throttle.yml, as tables."""
 
 from __future__ import annotations
 
