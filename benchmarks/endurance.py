@@ -74,6 +74,7 @@ WRONGS = {
 }
 EXECUTOR = [
     sys.executable,
+    "-P",
     "-c",
     "from coldframe.client import container; container.preload(); container.run_executor([])",
 ]

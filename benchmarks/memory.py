@@ -43,7 +43,7 @@ def start_client(started: Federation, group: Group, ours: bool) -> None:
     ]
     executor = ["--insecure", "--runtime-api-address", f"127.0.0.1:{port}", *auth]
     if ours:
-        command = [sys.executable, "-c", CLIENT_CONTAINER, json.dumps([supernode, executor])]
+        command = [sys.executable, "-P", "-c", CLIENT_CONTAINER, json.dumps([supernode, executor])]
         started.start("client", group.command(command))
         wait_for_port(port)
     else:

@@ -164,7 +164,7 @@ def start_deployment(engine: Engine) -> None:
         executor = ["--insecure", "--runtime-api-address", f"127.0.0.1:{port}", *auth]
         command = ["flower-supernode", *supernode]
         if ours:
-            command = [sys.executable, "-c", CLIENT_CONTAINER, json.dumps([supernode, executor])]
+            command = [sys.executable, "-P", "-c", CLIENT_CONTAINER, json.dumps([supernode, executor])]
         engine.nodes.append(engine.spawn(f"supernode-{number}", command))
         executors.append((port, executor))
     for number, (port, executor) in enumerate(executors):

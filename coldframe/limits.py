@@ -22,7 +22,8 @@ WINDOW = 60.0  # seconds: requests whose stamps are nearer than this were typed 
 
 CONTROL_GROUP = ("cpu", "memory", "pids")
 SHAPING = ("down", "up", "delay", "jitter", "loss")
-KEYS = (*CONTROL_GROUP, *SHAPING, "online")
+LIMITS = (*CONTROL_GROUP, *SHAPING)
+KEYS = (*LIMITS, "online")
 NETEM = ("delay", "jitter", "loss")
 
 # How far the kernel's value may lie from the one asked for: quotas are microseconds per period, memory is

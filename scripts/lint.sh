@@ -30,7 +30,7 @@ syntax() { local script; for script in "${scripts[@]}"; do bash -n "$script" || 
 check "ruff" ruff check .
 check "ruff format" ruff format --check .
 # Two plugins may bear one name (an action and its module): only their packages tell them apart.
-check "mypy" flock "$MYPY_CACHE_DIR.lock" mypy --explicit-package-bases fl coldframe plugins dashboards
+check "mypy" flock "$MYPY_CACHE_DIR.lock" mypy --explicit-package-bases fl coldframe plugins dashboards tests/hosts scripts
 check "bash -n" syntax
 check "yamllint" yamllint --strict .
 check "ansible-lint" ansible-lint --offline --strict

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prepare the controller: the Debian packages that the verbs call, and the virtual environment .venv (a link into the cache).
+# Prepare the controller: the Debian packages that the verbs call, and the virtual environment .venv.
 #   scripts/setup.sh                  what the verbs need
 #   scripts/setup.sh --dev            also torch, linters, pytest and what makes test hosts
 #   scripts/setup.sh --test-plugins   all but torch, for the tests of plugins/, beside .venv: prints the environment's path
@@ -56,12 +56,12 @@ fi
   die "Python 3.11 or newer is needed, $python is $("$python" -V 2>&1): type PYTHON=/path/to/python3.11 make up"
 
 # --- virtual environment ---------------------------------------------------------------------------------------------
-# One for each set of packages. --dev has all that the verbs need, so a checkout that has it keeps it.
+# One for each set of packages, in the cache; .venv is a thin one over it (scripts/checkout_venv.py). --dev has all that the verbs need, so a checkout that has it keeps it.
 key=$( { cat requirements.txt collections/bundle.txt scripts/setup.sh; "$python" -VV; uname -m; } | sha256sum | cut -c1-12)
 devkey=$(sha256sum requirements-dev.txt | cut -c1-12)
 venv=$cache/venvs/$key${mode:+-$mode}
-if [ -z "$mode" ] && [ "$(readlink .venv 2>/dev/null)" = "$venv-dev" ] && [ -e "$venv-dev/.controller" ]; then
-  exit 0
+if [ -z "$mode" ] && [ "$(head -n 1 .venv/.checkout 2>/dev/null)" = "$venv-dev" ] && [ -e "$venv-dev/.controller" ]; then
+  exec "$venv-dev/bin/python" scripts/checkout_venv.py
 fi
 mkdir -p "$cache/venvs"
 exec 9>"$venv.lock"
@@ -135,4 +135,4 @@ if [ "$mode" = test-plugins ]; then
   echo "$venv"
   exit 0
 fi
-[ "$(readlink .venv 2>/dev/null)" = "$venv" ] || { rm -rf .venv; ln -s "$venv" .venv; }
+"$venv/bin/python" scripts/checkout_venv.py

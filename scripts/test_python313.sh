@@ -8,4 +8,4 @@ python=$(scripts/python313.sh)
 [ -n "$python" ] || exit 0
 environment=$(PYTHON=$python scripts/setup.sh --test-plugins)
 "$environment/bin/ansible" --version | sed -nE 's/^ansible \[(.*)\]/Python 3.13 with ansible-\1/p'
-exec "$environment/bin/python" -m pytest -q tests/unit/test_plugins_*.py "$@"
+PYTHONPATH=$PWD exec "$environment/bin/python" -m pytest -q tests/unit/test_plugins_*.py "$@"

@@ -360,6 +360,7 @@ def measured(before: dict[str, float], after: dict[str, float]) -> dict[str, flo
 
 
 def values(asked: limits.Asked) -> dict[str, Any]:
+    """Return value and end of each limit that is asked for."""
     return {key: (entry["value"], entry["until"]) for key, entry in asked.items()}
 
 

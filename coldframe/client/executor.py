@@ -331,14 +331,17 @@ def _spec_as_dict(spec: ExecutionSpec) -> dict[str, Any]:
 
 
 def fork_zygote(modules: list[str]) -> tuple[socket.socket, Forked] | None:
-    """Fork a zygote that shares the flwr which this process has imported; None if this process has threads.
+    """Fork a zygote that shares the flwr which this process has imported.
+
+    None if this process has threads, or was started without -P: the zygote would import modules of the
+    working directory, which a stock process would not find.
 
     Returns
     -------
     tuple of socket.socket and Forked
         The executor's end of the control socket, and the process.
     """
-    if thread_count() != 1:
+    if thread_count() != 1 or not sys.flags.safe_path:
         return None
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
@@ -346,8 +349,6 @@ def fork_zygote(modules: list[str]) -> tuple[socket.socket, Forked] | None:
         ours.close()
         environment = {name: os.environ.get(name) for name in THREAD_VARIABLES}
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-        if not sys.flags.safe_path:  # as -P does for a zygote that is started, see below
-            sys.path[:1] = [str(PACKAGES)]
         zygote.serve(theirs, modules, environment)
 
     process = Forked("zygote", become_zygote, [])

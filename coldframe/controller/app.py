@@ -420,3 +420,8 @@ def judge_config(given: Mapping[str, Any], manifest: Mapping[str, Any], app: str
             )
             problems.append((problem, f"type -e '{wanted}'"))
     return problems
+
+
+def commit(packed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return which commit a packed app is of, for the run's records."""
+    return {f"app_{key}": packed[key] for key in ("commit", "clean") if packed}

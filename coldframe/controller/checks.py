@@ -12,6 +12,7 @@ from typing import Any
 
 from coldframe.controller.profiles import speed_of
 from coldframe.controller.settings import EARLIER, SERVER_MEMORY, Finding, typed, vault_remedy
+from coldframe.limits import MEMORY_FLOOR
 from coldframe.units import format_size
 
 GB = 1 << 30
@@ -80,7 +81,10 @@ def check_shape(machines: Sequence[Machine]) -> list[Finding]:
     if len(members["fl_server"]) != 1:
         has = ", ".join(members["fl_server"]) or "none"
         findings.append(
-            Finding(f"the group fl_server needs exactly one machine, and has {has}", "mend the inventory")
+            Finding(
+                f"the group fl_server needs exactly one machine, and has {has}",
+                "put exactly one machine into fl_server",
+            )
         )
     if not members["fl_clients"]:
         findings.append(
@@ -376,7 +380,9 @@ def check_memory(machine: Machine, clients: Sequence[Mapping[str, Any]]) -> list
     need = f"its {'client' if len(clients) == 1 else f'{len(clients)} clients'} may use {format_size(limits)}"
     need += f" and the server {format_size(server)}" if server else ""
     fair = max(total - server, 0) // max(len(clients), 1) >> 20
-    remedy = f"type {typed('fl_client_memory', f'{fair}m')}, or " if fair >= 384 and clients else ""
+    remedy = (
+        f"type {typed('fl_client_memory', f'{fair}m')}, or " if clients and fair << 20 >= MEMORY_FLOOR else ""
+    )
     left = (total - limits) >> 20
     if server > SERVER_MEMORY <= left << 20:
         remedy += f"type {typed('fl_server_memory', f'{left}m')}, or "

@@ -8,10 +8,10 @@ from typing import Any
 
 from coldframe.controller.checks import Machine
 from coldframe.controller.settings import INVENTORY, Finding
+from coldframe.limits import LIMITS
 from coldframe.units import format_size
 
 CLIENTS = "fl_client_"
-LIMITS = ("cpu", "memory", "pids", "down", "up", "delay", "jitter", "loss", "profile")
 # What the other verbs see of a federation besides its clients; all else of the inventory matters to site.yml.
 VISIBLE = (
     "fl_address",
@@ -254,7 +254,7 @@ def clients_differ(key: str, now: Sequence[Mapping[str, Any]], then: Sequence[Ma
         shown = [", ".join(some) or "none" for some in names]
         return f"the clients would be {len(now)} ({shown[0]}) instead of {len(then)} ({shown[1]})"
     stood = {client["name"]: client for client in then}
-    limits = (key,) if key in LIMITS and key != "profile" else LIMITS
+    limits = (key,) if key in LIMITS else (*LIMITS, "profile")
     changed = [
         (client["name"], limit, client.get(limit), stood[client["name"]].get(limit))
         for client in now

@@ -72,7 +72,9 @@ def update(file: Path, name: str, entry: Mapping[str, str] | None) -> None:
     elif entry is None:
         return
     else:
-        from flwr.cli.constant import DEFAULT_FLOWER_CONFIG_TOML as text
+        from flwr.cli.constant import DEFAULT_FLOWER_CONFIG_TOML
+
+        text = DEFAULT_FLOWER_CONFIG_TOML
     changed = put(text, name, entry)
     if file.exists() and changed == text:
         return

@@ -1,4 +1,4 @@
-"""Filters that say what a deployment would do to a running run, from what tasks said in check mode."""
+"""What a deployment would do to a running run, from what tasks returned in check mode."""
 
 from __future__ import annotations
 

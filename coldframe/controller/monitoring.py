@@ -1,4 +1,4 @@
-"""Filters of the monitoring: what Prometheus is to ask, and the names that certificates bear."""
+"""Ports of a federation, the targets of Prometheus, and the names in certificates."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-PORT = 9092  # fl_port, where nothing else is said
-OFFSETS = {"fl_metrics_port": 1, "prometheus_port": -2, "node_exporter_port": 8, "container_exporter_port": 9}
-GRAFANA = 3000  # beside the usual fl_port
+# Where nothing else is said. Another fl_port moves the others with it.
+PORTS = {
+    "fl_port": 9092,
+    "fl_metrics_port": 9093,
+    "prometheus_port": 9090,
+    "node_exporter_port": 9100,
+    "container_exporter_port": 9101,
+    "grafana_port": 3000,
+}
 
 
 def is_address(name: str) -> bool:
@@ -37,7 +43,7 @@ def coldframe_host(address: str) -> str:
 
 
 def coldframe_ports(machine: str, hostvars: Mapping[str, Any], servers: Sequence[str]) -> dict[str, int]:
-    """What a machine listens on for the monitoring, by the variable that moves it.
+    """What a machine listens on, by the variable that moves it.
 
     A value that is no number counts as none: preflight says so of it.
 
@@ -46,11 +52,12 @@ def coldframe_ports(machine: str, hostvars: Mapping[str, Any], servers: Sequence
     servers : sequence of str
         The group fl_server; the ports follow fl_port of the first of it.
     """
-    base = whole(hostvars[servers[0]].get("fl_port") if servers else None, PORT)
+    first = PORTS["fl_port"]
+    moved = whole(hostvars[servers[0]].get("fl_port") if servers else None, first) - first
+    usual = {name: port + moved for name, port in PORTS.items()}
+    if usual["grafana_port"] < 1024:  # below a low fl_port there is no room for a port so far away
+        usual["grafana_port"] = usual["fl_port"] - 3
     given = hostvars[machine]
-    # Below a low fl_port there is no room for a port so far away.
-    grafana = base + GRAFANA - PORT if base + GRAFANA - PORT >= 1024 else base - 3
-    usual = {**{name: base + offset for name, offset in OFFSETS.items()}, "grafana_port": grafana}
     return {name: whole(given.get(name), port) for name, port in usual.items()}
 
 

@@ -1,10 +1,10 @@
-"""Filters that turn the inventory into the roster, variables into a run config, and rows into a table."""
+"""The roster from the inventory, the run config from variables, and tables from rows."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
@@ -18,17 +18,14 @@ from coldframe.controller.settings import (
     cast_value,
     nearest,
 )
+from coldframe.limits import CPU_FLOOR, LIMITS, SHAPING
 from coldframe.units import format_size, parse_size
 
 CLIENT_COUNT = 1
 CLIENT_MEMORY = "1g"
 CLIENT_PIDS = 256
-CPU_FLOOR = 0.05  # cores; below, a client's heartbeats suffer
 CPU_SHARE = 0.8  # of a machine's cores go to its clients: the engine, the server and ssh need the rest
-NETWORK = ("down", "up", "delay", "jitter", "loss")
-LIMITS = ("cpu", "memory", "pids", *NETWORK)
 CLIENT_KEYS = ("name", "profile", *LIMITS)
-CLIENT_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}", re.IGNORECASE)
 
 
 def default_cpu(cores: float, clients: int) -> float:
@@ -79,44 +76,15 @@ def build_roster(
     roster: list[dict[str, Any]] = []
     owners: dict[str, str] = {}
     for machine in machines:
-        variables = hostvars[machine]
-        entries = client_entries(variables)
-        cores = machine_cores(variables)
-        fallback = default_cpu(cores, len(entries)) if cores and entries else None
-        for k, entry in enumerate(entries):
-            name = str(_first(entry.get("name"), f"{machine}-{k}"))
-            if unknown := [key for key in entry if key not in CLIENT_KEYS]:
-                raise ValueError(
-                    f"client {name} of machine {machine} has the unknown key {unknown[0]}: "
-                    f"fl_client_list takes {', '.join(CLIENT_KEYS)}"
-                )
-            if not CLIENT_NAME.fullmatch(name):
-                raise ValueError(
-                    f"{name!r} is no name for a client: use letters, digits, '-', '_' and '.', at most 63, "
-                    f"and begin with a letter or digit (fl_client_list of machine {machine})"
-                )
+        for client in clients_of(machine, hostvars[machine]):
+            name = client["name"]
             if name in owners:
                 raise ValueError(
                     f"two clients are called {name} (machines {owners[name]} and {machine}): "
                     "give one of them another name in fl_client_list"
                 )
             owners[name] = machine
-            profile = str(_first(entry.get("profile"), variables.get("fl_client_profile"), "")) or None
-            given = client_limits(name, profile, entry, variables)
-            default = {"cpu": fallback, "memory": CLIENT_MEMORY, "pids": CLIENT_PIDS}
-            values = {key: _first(given.get(key), default.get(key)) for key in LIMITS}
-            roster.append(
-                {
-                    "name": name,
-                    "machine": str(machine),
-                    "cpu": None if values["cpu"] is None else float(values["cpu"]),
-                    "memory": parse_size(values["memory"]),
-                    "pids": int(values["pids"]),
-                    "profile": profile,
-                    # A delay of zero is none: how one that a profile has is left out.
-                    **{key: values[key] for key in NETWORK if values[key]},
-                }
-            )
+            roster.append(client)
 
     ids = {str(name): int(number) for name, number in (partitions or {}).items()}
     following = max(ids.values(), default=-1) + 1
@@ -129,6 +97,39 @@ def build_roster(
     return [{**client, "num_partitions": total} for client in roster]
 
 
+def clients_of(machine: str, variables: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a machine's clients, but for what depends on those of other machines: see `build_roster`."""
+    entries = client_entries(variables)
+    cores = machine_cores(variables)
+    fallback = default_cpu(cores, len(entries)) if cores and entries else None
+    for k, entry in enumerate(entries):
+        name = str(_first(entry.get("name"), f"{machine}-{k}"))
+        if unknown := [key for key in entry if key not in CLIENT_KEYS]:
+            raise ValueError(
+                f"client {name} of machine {machine} has the unknown key {unknown[0]}: "
+                f"fl_client_list takes {', '.join(CLIENT_KEYS)}"
+            )
+        if not re.fullmatch(CLIENT["name"].pattern, name):
+            raise ValueError(
+                f"{name!r} is no name for a client: use letters, digits, '-', '_' and '.', at most 63, "
+                f"and begin with a letter or digit (fl_client_list of machine {machine})"
+            )
+        profile = str(_first(entry.get("profile"), variables.get("fl_client_profile"), "")) or None
+        given = client_limits(name, profile, entry, variables)
+        default = {"cpu": fallback, "memory": CLIENT_MEMORY, "pids": CLIENT_PIDS}
+        values = {key: _first(given.get(key), default.get(key)) for key in LIMITS}
+        yield {
+            "name": name,
+            "machine": str(machine),
+            "cpu": None if values["cpu"] is None else float(values["cpu"]),
+            "memory": parse_size(values["memory"]),
+            "pids": int(values["pids"]),
+            "profile": profile,
+            # A delay of zero is none: how one that a profile has is left out.
+            **{key: values[key] for key in SHAPING if values[key]},
+        }
+
+
 def client_limits(
     name: str, profile: str | None, entry: Mapping[str, Any], variables: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -136,7 +137,7 @@ def client_limits(
     limits = profile_of(name, profile, variables) if profile else {}
     given = {key: _first(entry.get(key), variables.get(f"fl_client_{key}")) for key in LIMITS}
     given = {key: value for key, value in given.items() if value is not None}
-    return limits | given | {key: cast_value(CLIENT[key], given[key]) for key in NETWORK if key in given}
+    return limits | given | {key: cast_value(CLIENT[key], given[key]) for key in SHAPING if key in given}
 
 
 def profile_of(name: str, profile: str, variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,14 +176,6 @@ def coldframe_roster(
     return roster
 
 
-def coldframe_size(value: object) -> int:
-    """Bytes of a size such as ``512m``."""
-    try:
-        return parse_size(value)
-    except ValueError as error:
-        raise AnsibleFilterError(f"{error}: write it like 512m or 1g") from error
-
-
 def coldframe_server_memory(given: object, machine: int) -> int:
     """The bytes that the server's container may use: what is given, or half of the machine's memory.
 
@@ -192,11 +185,11 @@ def coldframe_server_memory(given: object, machine: int) -> int:
     3904
     """
     if given:
-        return coldframe_size(given)
+        return parse_size(given)
     return max(SERVER_MEMORY, int(machine) // 2 >> 26 << 26)
 
 
-def coldframe_run_config(run: Mapping[str, Any]) -> dict[str, Any]:
+def run_config(run: Mapping[str, Any]) -> dict[str, Any]:
     """The run config that Flower gets for the typed variables of ``run.yml``.
 
     Dictionaries become JSON, since Flower's run config is flat. Another app (``app``) gets its ``run_config``
@@ -251,7 +244,7 @@ def _cell(column: str, value: Any) -> str:
     return str(value)
 
 
-def state_files(clients: Iterable[Mapping[str, Any]], federation: str) -> dict[str, str]:
+def coldframe_state_files(clients: Iterable[Mapping[str, Any]], federation: str) -> dict[str, str]:
     """The state file of each client, content by name: who it is, and what limits the inventory gives it."""
     files = {}
     for client in clients:

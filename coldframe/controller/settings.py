@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from coldframe.controller.monitoring import PORTS
+from coldframe.limits import CPU_FLOOR, MEMORY_FLOOR, RATE_FLOOR
 from coldframe.units import KINDS, NOUNS, Wrong, format_rate, format_size
 from fl import arguments
 
@@ -20,32 +22,6 @@ PARTITIONER_ARGUMENTS: dict[str, tuple[str, ...]] = {
 }
 DATASETS = ("mnist", "fashion_mnist", "cifar10", "synthetic")
 
-# Variables of run.yml that become keys of the app's run config.
-RUN_CONFIG_KEYS = {
-    "rounds": "num-server-rounds",
-    "fl_strategy": "strategy",
-    "strategy_args": "strategy-args",
-    "fl_dp": "dp",
-    "dp_args": "dp-args",
-    "fraction_train": "fraction-train",
-    "fraction_evaluate": "fraction-evaluate",
-    "min_train_clients": "min-train-clients",
-    "min_evaluate_clients": "min-evaluate-clients",
-    "min_available_clients": "min-available-clients",
-    "local_epochs": "local-epochs",
-    "batch_size": "batch-size",
-    "learning_rate": "learning-rate",
-    "momentum": "momentum",
-    "dataset": "dataset",
-    "max_samples": "max-samples",
-    "partitioner": "partitioner",
-    "partitioner_args": "partitioner-args",
-    "seed": "seed",
-    "round_timeout": "round-timeout",
-    "allow_nonfinite": "allow-nonfinite",
-    "evaluate_every": "evaluate-every",
-    "evaluate_samples": "evaluate-samples",
-}
 # Variables of run.yml that no app gets: they travel beneath it.
 SETTINGS = ("run_name", "wait_timeout")
 
@@ -77,9 +53,11 @@ class Variable:
     low, high : float, optional
         The range, both ends included; `above` is a lower end that is not.
     most : float, optional
-        What nobody means to exceed: a unit was mistaken, or a key pressed for too long.
+        Above it the value is taken for a mistake: a wrong unit, or a key held down.
     empty : bool
         Whether an empty value means the default; else it is refused, as an unset variable of a shell is.
+    key : str
+        The key of the app's run config that the variable of run.yml becomes; empty where it is none.
     """
 
     name: str
@@ -93,15 +71,17 @@ class Variable:
     choices: tuple[str, ...] = ()
     pattern: str = ""
     empty: bool = False
+    key: str = ""
 
 
-# Beyond these nobody means a value.
+# Above these a value is taken for a mistake.
 MONTH = 30 * 86400  # seconds
 CORES = 4096
 MEMORY = 16 << 40  # bytes
 SERVER_MEMORY = 700 << 20  # bytes that SuperLink, ServerApp and gateway take at least
 PIDS = 1 << 22  # the kernel's own limit
 RATE = 10**12  # bit/s
+STRATEGIES = tuple(arguments.STRATEGIES)
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
 
 
@@ -109,11 +89,16 @@ def _table(*variables: Variable) -> dict[str, Variable]:
     return {variable.name: variable for variable in variables}
 
 
-RUN = _table(
-    Variable("rounds", "whole", "5", 5, low=1, most=1_000_000),
-    Variable("fl_strategy", "choice", "fedavg", "fedavg", choices=tuple(arguments.STRATEGIES)),
+def _configured(*variables: Variable) -> list[Variable]:
+    """Variables that reach the app, by their own names where `key` says no other."""
+    return [replace(item, key=item.key or item.name.replace("_", "-")) for item in variables]
+
+
+TRAINING = _configured(
+    Variable("rounds", "whole", "5", 5, low=1, most=1_000_000, key="num-server-rounds"),
+    Variable("fl_strategy", "choice", "fedavg", "fedavg", choices=STRATEGIES, key="strategy"),
     Variable("strategy_args", "dictionary", '{"proximal_mu": 0.1}', {}),
-    Variable("fl_dp", "choice", "server-fixed", "", choices=("", *arguments.PRIVACY), empty=True),
+    Variable("fl_dp", "choice", "server-fixed", "", choices=("", *arguments.PRIVACY), empty=True, key="dp"),
     Variable("dp_args", "dictionary", '{"noise_multiplier": 0.1, "clipping_norm": 10}', {}),
     Variable("fraction_train", "number", "1.0", 1.0, above=0, high=1),
     Variable("fraction_evaluate", "number", "1.0", 1.0, low=0, high=1),
@@ -134,10 +119,13 @@ RUN = _table(
     Variable("allow_nonfinite", "truth", "true", False),
     Variable("evaluate_every", "whole", "5", 1, low=1, most=1_000_000),
     Variable("evaluate_samples", "whole", "1000", 0, low=0, most=1_000_000_000),
+    Variable("run_name", "text", "baseline", "", pattern=RUN_NAME, empty=True),
+)
+RUN = _table(
+    *TRAINING,
     Variable("wait", "truth", "true", True),
     Variable("concurrent", "truth", "true", False),
     Variable("interrupt", "truth", "true", False),
-    Variable("run_name", "text", "baseline", "", pattern=RUN_NAME, empty=True),
     Variable("app", "path", "path/to/app", ""),
     Variable("app_data", "path", "path/to/data", ""),
     Variable("run_config", "dictionary", '{"num-server-rounds": 3}', {}),
@@ -145,6 +133,7 @@ RUN = _table(
     Variable("stop", "text", "RUN_ID", "", pattern=r"\d+"),
     Variable("follow", "text", "RUN_ID", "", pattern=r"\d+"),
 )
+RUN_CONFIG_KEYS = {variable.name: variable.key for variable in TRAINING}
 EARLIER = ("collect", "stop", "follow")  # with these, run.yml is about a run that was submitted before
 VERBS: dict[str, dict[str, Variable]] = {
     "site": {
@@ -157,11 +146,11 @@ VERBS: dict[str, dict[str, Variable]] = {
     },
     "run": RUN,
     "throttle": _table(
-        Variable("cpu", "number", "0.5", low=0.05, most=CORES),
+        Variable("cpu", "number", "0.5", low=CPU_FLOOR, most=CORES),
         Variable("memory", "size", "512m", most=MEMORY),
         Variable("pids", "whole", "256", low=1, most=PIDS),
-        Variable("down", "rate", "10mbit", low=1000, most=RATE),
-        Variable("up", "rate", "10mbit", low=1000, most=RATE),
+        Variable("down", "rate", "10mbit", low=RATE_FLOOR, most=RATE),
+        Variable("up", "rate", "10mbit", low=RATE_FLOOR, most=RATE),
         Variable("delay", "latency", "50ms", low=0, most=60),
         Variable("jitter", "latency", "10ms", low=0, most=60),
         Variable("loss", "percent", "1%", low=0, high=100),
@@ -181,7 +170,7 @@ VERBS: dict[str, dict[str, Variable]] = {
     "status": _table(Variable("output", "choice", "json", "table", choices=("table", "json"))),
     "connect": _table(Variable("close", "truth", "true", False)),
     "calibrate": _table(  # cpu: it has one thread
-        Variable("cpu", "number", "0.1", low=0.05, high=1),
+        Variable("cpu", "number", "0.1", low=CPU_FLOOR, high=1),
         Variable("seconds", "number", "30", 5.0, low=1, high=3600),
     ),
     "teardown": _table(
@@ -192,9 +181,9 @@ VERBS: dict[str, dict[str, Variable]] = {
 }
 CLIENT = _table(
     Variable("name", "text", "node1-0", pattern=r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"),
-    Variable("cpu", "number", "0.5", low=0.05, most=CORES),
+    Variable("cpu", "number", "0.5", low=CPU_FLOOR, most=CORES),
     # Below, a training client is killed for lack of memory while it imports torch.
-    Variable("memory", "size", "512m", low=384 << 20, most=MEMORY),
+    Variable("memory", "size", "512m", low=MEMORY_FLOOR, most=MEMORY),
     Variable("pids", "whole", "256", low=64, most=PIDS),
     Variable("profile", "text", "NAME", empty=True),
     *(VERBS["throttle"][name] for name in ("down", "up", "delay", "jitter", "loss")),
@@ -225,12 +214,12 @@ INVENTORY = _table(
         if variable.name != "name"
     ),
     Variable("fl_address", "text", "192.0.2.10", pattern=r"[A-Za-z0-9][A-Za-z0-9.-]*"),
-    Variable("fl_port", "whole", "9092", low=1, high=65535),
-    Variable("fl_metrics_port", "whole", "9093", low=1, high=65535),
+    Variable("fl_port", "whole", str(PORTS["fl_port"]), low=1, high=65535),
+    Variable("fl_metrics_port", "whole", str(PORTS["fl_metrics_port"]), low=1, high=65535),
     Variable("fl_monitoring", "truth", "true"),
-    Variable("prometheus_port", "whole", "9090", low=1, high=65535),
-    Variable("node_exporter_port", "whole", "9100", low=1, high=65535),
-    Variable("container_exporter_port", "whole", "9101", low=1, high=65535),
+    Variable("prometheus_port", "whole", str(PORTS["prometheus_port"]), low=1, high=65535),
+    Variable("node_exporter_port", "whole", str(PORTS["node_exporter_port"]), low=1, high=65535),
+    Variable("container_exporter_port", "whole", str(PORTS["container_exporter_port"]), low=1, high=65535),
     Variable("prometheus_image", "text", "debian", pattern=r"[a-z0-9][A-Za-z0-9._:/@-]*"),
     Variable("prometheus_scrape_interval", "text", "5s", pattern=r"([1-9]|1[0-5])s"),
     Variable("prometheus_retention_time", "text", "15d", pattern=r"[1-9]\d{0,3}[hdw]|[1-9]\d?y"),
@@ -247,7 +236,7 @@ INVENTORY = _table(
     Variable("fl_server_memory", "size", "2g", low=SERVER_MEMORY, most=MEMORY),
     Variable("fl_keep_runs", "whole", "50", low=1, most=100_000),
     Variable("fl_min_disk", "size", "4g"),
-    Variable("grafana_port", "whole", "3000", low=1, high=65535),
+    Variable("grafana_port", "whole", str(PORTS["grafana_port"]), low=1, high=65535),
     Variable("grafana_image", "text", "NAME:TAG"),
     Variable("grafana_archive", "path", "FILE"),
     Variable("grafana_directory", "text", "/srv/grafana", pattern=r"/.+"),
@@ -547,18 +536,18 @@ def check_names(verb: str, names: Iterable[str], also: Collection[str] = ()) -> 
             continue
         if name in ALSO_CALLED and all(word in VERBS[verb] for word in ALSO_CALLED[name]):
             commands = " and ".join(typed(word, known[word].example) for word in ALSO_CALLED[name])
-            findings.append(Finding(f"{name} is no variable of {verb}.yml", f"type {commands}"))
+            findings.append(Finding(f"unknown variable {name!r} for {verb}.yml", f"type {commands}"))
             continue
         owners = [other for other, table in VERBS.items() if name in table]
         near = nearest(name, known) or nearest(name, also)
         if owners:
-            remedy = f"it belongs to {' and '.join(f'{owner}.yml' for owner in owners)}; leave it out here"
+            remedy = f"it belongs to {' and '.join(f'{owner}.yml' for owner in owners)}; remove it here"
         elif near:
             example = known[near].example if near in known else "..."
-            remedy = f"did you mean {near}? Type {typed(near, example)}"
+            remedy = f"did you mean {near!r}? Type {typed(near, example)}"
         else:
-            remedy = f"leave it out ({verb}.yml takes {', '.join(VERBS[verb])})"
-        findings.append(Finding(f"{name} is no variable of {verb}.yml", remedy))
+            remedy = f"remove it ({verb}.yml takes {', '.join(VERBS[verb])})"
+        findings.append(Finding(f"unknown variable {name!r} for {verb}.yml", remedy))
     return findings
 
 

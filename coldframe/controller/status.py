@@ -1,4 +1,4 @@
-"""Filters of status.yml and of the registration: they join what machines and server said."""
+"""What status.yml shows and what a run is registered with, from the answers of machines and server."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 from coldframe.controller.certificates import CERTIFICATE_DAYS
 from coldframe.controller.records import natural
-from coldframe.controller.roster import LIMITS, coldframe_status_table
+from coldframe.controller.roster import coldframe_status_table
 from coldframe.controller.settings import EARLIER, RUN, SETTINGS
 from coldframe.controller.throttle_text import text_of
+from coldframe.limits import LIMITS
 
 SHOWN_RUNS = 5
 CALL = (*EARLIER, "wait", "app", "concurrent", "interrupt")  # of run.yml, and no setting of a run of our app

@@ -23,7 +23,6 @@ from coldframe import limits
 from coldframe.controller.records import Event
 
 CAUSE = "in force"  # of the event, at a run's start, of a limit that is not the baseline's
-SHOWN = (*limits.CONTROL_GROUP, *limits.SHAPING)
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -43,7 +42,7 @@ def at_start(
         for event in events:
             changed = event["client"] == client["name"] and event.get("verified")
             if changed and client["read_at"] <= event["time"] < first:
-                now |= {key: value for key, value in event["verified"].items() if key in SHOWN}
+                now |= {key: value for key, value in event["verified"].items() if key in limits.LIMITS}
                 now["desired"] |= event["requested"]
         found.append(now)
     return found
@@ -60,7 +59,7 @@ def looking_back(
     found = []
     for client in clients:
         then = {**client, "desired": dict(client["desired"]), "unknown": []}
-        for key in SHOWN:
+        for key in limits.LIMITS:
             own = [item for item in events if item["client"] == client["name"] and key in item["requested"]]
             if not any(item["time"] >= first for item in own):
                 continue
@@ -79,11 +78,11 @@ def in_force(clients: Iterable[Mapping[str, Any]], first: float) -> list[Event]:
     events = []
     for client in clients:
         baseline = limits.desired(client["baseline"], {})
-        held = {key: client[key] for key in SHOWN}
+        held = {key: client[key] for key in limits.LIMITS}
         if not client["running"]:
             continue
         other = {**limits.differences(baseline, held), **limits.differences(client["desired"], baseline)}
-        keys = [key for key in SHOWN if key in other and key not in client.get("unknown", ())]
+        keys = [key for key in limits.LIMITS if key in other and key not in client.get("unknown", ())]
         if keys:
             requested = {key: client["desired"].get(key) for key in keys}
             events.append(
@@ -121,7 +120,7 @@ def inventory(
         for client in clients
     }
     for name, item in known.items():  # where no agent answered, only the deployment's limits are known
-        unread = {**dict.fromkeys(SHOWN), "baseline": {key: item.get(key) for key in SHOWN}}
+        unread = {**dict.fromkeys(limits.LIMITS), "baseline": {key: item.get(key) for key in limits.LIMITS}}
         held[name] = {**item, **held.get(name, unread)}
     machines = {item["name"]: item for item in found.get("machines", [])}
     return {

@@ -14,11 +14,10 @@ from coldframe.controller.checks import Machine
 from coldframe.controller.profiles import on_machine, profile_limits, speed_of
 from coldframe.controller.settings import Finding, nearest, typed
 from coldframe.controller.trace_file import Trace, read_trace
+from coldframe.limits import CPU_FLOOR, LIMITS, MEMORY_FLOOR
 from coldframe.units import format_size
 
-LIMITS = ("cpu", "memory", "pids", "down", "up", "delay", "jitter", "loss")
 START_DELAY = 5.0  # seconds
-MEMORY_FLOOR = 384 << 20  # bytes: the peak of a whole training client, and a tenth more
 
 
 def choose(
@@ -94,11 +93,11 @@ def check_limits(
                 machine.name,
             )
         )
-    if cpu is not None and cpu < 0.05:
+    if cpu is not None and cpu < CPU_FLOOR:
         findings.append(
             Finding(
                 f"cpu={cpu:g}{why} is less than a client needs to answer the server",
-                f"type {typed('cpu', '0.05')} or more",
+                f"type {typed('cpu', str(CPU_FLOOR))} or more",
                 machine.name,
             )
         )
@@ -107,7 +106,7 @@ def check_limits(
             Finding(
                 f"memory={memory >> 20}m{why} is below the {format_size(MEMORY_FLOOR)} that training needs, "
                 "and the kernel would kill the client",
-                f"type {typed('memory', '384m')}, or -e force=true to do it all the same",
+                f"type {typed('memory', f'{MEMORY_FLOOR >> 20}m')}, or -e force=true to do it all the same",
             )
         )
     return findings
@@ -168,34 +167,39 @@ def plan(
             continue
         if values["undo"]:
             requests[machine.name] = {"action": "undo", "clients": names}
-            continue
-        if trace:
-            requests[machine.name] = {
-                "action": "trace",
-                "clients": list(rows),
-                "trace": {
-                    **{"name": values["trace"], "rows": rows, "start": start, "length": trace.length},
-                    **{"speed": values["trace_speed"], "loop": values["trace_loop"]},
-                },
-            }
+        elif trace:
+            requests[machine.name] = replay(values, rows, start, trace.length)
             for name in rows:
                 findings += _check_rows(rows[name], machine, values["force"])
-            continue
-        limits = limits_for(values, machine, profiles, reference)
-        findings += [
-            f for f in check_limits(limits, machine, values["force"], values["profile"]) if f not in findings
-        ]
-        if values["profile"] and "cpu" in limits and not speed_of(machine.facts):
-            warnings.append(
-                f"{machine.name} is not calibrated, so profile {values['profile']} takes its cores for "
-                "reference cores: type ansible-playbook calibrate.yml"
-            )
-        requests[machine.name] = {
-            "action": "set" if limits else "",
-            "clients": names,
-            "limits": dict.fromkeys(names, limits),
-        }
+        else:
+            limits = limits_for(values, machine, profiles, reference)
+            found = check_limits(limits, machine, values["force"], values["profile"])
+            findings += [finding for finding in found if finding not in findings]
+            warnings += _warn_uncalibrated(values["profile"], limits, machine)
+            requests[machine.name] = {
+                "action": "set" if limits else "",
+                "clients": names,
+                "limits": dict.fromkeys(names, limits),
+            }
     return requests, findings, warnings
+
+
+def replay(
+    values: Mapping[str, Any], rows: Mapping[str, Sequence[Mapping[str, Any]]], start: float, length: float
+) -> dict[str, Any]:
+    """The request that replays a trace, `rows` by client."""
+    trace = {"name": values["trace"], "rows": rows, "start": start, "length": length}
+    trace |= {"speed": values["trace_speed"], "loop": values["trace_loop"]}
+    return {"action": "trace", "clients": list(rows), "trace": trace}
+
+
+def _warn_uncalibrated(profile: str | None, limits: Mapping[str, Any], machine: Machine) -> list[str]:
+    if not profile or "cpu" not in limits or speed_of(machine.facts):
+        return []
+    return [
+        f"{machine.name} is not calibrated, so profile {profile} takes its cores for reference cores: "
+        "type ansible-playbook calibrate.yml"
+    ]
 
 
 def _check_rows(rows: Sequence[Mapping[str, Any]], machine: Machine, force: bool) -> list[Finding]:
@@ -204,7 +208,7 @@ def _check_rows(rows: Sequence[Mapping[str, Any]], machine: Machine, force: bool
             return [
                 Finding(
                     f"second {row['seconds']:g} of the trace: {finding.problem}",
-                    "mend the trace",
+                    "correct the trace",
                     machine.name,
                 )
             ]

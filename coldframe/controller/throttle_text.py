@@ -1,4 +1,4 @@
-"""Filters of throttle.yml: what the agents answered, as tables."""
+"""The answers of the agents to throttle.yml, as tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from coldframe.controller.roster import coldframe_status_table
 from coldframe.machine.agent_request import refusal
-from coldframe.units import format_size
+from coldframe.units import RATE_UNITS, format_size
 
 SLACK = 1.03  # of a limit: a measurement that is within it holds
 NEAR = 0.9  # of a limit: what uses less was not held back by it
@@ -24,10 +24,8 @@ def text_of(key: str, value: Any) -> str:
     if key == "memory":
         return format_size(value)
     if key in ("down", "up"):
-        for unit, size in (("gbit", 10**9), ("mbit", 10**6), ("kbit", 10**3)):
-            if value >= size:
-                return f"{value / size:.4g} {unit}"
-        return f"{value:.4g} bit"
+        unit = next(unit for unit, size in reversed(RATE_UNITS.items()) if value >= size or size == 1)
+        return f"{value / RATE_UNITS[unit]:.4g} {unit}"
     if key in ("delay", "jitter"):
         return f"{value * 1000:.4g} ms"
     return f"{value:.4g} %" if key == "loss" else f"{value:.4g}"

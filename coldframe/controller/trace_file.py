@@ -149,4 +149,6 @@ def _value(name: str, text: str, where: str) -> Any:
     try:
         return cast_value(VERBS["throttle"][name], text)
     except ValueError as error:
-        raise ValueError(f"{where}: {name}={text} {str(error).partition(': ')[0]}: mend the trace") from None
+        raise ValueError(
+            f"{where}: {name}={text} {str(error).partition(': ')[0]}: correct the trace"
+        ) from None

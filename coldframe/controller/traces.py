@@ -17,12 +17,13 @@ import json
 import math
 import pickle
 import random
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
+
+from coldframe.units import parse_rate
 
 Row = dict[str, Any]
 Spans = list[tuple[float, float]]  # from second, to second: when a client is online
@@ -248,10 +249,10 @@ def write(rows: Sequence[Row], file: TextIO) -> None:
 
 def rate(text: str) -> float:
     """Read a bandwidth such as 10mbit."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmg]?)bit", text.strip().lower())
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text} is not a rate: write it like 10mbit")
-    return float(found[1]) * {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}[found[2]]
+    try:
+        return float(parse_rate(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} {error}: write it like 10mbit") from None
 
 
 def names(text: str) -> list[str]:

@@ -39,7 +39,11 @@ def check_training_set(
         elif data.is_prepared(dataset, prepared):
             labels = data.load_array(prepared, dataset, "train_y")
     except (SourceError, OSError) as error:
-        return [Finding(f"fl_data_dir: {error}", "mend it, or type -e fl_data_dir=DIR with another folder")]
+        return [
+            Finding(
+                f"fl_data_dir: {error}", "correct the file, or type -e fl_data_dir=DIR with another folder"
+            )
+        ]
     scheme, given, most = values["partitioner"], values["partitioner_args"], values["max_samples"]
     try:
         if labels is None or not clients:

@@ -33,7 +33,6 @@ NET_COLUMNS = {
 }
 CAUSES = ("throttle", "undo", "expiry", "trace", "trace_ended", "drift", "restart", "inventory", "start")
 OTHER = "other"
-LIMITS = (*limits.CONTROL_GROUP, *limits.SHAPING)
 
 FAMILIES: Families = {
     "container_last_seen": ("gauge", "Unix time at which the container was last seen by the exporter."),
@@ -346,7 +345,7 @@ class Exporter:
             ("verified", verified),
             ("baseline", identity["baseline"]),
         ):
-            for limit in LIMITS:
+            for limit in limits.LIMITS:
                 value = values.get(limit)
                 if value is not None:
                     number = float(value) / 100 if limit == "loss" else value

@@ -5,14 +5,10 @@ from __future__ import annotations
 import inspect
 import json
 import shlex
-import sys
-from pathlib import Path
 from typing import Any
 
 from ansible import constants as C
 from ansible.plugins.action import ActionBase
-
-sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugins by path, not as a package
 
 from coldframe.machine.agent_request import ARGUMENTS, REQUIRED_IF, ask, build, conclude, patience, unanswered
 

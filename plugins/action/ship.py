@@ -5,72 +5,24 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import psutil
 from ansible.utils.display import Display
 from ansible_collections.ansible.posix.plugins.action import synchronize
 
-sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugins by path, not as a package
-
-from plugins.action.follow import BAR_MARK, ON_TERMINAL, Output
+from coldframe.controller.follow import BAR_MARK, ON_TERMINAL, Output
+from coldframe.controller.transfer import RECEIVE, SEND, progress
 
 display = Display()
 
 LOOK = 0.5  # seconds between two looks at the transfer
 LINE = 10.0  # seconds between two lines about it where no bar can be drawn
 DEFAULTS = {"use_ssh_args": True, "verify_host": True, "archive": False}
-
-# rsync speaks with the other side over ssh's standard input and output, where sudo there cannot ask for a
-# password as well. So it is sent as a first line, ahead of what rsync sends; a shell there takes that line,
-# and sudo asks a program, printenv: it is called with sudo's prompt, which here is the name of a variable.
-# Where sudo asks for nothing, the line is taken all the same.
-SEND = """
-coldframe_pipes=$1; shift; exec 3<&0
-IFS= read -r coldframe_answer <"$coldframe_pipes/answer" || exit
-{ printf "%s\\n" "$coldframe_answer"; exec cat <&3; } >"$coldframe_pipes/input" &
-"$@" <"$coldframe_pipes/input" 3<&-
-coldframe_code=$?
-kill $! 2>/dev/null
-exit $coldframe_code
-"""
-RECEIVE = (
-    "IFS= read -r COLDFRAME; SUDO_ASKPASS=$(command -v printenv); export COLDFRAME SUDO_ASKPASS; "
-    'exec {sudo} -A -H -p COLDFRAME -u {user} rsync "$@"'
-)
-
-
-def under_way(place: str) -> tuple[Path, int] | None:
-    """Find the file at or below ``place`` that a descendant of this process has open: it, and the byte that
-    it is at."""
-    for process in psutil.Process().children(recursive=True):
-        try:
-            for file in process.open_files():
-                if file.path == place or file.path.startswith(place.rstrip("/") + "/"):
-                    return Path(file.path), file.position
-        except psutil.Error:
-            continue  # it has ended meanwhile
-    return None
-
-
-def progress(source: str, target: str, pull: bool) -> tuple[int, int, str] | None:
-    """Say how far rsync is, by the file that it reads or, of a pull, writes here: bytes done, and in all
-    (0 where that is known there alone), and a line about it."""
-    found = under_way(str(Path(target).parent) if pull else source)
-    if found is None:
-        return None
-    path, done = found
-    if pull:
-        return done, 0, f"{Path(target).name or Path(source).name}: {done / 1e6:.0f} MB"
-    total = path.stat().st_size
-    return done, total, f"{path.name}: {done / 1e6:.0f} of {total / 1e6:.0f} MB"
 
 
 class ActionModule(synchronize.ActionModule):

@@ -17,10 +17,11 @@ from ansible.plugins.loader import filter_loader, test_loader
 from ansible.release import __version__
 from ansible.utils.vars import load_extra_vars
 
-sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugins by path, not as a package
-
-from coldframe.controller.commands import complete
-from coldframe.controller.terminal import plain
+try:
+    from coldframe.controller.commands import complete
+    from coldframe.controller.terminal import plain
+except ModuleNotFoundError:
+    pass  # foreign_environment says what to type, before any other plugin is loaded
 
 DOCUMENTATION = """
 name: coldframe
@@ -36,6 +37,7 @@ extends_documentation_fragment:
 """
 
 PACKAGES = ("cryptography", "flwr", "matplotlib", "requests", "yaml")  # what the controller imports
+ROOT = Path(__file__).resolve().parents[2]
 ANSIBLE = (2, 19)  # of requirements.txt
 PROBE = "machine_facts"  # preflight tells what became of it
 LIVE = ("follow", "preflight")
@@ -43,19 +45,27 @@ LIVE = ("follow", "preflight")
 TOLD_ONCE = (*LIVE, "client_containers", "connect", "client_limits", "ansible.builtin.assert")
 
 
-def foreign_environment(packages: Sequence[str] = PACKAGES, version: str = __version__) -> str:
+def foreign_environment(
+    packages: Sequence[str] = PACKAGES, version: str = __version__, root: Path = ROOT
+) -> str:
     """Say in one line why this ansible-playbook cannot run the verbs; nothing where it can."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     old = tuple(int(part) for part in version.split(".")[:2]) < ANSIBLE
-    if not missing and not old:
+    package = importlib.util.find_spec("coldframe")
+    found = Path(package.origin).resolve().parents[1] if package and package.origin else None
+    if missing:
+        problem = f"lacks {', '.join(missing)}"
+    elif old:
+        problem = f"is of ansible-core {version}, too old"
+    elif found != root:
+        problem = f"has coldframe of {found}" if found else "lacks coldframe"
+    else:
         return ""
-    lack = f"lacks {', '.join(missing)}" if missing else f"is of ansible-core {version}, too old"
-    root = Path(__file__).resolve().parents[2]
-    made = (root / ".venv/bin/ansible-playbook").exists()
-    first = "" if made else "scripts/setup.sh, then "
+    made = (root / ".venv/bin/ansible-playbook").exists() and Path(sys.prefix) != root / ".venv"
+    own = "" if missing or old else f", or pip install --no-deps -e {root} for the environment that you use"
     return (
-        f"{sys.argv[0]} {lack}: it is of another virtual environment. "
-        f"Type {first}.venv/bin/ansible-playbook in {root} instead."
+        f"{sys.argv[0]} {problem}: it is of another virtual environment. Type "
+        f"{'' if made else 'scripts/setup.sh, then '}.venv/bin/ansible-playbook in {root} instead{own}."
     )
 
 

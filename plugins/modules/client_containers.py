@@ -142,7 +142,7 @@ EXAMPLES = r"""
       - {name: node1-0, cpu: 0.5, memory: 536870912, pids: 256}
       - {name: node1-1, cpu: 0.25, memory: 536870912, pids: 256}
     container:
-      command: [python3, -m, coldframe.client.container]
+      command: [python3, -P, -m, coldframe.client.container]
       env: {COLDFRAME_CLIENT: "{client}"}
       healthcheck: {test: [CMD, "true"], interval: 60, timeout: 20, start_period: 60, retries: 3}
   become: true

@@ -18,6 +18,8 @@ def coldframe_settled(result: Mapping[str, Any]) -> bool:
 
 
 class TestModule:
+    """The tests' names in playbooks."""
+
     def tests(self) -> dict[str, Callable[..., Any]]:
         """Names in templates and what they call."""
         return {"coldframe_settled": coldframe_settled}

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from tests import environment
 from tests.controlgroups import Kernel, read
 from tests.hosts import Host, Hosts
 
@@ -132,6 +133,10 @@ class Lab:
     ) -> tuple[Play, Callable[[], Play]]:
         """Start a verb; returns the running play and a function that waits for its end."""
         command = self.command(verb, *arguments, **variables)
+        if root != ROOT:
+            done = environment.make(root)
+            assert done.returncode == 0, done.stderr
+            command[0] = str(root / ".venv" / "bin" / "ansible-playbook")
         play = Play(command)
         begin = time.monotonic()
         process = subprocess.Popen(

@@ -38,7 +38,7 @@ def test_all_that_is_wrong_is_named_at_once_and_nothing_changes(lab: Lab) -> Non
     for message in (
         "rounds=abc is not a whole number ≥ 1 -> type -e rounds=5",
         "fl_strategy=fedfoo is not known (one of fedavg,",
-        "roundz is no variable of site.yml -> did you mean rounds?",
+        "unknown variable 'roundz' for site.yml -> did you mean 'rounds'?",
         "min_train_clients=9 is more than the 5 clients",
         "fl_data_dir=/nowhere/mnist is no folder on this machine",
         "are free on /var/lib/coldframe",

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from coldframe.controller.roster import build_roster
-from coldframe.controller.settings import RUN, RUN_CONFIG_KEYS, SETTINGS
+from coldframe.controller.settings import INVENTORY, RUN, RUN_CONFIG_KEYS, SETTINGS, VERBS
 from fl.data import SPECS
 from fl.partition import DEFAULTS
 from fl.strategy import LOCAL, PRIVACY, STRATEGIES
@@ -219,6 +219,11 @@ def test_variables_of_a_run_are_all_there_with_their_defaults() -> None:
         name: str(value).lower() if isinstance(value, bool) else str(value) or "none"
         for name, value in defaults.items()
     }
+
+
+def test_every_variable_that_can_be_typed_is_described() -> None:
+    named = {name for pair in re.findall(r"-e (\w+)=|`(\w+)[`=:]", EVERYTHING) for name in pair}
+    assert {name for table in (*VERBS.values(), INVENTORY) for name in table} - named == set()
 
 
 def test_variables_of_the_inventory_are_read_by_the_code() -> None:

@@ -108,7 +108,7 @@ def settled(zygote: int) -> Resources:
 
 # As in a client's container, where it is forked from a process that has imported flwr.
 FORKED = "from coldframe.client import container; container.preload(); container.run_executor([])"
-EXECUTOR = [sys.executable, "-c", FORKED]
+EXECUTOR = [sys.executable, "-P", "-c", FORKED]
 
 
 @pytest.fixture(scope="module")

@@ -461,7 +461,7 @@ def test_folder_is_judged_by_what_prepares_it(tmp_path, prepared):
     )
     (tmp_path / "test_y.npy").write_bytes(b"")
     message = only(training_set.check_training_set(values, tmp_path, 3, tmp_path / "cache"))
-    assert message.startswith(f"fl_data_dir: {tmp_path}/test_y.npy is empty: mend it")
+    assert message.startswith(f"fl_data_dir: {tmp_path}/test_y.npy is empty: correct the file")
     assert training_set.check_training_set(values | {"app": "mine"}, tmp_path, 3, tmp_path / "cache") == []
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{name}.npy" for name in data.FILES)
 

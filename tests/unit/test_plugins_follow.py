@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from plugins.action.follow import Output, poll_script, read_poll, start_script
+from coldframe.controller.follow import Output, poll_script, read_poll, start_script
 from tests.unit.plays import on_terminal, one_task
 
 ROOT = Path(__file__).parents[2]

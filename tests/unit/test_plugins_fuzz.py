@@ -15,10 +15,10 @@ from ansible.utils.context_objects import CLIArgs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coldframe.controller import profiles
-from coldframe.controller.roster import coldframe_roster, state_files
+from coldframe.controller import deployment, preflight, profiles
+from coldframe.controller.roster import coldframe_roster, coldframe_state_files
 from coldframe.controller.settings import CLIENT, CONNECTION, INVENTORY, VERBS
-from plugins.action import preflight
+from plugins.action import preflight as action_plugin
 from tests.unit.test_plugins_checks import facts
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
@@ -105,12 +105,12 @@ def judge(verb, extra, inventory, folder):
     parts = dict.fromkeys(
         ("connection", "play_context", "loader", "templar", "shared_loader_obj"), mock.Mock()
     )
-    action = preflight.ActionModule(task=task, **parts)
+    action = action_plugin.ActionModule(task=task, **parts)
     with (
-        mock.patch.object(preflight, "load_extra_vars", return_value=extra),
+        mock.patch.object(action_plugin, "load_extra_vars", return_value=extra),
         mock.patch.object(preflight, "names_on_disk", return_value=ON_DISK),
-        mock.patch.object(preflight.standing, "sources_digest", return_value=""),
-        mock.patch.object(preflight.display, "display"),
+        mock.patch.object(deployment.standing, "sources_digest", return_value=""),
+        mock.patch.object(action_plugin.display, "display"),
         mock.patch.object(context, "CLIARGS", CLIArgs({})),
     ):
         return action.run(None, {"groups": groups, "hostvars": hostvars}), hostvars
@@ -128,7 +128,7 @@ def check(verb, extra, inventory, folder):
     # What passes has to do for what comes next.
     json.dumps(answer["run_config"], allow_nan=False)
     json.dumps(answer["requests"], allow_nan=False)
-    state_files(coldframe_roster(["one", "two"], hostvars), "coldframe")
+    coldframe_state_files(coldframe_roster(["one", "two"], hostvars), "coldframe")
 
 
 @pytest.fixture(scope="module")

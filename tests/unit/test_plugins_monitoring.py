@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import yaml
+
 from coldframe.controller.monitoring import (
+    PORTS,
     coldframe_certificate_names,
     coldframe_host,
     coldframe_ports,
@@ -27,6 +32,7 @@ def test_every_machine_is_a_target_and_the_server_alone_has_the_runs() -> None:
 def test_ports_follow_that_of_the_server_and_each_can_be_moved() -> None:
     hostvars = {"server": {"fl_port": "9292"}, "c1": {"node_exporter_port": 9500, "prometheus_port": "x"}}
     assert coldframe_ports("c1", hostvars, ["server"]) == {
+        "fl_port": 9292,
         "fl_metrics_port": 9293,
         "prometheus_port": 9290,
         "node_exporter_port": 9500,
@@ -48,3 +54,19 @@ def test_certificates_bear_address_or_name_and_the_loopback() -> None:
 def test_an_address_of_ipv6_stands_in_brackets_in_a_url():
     hosts = [coldframe_host(address) for address in ("fd00::1", "192.0.2.1", "watch.lab")]
     assert hosts == ["[fd00::1]", "192.0.2.1", "watch.lab"]
+
+
+def test_the_roles_defaults_are_those_ports() -> None:
+    names = {
+        "fl_port": ("fl_server_port", "fl_gateway_port"),
+        "prometheus_port": ("prometheus_listen_port",),
+        "node_exporter_port": ("node_exporter_listen_port",),
+        "container_exporter_port": ("container_exporter_listen_port",),
+        "grafana_port": ("grafana_listen_port",),
+    }
+    found: dict[str, int] = {}
+    for path in (Path(__file__).parents[2] / "roles").glob("*/defaults/main.yml"):
+        found |= yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    assert {name: found[name] for own in names.values() for name in own} == {
+        name: PORTS[port] for port, own in names.items() for name in own
+    }

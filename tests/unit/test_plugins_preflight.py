@@ -222,7 +222,7 @@ def test_every_bad_input_is_found_in_one_go(preflight, tmp_path):
     for message in (
         "rounds=abc is not a whole number ≥ 1\n     -> type -e rounds=5",
         "fl_strategy=fedfoo is not known (one of fedavg,",
-        "roundz is no variable of site.yml\n     -> did you mean rounds? Type -e rounds=5",
+        "unknown variable 'roundz' for site.yml\n     -> did you mean 'rounds'? Type -e rounds=5",
         "min_train_clients=9 is more than the 3 clients of the inventory\n     -> type -e min_train",
         f"fl_data_dir={tmp_path}/missing is no folder on this machine",
         "TB needed\n     -> make room",

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from plugins.action.ship import progress, under_way
+from coldframe.controller.transfer import progress, under_way
 from tests.unit.plays import on_terminal, one_task
 
 MEGABYTES = 12

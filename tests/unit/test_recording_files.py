@@ -83,7 +83,7 @@ def started(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
         supernode = [sys.executable, "-m", "coldframe.flower.adapters", "supernode"]
         it.start_node(
             supernode if warm else [tool("flower-supernode")],
-            [sys.executable, "-c", BOUNDED] if warm else [tool("flower-superexec")],
+            [sys.executable, "-P", "-c", BOUNDED] if warm else [tool("flower-superexec")],
             **scratch,
         )
         it.state, it.scratch, it.warm = tmp_path / "state", tmp_path / "scratch", warm

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from coldframe.controller import settings as variables
+from coldframe.controller import settings
 from coldframe.controller.settings import (
     INVENTORY,
     VERBS,
@@ -104,7 +104,7 @@ def test_values_from_the_command_line_become_typed():
 
 
 def test_without_values_there_are_defaults_for_every_variable():
-    for verb, table in variables.VERBS.items():
+    for verb, table in settings.VERBS.items():
         values, findings = cast(verb, {})
         assert findings == []
         assert list(values) == list(table)
@@ -114,12 +114,12 @@ def test_without_values_there_are_defaults_for_every_variable():
 
 
 def test_every_example_that_is_suggested_is_accepted():
-    for table in [*variables.VERBS.values(), variables.CLIENT, variables.INVENTORY]:
+    for table in [*settings.VERBS.values(), settings.CLIENT, settings.INVENTORY]:
         for variable in table.values():
             if variable.kind == "entries":
                 assert cast_inventory({variable.name: json.loads(variable.example)})[1] == []
             elif variable.example != "RUN_ID":
-                variables.cast_value(variable, variable.example.strip("'"))
+                settings.cast_value(variable, variable.example.strip("'"))
 
 
 def test_the_strategies_arguments_are_those_of_flwr():
@@ -164,8 +164,8 @@ def test_names_agree_with_the_training():
 
     assert set(arguments.STRATEGIES) == set(strategy.STRATEGIES)
     assert set(arguments.PRIVACY) == {*strategy.PRIVACY, strategy.LOCAL}
-    assert tuple(data.SPECS) == variables.DATASETS
-    assert {name: tuple(args) for name, args in partition.DEFAULTS.items()} == variables.PARTITIONER_ARGUMENTS
+    assert tuple(data.SPECS) == settings.DATASETS
+    assert {name: tuple(args) for name, args in partition.DEFAULTS.items()} == settings.PARTITIONER_ARGUMENTS
 
 
 def test_run_config_keys_are_those_of_the_manifest():
@@ -174,9 +174,9 @@ def test_run_config_keys_are_those_of_the_manifest():
 
     manifest = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
     config = manifest["tool"]["flwr"]["app"]["config"]
-    assert set(variables.RUN_CONFIG_KEYS.values()) == set(config)
+    assert set(settings.RUN_CONFIG_KEYS.values()) == set(config)
     defaults, _findings = cast("run", {})
-    for name, key in variables.RUN_CONFIG_KEYS.items():
+    for name, key in settings.RUN_CONFIG_KEYS.items():
         value = defaults[name]
         flat = json.dumps(value) if isinstance(value, dict) else value
         assert (flat, type(flat)) == (config[key], type(config[key])), key
@@ -327,13 +327,13 @@ def test_a_run_without_clients_is_refused():
 
 def test_an_unknown_name_is_refused_with_the_nearest():
     assert only(check_names("run", ["roundz"])) == (
-        "roundz is no variable of run.yml: did you mean rounds? Type -e rounds=5"
+        "unknown variable 'roundz' for run.yml: did you mean 'rounds'? Type -e rounds=5"
     )
     assert "it belongs to teardown.yml" in only(check_names("run", ["purge"]))
-    assert "did you mean fl_client_count? Type -e fl_client_count=3" in only(
+    assert "did you mean 'fl_client_count'? Type -e fl_client_count=3" in only(
         check_names("site", ["fl_client_cuont"])
     )
-    assert "leave it out (status.yml takes output)" in only(check_names("status", ["qqqqqq"]))
+    assert "remove it (status.yml takes output)" in only(check_names("status", ["qqqqqq"]))
 
 
 def test_names_of_ansible_roles_and_inventory_are_known():
@@ -413,7 +413,7 @@ def test_the_names_that_are_taken_are_those_of_the_roles_containers():
             found |= set(
                 re.findall(r'^ +name: "\{\{ \w+_federation \}\}-([a-z-]+)"', path.read_text(), re.MULTILINE)
             )
-    assert found == set(variables.PARTS)
+    assert found == set(settings.PARTS)
 
 
 def test_a_path_may_begin_with_the_home_directory(monkeypatch):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from coldframe.controller import description as described
+from coldframe.controller import description
 from coldframe.controller.checks import Machine
 from coldframe.controller.roster import build_roster
 from coldframe.controller.settings import cast_inventory
@@ -33,10 +33,10 @@ def deploy(**variables):
     found, raw = machines(**variables)
     roster = build_roster([machine.name for machine in found], raw)
     usual = {machine.name: USUAL for machine in found}
-    text = json.dumps(described.describe("lab", found, roster, usual, variables.get("typed", {}), 1.0))
+    text = json.dumps(description.describe("lab", found, roster, usual, variables.get("typed", {}), 1.0))
     note = {"description": json.loads(text), "plan": "p"}
     facts = {"deployment": {"noted": note}, "docker": {"containers": [{"federation": "lab"}]}}
-    return described.newest([Machine("desk", facts=facts)], "lab")[0]
+    return description.newest([Machine("desk", facts=facts)], "lab")[0]
 
 
 def findings(stood, groups=None, **variables):
@@ -154,7 +154,7 @@ def test_the_playbooks_are_told_only_what_they_would_not_see() -> None:
     stood = deploy(typed={"fl_port": 9192, "fl_client_count": 2})
     found, _ = machines()
     usual = {machine.name: USUAL for machine in found}
-    told = described.to_set(found, stood.follow(found, {}, here=True), usual)
+    told = description.to_set(found, stood.follow(found, {}, here=True), usual)
     assert told == [{"machine": name, "name": "fl_port", "value": 9192} for name in ("desk", "bench")]
 
 
@@ -171,19 +171,19 @@ def test_of_several_descriptions_the_last_counts_and_without_containers_none() -
             Machine(str(time), facts={"deployment": {"noted": note}, "docker": {"containers": running}})
         )
     away = replace(found[0], facts=None)
-    assert described.newest([*found, away], "lab")[0].machines["a"]["settings"] == {"fl_port": 2}
-    assert not described.newest([found[1], away], "lab")[0]
+    assert description.newest([*found, away], "lab")[0].machines["a"]["settings"] == {"fl_port": 2}
+    assert not description.newest([found[1], away], "lab")[0]
     old = Machine(
         "a", facts={"deployment": {"noted": {"plan": "p"}}, "docker": {"containers": [{"federation": "lab"}]}}
     )
-    assert not described.newest([old], "lab")[0]
+    assert not description.newest([old], "lab")[0]
 
 
 def test_the_servers_machine_has_the_say_and_what_is_no_description_is_none() -> None:
     """A machine of clients that names a later time changes nothing for the others."""
 
-    def machine(name, group, description):
-        noted = {"plan": name, "description": description}
+    def machine(name, group, described):
+        noted = {"plan": name, "description": described}
         facts = {"deployment": {"noted": noted}, "docker": {"containers": [{"federation": "lab"}]}}
         return Machine(name, frozenset({group}), facts=facts)
 
@@ -201,8 +201,8 @@ def test_the_servers_machine_has_the_say_and_what_is_no_description_is_none() ->
         machine("c1", "fl_clients", described_at(9e9)),
     )
     for order in ([server, client], [client, server]):
-        assert described.newest(order, "lab")[1] == "srv"
+        assert description.newest(order, "lab")[1] == "srv"
     moving = machine("srv", "fl_server", None)
-    assert described.newest([moving, client], "lab")[1] == "c1"
+    assert description.newest([moving, client], "lab")[1] == "c1"
     for torn in ("x", [], described_at("x"), described_at(5, roster="x"), described_at(5, machines=[])):
-        assert described.newest([machine("c1", "fl_clients", torn)], "lab")[1] == ""
+        assert description.newest([machine("c1", "fl_clients", torn)], "lab")[1] == ""
