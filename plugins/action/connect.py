@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ from ansible import constants as C
 from ansible.errors import AnsibleActionFail
 from ansible.module_utils.common.text.converters import to_text
 from ansible.plugins.action import ActionBase
-
-sys.path.append(str(Path(__file__).resolve().parents[2]))  # Ansible loads plugins by path, not as a package
 
 from coldframe.controller.connection import ConnectionFailed, open_connection
 
