@@ -223,7 +223,7 @@ class FastPath:
         return await self.loop.run_in_executor(self.worker, function)
 
     async def rest(self) -> None:
-        """Give back the memory of a run that has ended: else a server has the most that any run took."""
+        """Give back what malloc keeps of a run that has ended."""
         if self.worked is not None and time.monotonic() - self.worked > REST_SECONDS:
             self.worked = None
             await self.work(give_back_memory)
