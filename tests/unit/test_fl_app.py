@@ -64,8 +64,8 @@ def test_it_runs_on_stock_flower_where_there_is_no_coldframe(tmp_path: Path, roo
         it.start_node([tool("flower-supernode"), "--node-config", config], [tool("flower-superexec")])
         submit(it, rounds=1, evaluate=1.0, more=ALONE)
         file = it.home / "model.pt"
-        wait_until(file.exists, 100, f"no model; see the logs in {it.home}")
-        wait_until(lambda: "finished:completed" in flwr(it, "list", "test", "--format", "json"), 30, "no end")
+        wait_until(file.exists, 240, f"no model; see the logs in {it.home}")
+        wait_until(lambda: "finished:completed" in flwr(it, "list", "test", "--format", "json"), 60, "no end")
         state = torch.load(file, weights_only=True)
         initial = model.build("synthetic", 0).state_dict()
         assert state.keys() == initial.keys()
