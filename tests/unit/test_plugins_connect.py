@@ -25,7 +25,7 @@ def connect(tmp_path):
         command, usual = one_task(tmp_path, {"connect": task})
         play = json.loads((tmp_path / "play.yml").read_text())
         keep = {"content": "{{ r | to_json }}", "dest": f"{tmp_path}/result", "mode": "0600"}
-        play[0]["tasks"][1] = {"ansible.builtin.copy": keep}
+        play[0]["tasks"][1] = {"ansible.builtin.copy": keep, "become": False}
         (tmp_path / "play.yml").write_text(json.dumps(play))
         path = f"{programs}:{os.environ['PATH']}"
         more = {"FLWR_HOME": str(tmp_path / "flwr"), "PATH": path, **environment}

@@ -423,7 +423,7 @@ def test_an_app_is_packed_before_anything_is_changed_and_judged(preflight, tmp_p
     assert {"commit", "clean", "app_commit", "app_clean"} <= plan["checkout"].keys()
     code, output, _plan = preflight("app=nowhere", verb="run")
     assert code != 0
-    assert "app=nowhere is no folder and no file: type -e app=DIR" in output
+    assert "app=nowhere is no folder and no file -> type -e app=DIR" in " ".join(output.split())
 
 
 def test_our_own_configuration_has_types_too(preflight):
