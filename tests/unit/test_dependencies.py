@@ -87,7 +87,7 @@ def test_the_second_time_nothing_is_resolved_or_fetched(index: Path, tmp_path: P
     first, _ = prepare(tmp_path, ["tree"])
     (tmp_path / "cache" / "sets" / first["name"] / "kept").touch()
     second, lines = prepare(tmp_path, ["tree"])
-    assert second == first
+    assert {**second, "fab_hash": ""} == {**first, "fab_hash": ""}
     assert lines == []
     assert (Path(second["path"]) / "kept").exists()
     # A wheel of the same version with other contents is another set.
