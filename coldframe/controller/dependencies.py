@@ -39,6 +39,9 @@ from packaging.utils import canonicalize_name
 # The image has them, and a request for another version changes nothing. Flower's own manifests name flwr in
 # forms that are no valid requirement: these are told by their names.
 GIVEN = ("flwr", "torch", "torchvision")
+# torch brings it without a bound, and Hugging Face's datasets, which most of Flower's examples use, bounds it
+# from above with each release anew. It works with the image's all the same: that is a warning, no conflict.
+UNBOUND = ("fsspec",)
 NAME = re.compile(r"\s*([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(.*)", re.DOTALL)
 GLIBC = (17, 28, *range(31, 41))  # 2.x, as uv names platforms
 KEPT = 10  # sets on the controller; others are resolved and installed again when they are wanted
@@ -219,7 +222,7 @@ def resolve(wanted: Sequence[str], image: Image, work: Path, variables: Mapping[
     stubs.mkdir()
     given = {name: write_stub(stubs, name, package) for name, package in image.packages.items()}
     (work / "wanted.txt").write_text("\n".join([*wanted, ""]))
-    constraints = [f"{name} @ {path.as_uri()}" for name, path in given.items()]
+    constraints = [f"{name} @ {path.as_uri()}" for name, path in given.items() if name not in UNBOUND]
     (work / "image.txt").write_text("\n".join([*constraints, ""]))
     command = [uv.find_uv_bin(), "pip", "compile", "--no-header", "--no-annotate", "--quiet"]
     command += [*target_options(image, variables), "--constraint", "image.txt", "wanted.txt"]
@@ -227,7 +230,16 @@ def resolve(wanted: Sequence[str], image: Image, work: Path, variables: Mapping[
     done = subprocess.run(command, cwd=work, env=whole, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise Unresolved(explain(done.stderr, wanted, image))
-    return [line for line in done.stdout.splitlines() if line and stubs.as_uri() not in line]
+    pins = []
+    for line in done.stdout.splitlines():
+        name, _, version = line.partition("==")
+        if name in UNBOUND and name in given:
+            has = image.version(name)
+            if version != has:
+                print(f"warning: {name} {version} is asked for, and the app gets {has}, which the image has")
+        elif line and stubs.as_uri() not in line:
+            pins.append(line)
+    return pins
 
 
 def explain(told: str, wanted: Sequence[str], image: Image) -> str:

@@ -107,7 +107,7 @@ def test_the_folder_of_an_apps_data_is_checked(tmp_path: Path) -> None:
     assert "app_data=empty is empty" in found("empty")
     assert "is for an app of your own, and none is given: type -e app=path/to/app too" in found("words", "")
     small = found("words", "mine", 1000)
-    assert "1000 are free on /var/lib, and app_data=words has 1003: make room there" in small, small
+    assert "1000 B are free on /var/lib, and app_data=words has 1003 B: make room there" in small
     assert found("words", "mine", 1000, 1003) == "", "it is there already"
     (tmp_path / "words" / "nowhere").symlink_to("gone")
     assert "app_data=words: nowhere leads to nothing" in found("words")

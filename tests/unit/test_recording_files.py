@@ -312,6 +312,8 @@ def test_apps_with_conflicting_packages_alternate_and_see_only_their_own(
 
 
 def test_what_is_noted_and_not_there_is_a_failure_with_a_remedy(started: Federation, tmp_path: Path) -> None:
+    if not started.warm:
+        pytest.skip("Flower's own SuperExec shows nothing of what its ServerApps print")
     app = write_app(tmp_path / "app", CLIENT)
     (app / "probe" / "client.py").write_text(CLIENT + "# lacks its packages\n")
     (app / "probe" / "server.py").write_text(SAVES)
