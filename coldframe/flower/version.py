@@ -47,7 +47,6 @@ SEAMS = {
     "heartbeats": "flwr.supercore.heartbeat:",
     "subprocess_launch": "flwr.supercore.superexec.executor.subprocess_executor:SubprocessExecutor.launch",
     "send_and_receive": "flwr.superlink.grid.http_grid:HttpGrid.send_and_receive",
-    "set_run": "flwr.superlink.grid.http_grid:HttpGrid.set_run",
     "run_serverapp": "flwr.superlink.runtime.run_serverapp:run_serverapp",
     "grid_push": "flwr.superlink.grid.http_grid:HttpGrid.push_messages",
     "grid_pull": "flwr.superlink.grid.http_grid:HttpGrid.pull_messages",
