@@ -40,7 +40,8 @@ from packaging.utils import canonicalize_name
 # forms that are no valid requirement: these are told by their names.
 GIVEN = ("flwr", "torch", "torchvision")
 # torch brings it without a bound, and Hugging Face's datasets, which most of Flower's examples use, bounds it
-# from above with each release anew. It works with the image's all the same: that is a warning, no conflict.
+# from above with each release anew: a warning, no conflict. datasets 4.8.5 with fsspec 2026.9.0 was seen to
+# save, load and partition a data set on disk; reading from a hub was not tried.
 UNBOUND = ("fsspec",)
 NAME = re.compile(r"\s*([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(.*)", re.DOTALL)
 GLIBC = (17, 28, *range(31, 41))  # 2.x, as uv names platforms
