@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from coldframe.controller import plots, records, results, terminal
 from coldframe.recording import task_log
@@ -269,103 +268,6 @@ def test_what_an_app_printed_is_found_by_server_and_client(tmp_path: Path) -> No
     )
     assert not (tmp_path / "logs" / "m1-1.log").exists()
     assert (tmp_path / "logs" / "m1" / "lab-m1-1.log").exists()
-
-
-NOTE = {
-    "federation": "lab",
-    "server": "bench",
-    "versions": {"flwr": "0", "commit": "abc", "clean": False},
-    "variables": {"rounds": 3, "strategy_args": {"proximal_mu": 0.1}, "run_name": ""},
-    "machines": [
-        {
-            **{
-                "name": "bench",
-                "roles": ["server", "clients"],
-                "cores": 4,
-                "memory": 8 << 30,
-                "docker": None,
-            },
-            **dict.fromkeys(("architecture", "system", "kernel", "cgroup", "memory")),
-        }
-    ],
-    "clients": [
-        {
-            **{"name": name, "machine": "bench", "partition_id": i, "profile": None, "running": True},
-            **{"cpu": cpu, "memory": 1 << 30, "pids": 256, "read_at": 1_699_999_990.0},
-            **dict.fromkeys(("down", "up", "delay", "jitter", "loss")),
-            "desired": {"cpu": cpu, "memory": 1 << 30, "pids": 256},
-            "baseline": {"cpu": 0.5, "memory": 1 << 30, "pids": 256},
-        }
-        for i, (name, cpu) in enumerate(zip(NAMES, (0.25, 0.5, 0.5), strict=True))
-    ],
-}
-
-
-def throttle(moment: float, client: str, cause: str = "throttle", **limits: Any) -> str:
-    """A line of the agents' events."""
-    held = {"requested": limits, "verified": limits, "holds": True, "seconds": 0.1}
-    return json.dumps({"time": moment, "client": client, "cause": cause, **held}) + "\n"
-
-
-@pytest.mark.parametrize("foreign", [False, True], ids=["ours", "foreign"])
-def test_throttles_in_force_at_the_start_are_in_every_record(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], foreign: bool
-) -> None:
-    """One was from before the limits were read; one came after that and before the run began."""
-    start = 1_700_000_000.0
-    source = write_journal(tmp_path / "run", make_events(start=start))
-    if foreign:
-        (source / "journal.jsonl").unlink()
-    (source / "submitted.json").write_text(json.dumps(NOTE), encoding="utf-8")
-    events = [
-        throttle(start - 99, "lab-2", cpu=0.1),  # and undone before it was read
-        throttle(start - 3, "lab-1", memory=1 << 29),
-        throttle(start + 10, "lab-2", cpu=0.2),
-        throttle(start + 9000, "lab-2", cpu=0.1),
-    ]
-    given = {
-        "events": "".join(events),
-        "inventory": '{"machines": [{"name": "bench", "docker": "26"}], "clients": '
-        '[{"name": "lab-0", "public_key": "k", "cpu": 9}, {"name": "lab-3", "cpu": 1}]}',
-        "record": '{"started": "2023-11-14T22:13:20+00:00", "finished": "2023-11-14T22:14:23+00:00"}',
-    }
-    options = []
-    for option, text in given.items():
-        (tmp_path / option).write_text(text, encoding="utf-8")
-        options += [f"--{option}", str(tmp_path / option)]
-    summary = collect(source, tmp_path / "out", "--run-id", "99", *options)
-    out = tmp_path / "out" / "latest"
-    found = json.loads((out / "inventory.json").read_text(encoding="utf-8"))
-    clients = {client["name"]: client for client in found["clients"]}
-    assert [clients[name]["cpu"] for name in NAMES] == [0.25, 0.5, 0.5]
-    assert [clients[name]["memory"] >> 20 for name in NAMES] == [1024, 512, 1024]
-    assert {clients[name]["baseline"]["cpu"] for name in NAMES} == {0.5}
-    # No agent has told of this one.
-    assert (clients["lab-3"]["cpu"], clients["lab-3"]["baseline"]["cpu"]) == (None, 1)
-    assert clients["lab-0"]["public_key"] == "k"
-    assert found["machines"][0]["docker"] == "26"
-    lines = [json.loads(line) for line in (out / "events.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [(line["client"], line["cause"], line["verified"]) for line in lines] == [
-        ("lab-0", "in force", {"cpu": 0.25}),
-        ("lab-1", "in force", {"memory": 1 << 29}),
-        ("lab-2", "throttle", {"cpu": 0.2}),
-    ]
-    assert [line["time"] for line in lines] == [start, start, start + 10]
-    assert all(line["holds"] for line in lines)
-    said = capsys.readouterr().out
-    assert (
-        "throttled   lab-0 had cpu 0.25 cores when the run began, and was deployed with cpu 0.5 cores" in said
-    )
-    assert "lab-1 had memory 512 MiB when the run began, and was deployed with memory 1 GiB" in said
-    assert "lab-2: throttled during the run" in said
-    page = (out / "report.html").read_text(encoding="utf-8")
-    assert "lab-0 had cpu 0.25 cores when the run began" in page
-    assert "the kernel enforced" in page
-    if foreign:  # the table of clients has what the agents read
-        cells = [page[page.index(f'class="name">{name}<') :][:400] for name in NAMES]
-        assert ['nowrap">0.25<' in cells[0], 'nowrap">0.2 to 0.5<' in cells[2]] == [True, True]
-    assert (summary["versions"]["commit"], summary["versions"]["clean"]) == ("abc", False)
-    assert yaml.safe_load((out / "config.yml").read_text(encoding="utf-8")) == NOTE["variables"]
 
 
 def test_config_of_the_journal_is_written_where_there_is_no_note(tmp_path: Path) -> None:
@@ -648,50 +550,3 @@ def test_files_of_a_serverapp_are_in_the_results_and_what_is_left_out_is_named(
     words = capsys.readouterr().out
     assert "files       2 of the ServerApp, 2 of the ClientApps" in words
     assert "left out    server: huge.bin: 9.00 GB" in words
-
-
-def test_a_run_of_flowers_own_command_has_the_limits_that_the_agents_can_still_tell(tmp_path: Path) -> None:
-    """Nothing was noted when it was submitted: what has been changed since, and by nobody before, is null."""
-    start = 1_700_000_000.0
-    source = write_journal(tmp_path / "run", make_events(start=start))
-    events = [
-        throttle(start - 500, "lab-0", cpu=0.25),  # and so it is still
-        throttle(start - 500, "lab-1", cpu=0.2),
-        throttle(start + 10, "lab-1", cpu=0.4),
-        throttle(start + 20, "lab-2", memory=1 << 29),
-        throttle(start + 9000, "lab-2", cpu=0.1),
-    ]
-    now = json.loads(json.dumps(NOTE)) | {"variables": {"rounds": 99}}
-    for client, limits in zip(
-        now["clients"], ({}, {"cpu": 0.4}, {"cpu": 0.1, "memory": 1 << 29}), strict=True
-    ):
-        client |= {**limits, "read_at": start + 9999}
-        client["desired"] |= limits
-    now["clients"].append({**now["clients"][0], "name": "later-0"})  # deployed after the run
-    now["machines"][0] |= {"load": 7.0}
-    given = {
-        "events": "".join(events),
-        "found": json.dumps(now),
-        "inventory": json.dumps({"machines": [{**NOTE["machines"][0], "load": None}], "clients": []}),
-    }
-    options = []
-    for option, text in given.items():
-        (tmp_path / option).write_text(text, encoding="utf-8")
-        options += [f"--{option}", str(tmp_path / option)]
-    collect(source, tmp_path / "out", *options)
-    out = tmp_path / "out" / "latest"
-    found = json.loads((out / "inventory.json").read_text(encoding="utf-8"))
-    clients = {client["name"]: client for client in found["clients"]}
-    assert set(clients) == set(NAMES)
-    assert [clients[name]["cpu"] for name in NAMES] == [0.25, 0.2, None]
-    assert [clients[name]["memory"] for name in NAMES] == [1 << 30, 1 << 30, None]
-    assert {clients[name]["baseline"]["cpu"] for name in NAMES} == {0.5}
-    assert [machine["load"] for machine in found["machines"]] == [None]
-    lines = [json.loads(line) for line in (out / "events.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [(line["client"], line["cause"], line["verified"]) for line in lines] == [
-        ("lab-0", "in force", {"cpu": 0.25}),
-        ("lab-1", "in force", {"cpu": 0.2}),
-        ("lab-1", "throttle", {"cpu": 0.4}),
-        ("lab-2", "throttle", {"memory": 1 << 29}),
-    ]
-    assert "rounds" not in yaml.safe_load((out / "config.yml").read_text(encoding="utf-8"))
