@@ -229,12 +229,13 @@ def test_a_serverapp_that_is_killed_is_a_failed_run_at_once(started: Federation,
     (app / "probe" / "server.py").write_text(KILLED)
     run_id = started.submit(app)
     reason = "ServerApp: its process was killed by SIGKILL"
+    run = started.state / "runs" / run_id
+    log = run / "logs" / "serverapp.log"
+    wait_until(lambda: log.exists() and "it was here" in log.read_text(), 60, f"it has not begun: {log}")
     status = started.ended(run_id, 25)  # flwr finds out after half a minute, and cannot say why
     assert (status.sub_status, status.details) == ("failed", reason)
-    run = started.state / "runs" / run_id
     wait_until(lambda: "run_finished" in (run / "journal.jsonl").read_text(), 5, "the journal has no end")
     assert read_journal(run / "journal.jsonl")[-1]["error"] == reason
-    assert "it was here" in (run / "logs" / "serverapp.log").read_text()
 
 
 # Says which packages it finds, which data, and which process it was forked of.
