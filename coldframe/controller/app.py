@@ -377,7 +377,9 @@ def fits(value: object, default: object) -> bool:
     """Return whether an app that has this default can read a value: a whole number is a number too."""
     if isinstance(default, float):
         return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is type(default) and not (isinstance(value, int) and abs(value) >= WHOLE)
+    # A subclass counts: a value of Ansible's bears where it stands.
+    same = isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool)
+    return same and not (isinstance(value, int) and abs(value) >= WHOLE)
 
 
 def meant(value: object, default: object) -> object:

@@ -210,7 +210,7 @@ def check_inventory(it: Preflight) -> None:
     # These may look at a part of the machines; every other verb needs the whole federation.
     if not (verb in ("throttle", "calibrate") and it.call.limited):
         it.findings += checks.check_shape(it.machines)
-    if it.call.limited and verb in ("site", "run", "teardown"):
+    if it.call.limited and verb in ("site", "run", "teardown", "connect"):
         problem = f"{verb}.yml needs all machines of the federation, and --limit excludes some"
         it.findings.append(Finding(problem, "remove --limit"))
     it.roster = it.stood.clients_of(it.machines)

@@ -344,7 +344,10 @@ def quotas(binary: str, names: list[str]) -> dict[str, float]:
     limits = "{{.HostConfig.CpuQuota}} {{.HostConfig.CpuPeriod}} {{.HostConfig.NanoCpus}}"
     found = {}
     for line in command(binary, "inspect", "--format", f"{limits} {{{{.Name}}}}", *names)[1].splitlines():
-        quota, period, nano, name = line.split(maxsplit=3)
+        parts = line.split(maxsplit=3)
+        if len(parts) < 4:  # an empty line, where all of them have gone meanwhile
+            continue
+        quota, period, nano, name = parts
         cores = int(quota) / (int(period) or 100_000) if int(quota) > 0 else int(nano) / 1e9
         if cores > 0:
             found[name.removeprefix("/")] = round(cores, 4)

@@ -430,3 +430,5 @@ def test_our_own_configuration_has_types_too(preflight):
     code, output, _plan = preflight('{"run_config": {"seed": "one"}}', verb="run")
     assert code != 0
     assert """type -e '{"run_config": {"seed": 0}}'""" in output
+    code, output, _plan = preflight('{"run_config": {"seed": 1, "strategy": "fedavg"}}', verb="run")
+    assert code == 0, output
