@@ -326,7 +326,7 @@ class Run:
         page.add("fl_run_last_event_timestamp_seconds", own, self.last)
         page.add("fl_run_rounds_planned", own, self.about.get("rounds"))
         timeout = self.about.get("config", {}).get("round-timeout")
-        page.add("fl_run_round_timeout_seconds", own, timeout)
+        page.add("fl_run_round_timeout_seconds", own, timeout if is_number(timeout) else None)
         page.add("fl_run_round", own, self.round.get("round", 0))
         for metric, field in ROUND_FIELDS.items():
             page.add(metric, own, self.round.get(field))

@@ -6,6 +6,7 @@ import re
 import signal
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 LONGEST = 400  # characters of a reason
@@ -35,7 +36,9 @@ def ending(code: int, oom: bool, container: str = "client") -> str:
         return f"its process ended with exit status {code} and no {missing}"
     if oom and -code == signal.SIGKILL:
         return OUT_OF_MEMORY.format(container)
-    return f"its process was killed by {signal.Signals(-code).name}"
+    with suppress(ValueError):  # real-time signals have no names
+        return f"its process was killed by {signal.Signals(-code).name}"
+    return f"its process was killed by signal {-code}"
 
 
 def describe(error: BaseException, apps: Path) -> str:

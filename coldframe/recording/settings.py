@@ -49,7 +49,9 @@ def write(state: Path, run_id: str, note: str) -> None:
     """Write the note of a run."""
     folder = state / "runs" / run_id
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / NOTE).write_text(note, encoding="utf-8")
+    part = folder / f"{NOTE}.part"
+    part.write_text(note, encoding="utf-8")
+    part.rename(folder / NOTE)
 
 
 def read(state: Path, run_id: str) -> Settings:

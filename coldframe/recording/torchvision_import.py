@@ -9,7 +9,6 @@ and nothing is declared.
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -52,7 +51,7 @@ class SecondAttempt(Loader):
 
 
 class Finder(MetaPathFinder):
-    """Finds torchvision, once, where it is; everything else is left to others."""
+    """Finds torchvision where it is; everything else is left to others."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -60,11 +59,14 @@ class Finder(MetaPathFinder):
         """Return the package with a loader that tries again."""
         if fullname != "torchvision":
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        if spec is not None and spec.loader is not None:
-            spec.loader = SecondAttempt(spec.loader)
-        return spec
+        # Not only an import comes here: `datasets` looks whether it is installed, before the app imports it.
+        for finder in sys.meta_path:
+            spec = None if finder is self else finder.find_spec(fullname, path, target)
+            if spec is not None:
+                if spec.loader is not None:
+                    spec.loader = SecondAttempt(spec.loader)
+                return spec
+        return None
 
 
 def declare() -> None:
