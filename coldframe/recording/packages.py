@@ -12,7 +12,6 @@ import os
 import platform
 import re
 import sqlite3
-import sys
 from collections.abc import Iterable
 from contextlib import closing
 from importlib import metadata
@@ -29,7 +28,8 @@ def packages(path: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
         Where to look; the default is where this Python looks.
     """
     found: dict[str, dict[str, Any]] = {}
-    for item in metadata.distributions(path=list(sys.path if path is None else path)):
+    where: dict[str, Any] = {} if path is None else {"path": list(path)}
+    for item in metadata.distributions(**where):
         name = re.sub(r"[-_.]+", "-", item.metadata["Name"] or "").lower()
         if name and name not in found:  # the first on the path is the one that is imported
             extras = [text for text in item.requires or [] if re.search(r";.*\bextra\b", text)]

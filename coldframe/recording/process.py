@@ -55,10 +55,10 @@ def serverapp(run: Callable[[], None]) -> None:
     code = _wait(pid)
     copier.join(DRAIN_SECONDS)
     if code:
-        from coldframe.server import serverapp_launcher  # it imports flwr
+        from coldframe.recording import ends  # it imports flwr
 
-        with closing(serverapp_launcher.task_client(["flwr-serverapp", *sys.argv[1:]])) as client:
-            serverapp_launcher.report_end(client, code, file, kills)
+        with closing(ends.task_client(["flwr-serverapp", *sys.argv[1:]])) as client:
+            ends.report_end(client, code, file, kills)
     path.unlink(missing_ok=True)  # if nobody has claimed it
     _leave(code)
 

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import secrets
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
-from flwr.common.constant import SubStatus
-from flwr.proto.runtime_pb2 import PushTaskOutputRequest, SendTaskHeartbeatRequest
-from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
+from flwr.proto.runtime_pb2 import SendTaskHeartbeatRequest
 from flwr.supercore.runtime import RuntimeHttpClient
 
 from coldframe import cgroups
-from coldframe.recording.app_errors import ending
-from coldframe.recording.journal import finish_interrupted
+from coldframe.recording.ends import report_end, task_client
 from coldframe.recording.output import UNCLAIMED, VARIABLE, BoundedFile, copy_output
 
 # Added to what the kernel goes by where the container's memory is used up: the SuperLink, which all clients
@@ -98,21 +93,6 @@ def start_recorded(
     return process, file
 
 
-def task_client(command: Sequence[str]) -> RuntimeHttpClient:
-    """Return the client of the Runtime API that a process started by this command of flwr's will have."""
-    value = dict(itertools.pairwise(command))  # of each option
-    certificates = value.get("--root-certificates")
-    return RuntimeHttpClient.from_server_address(
-        value["--runtime-api-address"],
-        insecure=certificates is None,
-        root_certificates=certificates,
-        interceptors=[
-            RuntimeVersionHttpInterceptor(component_name=command[0]),
-            RuntimeTokenHttpInterceptor(token=value["--token"]),
-        ],
-    )
-
-
 def send_heartbeats(process: subprocess.Popen[bytes], client: RuntimeHttpClient, pause: float) -> None:
     """Send a task's heartbeats until its process has ended, or has had the time to send its own.
 
@@ -137,24 +117,3 @@ def send_heartbeats(process: subprocess.Popen[bytes], client: RuntimeHttpClient,
         except httpx.HTTPStatusError:
             break  # the task has ended
     process.wait()
-
-
-def report_end(client: RuntimeHttpClient, code: int, file: BoundedFile | None, kills: int) -> None:
-    """Tell the SuperLink and the run's journal how a ServerApp ended, if it could not do so itself.
-
-    The SuperLink would find out when its heartbeats have stopped, and not say why.
-
-    Parameters
-    ----------
-    code : int
-        The process's exit status, or minus the number of a signal.
-    file : BoundedFile, optional
-        With its output: in the directory of its run, once it knew that.
-    kills : int
-        How many processes of this container the kernel had killed for want of memory when it began.
-    """
-    reason = f"ServerApp: {ending(code, cgroups.own().oom_kills() > kills, 'server')}"
-    with suppress(httpx.HTTPError):  # most often since the task has ended
-        client.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.FAILED, details=reason))
-    if file is not None:
-        finish_interrupted(file.path.parents[1] / "journal.jsonl", reason)

@@ -23,7 +23,6 @@ BY_OTHERS = {
     "pip": "make_wheelhouse.sh",
     "ansible-core": "the commands",
     "requests": "community.docker, on a controller that is a machine too",
-    "numpy": "fl/data.py",
 }
 # Everything that a verb runs in a process of its own on the controller, in one.
 PROGRAMS = """
