@@ -241,7 +241,7 @@ class Federation:
             return self.control.ListRuns(ListRunsRequest(run_id=int(run_id))).run_dict[int(run_id)].status
 
         what = f"run {run_id} has not ended: logs in {self.home}"
-        wait_until(lambda: status().status == "finished", timeout, what)
+        wait_until(lambda: status().status == "finished", timeout, what, pause=0.3)  # each costs milliseconds
         return status()
 
     def stop(self) -> None:
@@ -306,13 +306,13 @@ def wait_for_port(port: int, timeout: float = 40) -> None:
     wait_until(lambda: _accepts(port), timeout, f"nothing listens on port {port}")
 
 
-def wait_until(condition: Callable[[], Any], timeout: float, what: str) -> None:
+def wait_until(condition: Callable[[], Any], timeout: float, what: str, pause: float = 0.05) -> None:
     """Wait for a condition, or fail saying what is missing."""
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(what)
-        time.sleep(0.05)
+        time.sleep(pause)
 
 
 def _accepts(port: int) -> bool:

@@ -66,7 +66,7 @@ def attack(client: FleetHttpClient, request: PushMessagesRequest, push: Any) -> 
             node=request.node, run_id=metadata.run_id, object_id=f"{number:064x}", object_content=content
         )
         statuses["objects of no message"] = answered(lambda item=item: client.PushObject(item))  # type: ignore[misc]
-    empty = object_batches.PushRequests(PushObjectRequest() for _ in range(object_batches.MOST + 1))
+    empty = object_batches.PushRequests(PushObjectRequest() for _ in range(object_batches.MAX_ITEMS + 1))
     statuses["a batch of nothing"] = answered(
         lambda: object_batches._ask(client, "push-objects", "PushObjects", empty, object_batches.PushAnswers)
     )

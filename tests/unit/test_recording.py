@@ -215,7 +215,7 @@ def runs(started: Federation, tmp_path_factory: pytest.TempPathFactory) -> Itera
         manifest = MANIFEST.format(project=project, package=package, rounds=rounds)
         (app / "pyproject.toml").write_text(manifest)
         run_id = started.submit(app)
-        status = started.ended(run_id, 120)
+        status = started.ended(run_id, 300)  # a machine may be busy with other things
         return Ran(status.sub_status, status.details, started.state / "runs" / run_id)
 
     with ThreadPoolExecutor(3) as pool:

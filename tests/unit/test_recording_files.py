@@ -228,6 +228,8 @@ def test_a_serverapp_that_is_killed_is_a_failed_run_at_once(started: Federation,
     app = write_app(tmp_path / "app", CLIENT)
     (app / "probe" / "server.py").write_text(KILLED)
     run_id = started.submit(app)
+    run = started.state / "runs" / run_id
+    wait_until((run / "journal.jsonl").exists, 60, "the ServerApp has not started")
     reason = "ServerApp: its process was killed by SIGKILL"
     run = started.state / "runs" / run_id
     log = run / "logs" / "serverapp.log"
@@ -297,7 +299,7 @@ def test_apps_with_conflicting_packages_alternate_and_see_only_their_own(
     bring(root, folders["two"], dependencies="set2")
     found = {}
     for name in (*names, "one") if started.warm else ("one", "none"):  # there a process takes seconds
-        found[name], server = started.run(folders[name], [{"do": "look"}], timeout=30)
+        found[name], server = started.run(folders[name], [{"do": "look"}])
         client = found[name]
         tiny = {"one": "tiny 1", "two": "tiny 2", "none": "False"}[name]
         assert client["tiny"] == tiny, name
@@ -323,7 +325,7 @@ def test_what_is_noted_and_not_there_is_a_failure_with_a_remedy(started: Federat
         started.run(app, [], nodes=0, timeout=0.1)
     log = started.home / "superexec.log"
     remedy = "dependencies are not on this machine: start it with run.yml"
-    wait_until(lambda: remedy in log.read_text(errors="replace"), 30, "the ServerApp has not failed")
+    wait_until(lambda: remedy in log.read_text(errors="replace"), 60, "the ServerApp has not failed")
 
 
 def test_dependencies_for_another_python_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
