@@ -47,6 +47,7 @@ SYSTEM_FIGURES = (
     "memory_peak",
 )
 CLIENTS_SAID = 12  # of the closing words: more clients than this that failed are a number
+REASONS_SAID = 4  # of the closing words: why more was asked of machines than they have
 LEFT_OUT = "left_out.json"  # of `files/`: by client, or `server`, what was not collected, and why
 CUT_OFF = "the journal ends in the middle of the run: the server stopped before it could finish"
 
@@ -374,7 +375,10 @@ def closing_words(
         lines.append(f"  wall time   {duration(summary['wall_seconds'])}")
     if summary["oversubscribed"]:
         lines.append("  note        more was asked of a machine than it has: times are the machine's")
-        lines += [f"              {reason}" for reason in summary["oversubscribed_because"]]
+        reasons = summary["oversubscribed_because"]
+        lines += [f"              {reason}" for reason in reasons[:REASONS_SAID]]
+        if len(reasons) > REASONS_SAID:
+            lines.append(f"              {len(reasons) - REASONS_SAID} more: see summary.json")
     if summary["concurrent_with"]:
         lines.append(
             f"  note        trained beside run {', '.join(summary['concurrent_with'])}: times are shared"
