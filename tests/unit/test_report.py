@@ -12,7 +12,8 @@ import pytest
 
 from coldframe.controller import report, results, timeline
 from coldframe.controller.records import gather
-from tests.unit.test_results import NAMES, NOTE, make_events, write_journal
+from tests.unit.test_results import NAMES, make_events, write_journal
+from tests.unit.test_submission import NOTE
 
 START = 1_700_000_000.0
 MACHINE = {
