@@ -68,7 +68,9 @@ def attack(client: FleetHttpClient, request: PushMessagesRequest, push: Any) -> 
         statuses["objects of no message"] = answered(lambda item=item: client.PushObject(item))  # type: ignore[misc]
     empty = object_batches.PushRequests(PushObjectRequest() for _ in range(object_batches.MAX_ITEMS + 1))
     statuses["a batch of nothing"] = answered(
-        lambda: object_batches._ask(client, "push-objects", "PushObjects", empty, object_batches.PushAnswers)
+        lambda: object_batches._ask(
+            client, "push-object-batch", "PushObjectBatch", empty, object_batches.PushAnswers
+        )
     )
     return statuses
 

@@ -58,6 +58,11 @@ def test_another_flwr_is_untested(other: str, monkeypatch: pytest.MonkeyPatch) -
     assert version.warning(version.runtime()) == "", "it is what was asked for"
 
 
+# What the app of test_executor.py says of its parent: here with which command that was started.
+PARENT = '"parent": os.getppid()'
+COMMAND = '"parent": open(f"/proc/{os.getppid()}/cmdline").read()'
+
+
 def test_run_on_an_untested_flwr_completes_is_recorded_and_says_so(tmp_path: Path) -> None:
     """With real processes, started as in the containers; the recording finds all that it needs."""
     fake, secret, state = tmp_path / "fake", tmp_path / "secret", tmp_path / "state"
@@ -74,8 +79,9 @@ def test_run_on_an_untested_flwr_completes_is_recorded_and_says_so(tmp_path: Pat
         started.start_link([*ADAPTED, "superlink"], "--isolation", "process", *auth)
         address = ["--insecure", "--runtime-api-address", f"127.0.0.1:{started.link_port}"]
         started.start("superexec", [*ADAPTED, "serverapp-superexec", *address, *auth])
-        executor = started.start_node([*ADAPTED, "supernode"], EXECUTOR)
-        (answer,) = started.run(write_app(tmp_path / "app", CLIENT.format(generation=1)), [{"do": "echo"}])
+        started.start_node([*ADAPTED, "supernode"], EXECUTOR)
+        app = CLIENT.format(generation=1).replace(PARENT, COMMAND)
+        (answer,) = started.run(write_app(tmp_path / "app", app), [{"do": "echo"}])
         [journal] = (state / "runs").glob("*/journal.jsonl")
 
         def events() -> list[dict[str, Any]]:
@@ -83,7 +89,7 @@ def test_run_on_an_untested_flwr_completes_is_recorded_and_says_so(tmp_path: Pat
 
         wait_until(lambda: events()[-1]["event"] == "run_finished", 20, "the run is not recorded to its end")
         logs = [path.read_text() for path in started.home.glob("*.log")]
-    assert answer["parent"] == executor.pid, "flwr's own executor started the task"
+    assert "coldframe.recording" in answer["parent"], "a command for this task, and no zygote"
     assert (events()[0]["versions"]["flwr"], events()[-1]["status"]) == (FAKE, "completed")
     said = [log.count(f"runtime: stock (flwr {FAKE} is untested)") for log in logs]
     assert said == [1] * len(logs), "each process warns once"
