@@ -14,7 +14,14 @@ from coldframe.controller.throttle_text import text_of
 from coldframe.limits import LIMITS
 
 SHOWN_RUNS = 5
-CALL = (*EARLIER, "wait", "app", "concurrent", "interrupt")  # of run.yml, and no setting of a run of our app
+CALL = (
+    *EARLIER,
+    "wait",
+    "app",
+    "app_data",
+    "concurrent",
+    "interrupt",
+)  # of run.yml, and no setting of a run of our app
 
 
 def coldframe_with_keys(
@@ -136,7 +143,8 @@ def coldframe_submission(
             )
     run = plan["run"]
     # Of our own training's variables nothing reaches another app.
-    names = ("app", "run_config") if run["app"] else [n for n in RUN if n not in CALL]
+    of_app = ["app", "run_config", *(["app_data"] if run["app_data"] else [])]
+    names = of_app if run["app"] else [n for n in RUN if n not in CALL]
     machines = coldframe_inventory([], [], groups, hostvars, who["federation"])["machines"]
     return {
         **who,
