@@ -118,8 +118,9 @@ def _grouping(expr: str, columns: set[str]) -> int:
 
 
 def misspelt(expr: str) -> str:
-    """Misspell the first metric of an expression, to prove that it is missed."""
-    return re.sub(r"\b([a-z][\w:]*)\{", r"\1x{", expr, count=1)
+    """Misspell the first metric of an expression, of each alternative, to prove that it is missed."""
+    parts = (re.sub(r"\b([a-z][\w:]*)\{", r"\1x{", part, count=1) for part in expr.split(" or "))
+    return " or ".join(parts)
 
 
 def interpolate(text: str, values: Mapping[str, str]) -> str:
