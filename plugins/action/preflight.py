@@ -115,5 +115,5 @@ def _consent(it: Preflight, check: bool) -> str:
         answer = display.prompt_until(f"{lines}\nType yes to delete all of it: ")
     except AnsiblePromptNoninteractive:
         more = " -e interrupt=true" if it.values["interrupt"] else ""
-        return f"{lines}\n\nTo delete all of it, type {purge.COMMAND}{more}\nNothing was changed."
+        return f"{lines}\n\nTo delete all of it, type {purge.COMMAND}{more}\n\nNothing was changed."
     return "" if answer.strip() == b"yes" else "It was not answered with yes. Nothing was changed."

@@ -11,6 +11,12 @@ from tests.environment import SHARED, make
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(autouse=True)
+def no_other_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the path by which the tests on another Python find this checkout."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+
+
 @pytest.fixture(scope="module")
 def checkouts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two checkouts of one user, with what the callback needs; the path of one has a space."""
