@@ -44,6 +44,7 @@ STALLED_SECONDS = 60.0
 REST_SECONDS = 30.0
 
 FLEET = "/v1/fleet/"
+TASKS = "tasks"  # the receiver that an executor's request is held for
 BODY_BYTES = 4 << 20  # of a Fleet call; a message's tree has some 70 bytes per object
 OBJECTS_BODY_BYTES = 128 << 20  # of one that brings objects: flwr cuts arrays into pieces of 20 MB
 
@@ -51,6 +52,7 @@ T = TypeVar("T")
 Answer: TypeAlias = "Message | Batch"
 Handle = Callable[[], Answer]
 Authorize = Callable[[Request], Handle]
+Run = Callable[["FastPath", Request, Handle], Awaitable[Answer]]
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Call:
 
     request_type: type[Message] | type[Batch]
     authorize: Authorize
-    run: Callable[[FastPath, Request, Handle], Awaitable[Answer]] | None = None
+    run: Run | None = None
 
 
 @dataclass
@@ -164,6 +166,7 @@ class FastPath:
                 await self._pass_on(scope, receive, send)
             else:
                 await self.app(scope, receive, send)
+                self.pending.notify(TASKS)  # it may have started a run, which is a task for the executor
             return
 
         async def answer(request: Request) -> Response:

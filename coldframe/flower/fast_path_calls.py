@@ -18,11 +18,13 @@ from flwr.supercore.servicer.runtime import runtime_handlers as core_handlers
 
 from coldframe.flower.fast_path import (
     HOLD_SECONDS,
+    TASKS,
     Answer,
     Authorize,
     Call,
     FastPath,
     Handle,
+    Run,
     batched,
     in_one_transaction,
 )
@@ -148,6 +150,19 @@ async def pull_as_serverapp(path: FastPath, request: Request, handle: Handle) ->
     )
 
 
+def acquire_when(may_hand_out_tasks: Callable[[], bool]) -> Run:
+    """Return how an executor that has room for a task is given the next one as soon as there is one."""
+
+    async def acquire_task(path: FastPath, request: Request, handle: Handle) -> Answer:
+        async def attempt() -> Answer:
+            return await path.work(handle) if may_hand_out_tasks() else runtime_pb2.AcquireTaskResponse()
+
+        seconds = HOLD_SECONDS if request.state.protobuf_request.supported_task_types else 0.0
+        return await path.hold(request, TASKS, seconds, attempt, lambda found: bool(found.token))
+
+    return acquire_task
+
+
 # Which calls there are.
 
 
@@ -240,8 +255,9 @@ def superlink_calls() -> dict[str, Call]:
     push = Call(message_pb2.PushObjectRequest, as_node("push_object"), push_object)
     return {
         **calls,
-        # An idle server's executor asks five times a second: no need to hold it, only to answer quickly.
-        "/v1/runtime/acquire-task": Call(runtime_pb2.AcquireTaskRequest, as_executor("SuperLink")),
+        "/v1/runtime/acquire-task": Call(
+            runtime_pb2.AcquireTaskRequest, as_executor("SuperLink"), acquire_when(lambda: True)
+        ),
         f"{fleet}/pull-messages": Call(
             fleet_pb2.PullMessagesRequest, as_node("pull_messages", store=True), pull_as_node
         ),
@@ -267,16 +283,9 @@ def supernode_calls(may_hand_out_tasks: Callable[[], bool]) -> dict[str, Call]:
         Says whether a task may be handed out; false while its message is still arriving.
     """
 
-    async def acquire_task(path: FastPath, request: Request, handle: Handle) -> Answer:
-        async def attempt() -> Answer:
-            return await path.work(handle) if may_hand_out_tasks() else runtime_pb2.AcquireTaskResponse()
-
-        seconds = HOLD_SECONDS if request.state.protobuf_request.supported_task_types else 0.0
-        return await path.hold(request, "tasks", seconds, attempt, lambda found: bool(found.token))
-
     return {
         **runtime_calls("SuperNode"),
         "/v1/runtime/acquire-task": Call(
-            runtime_pb2.AcquireTaskRequest, as_executor("SuperNode"), acquire_task
+            runtime_pb2.AcquireTaskRequest, as_executor("SuperNode"), acquire_when(may_hand_out_tasks)
         ),
     }

@@ -6,6 +6,7 @@ import threading
 import time
 from typing import Any
 
+from coldframe.flower import http_server
 from coldframe.flower.changes import change, is_traced, replace
 
 FLUSH_SECONDS = 1.0  # how often expiry and traffic are written to the database
@@ -22,6 +23,7 @@ def apply() -> None:
     read_run_status_once_per_batch()
     keep_objects_in_memory()
     allow_reactivation_of_online_node()
+    http_server.wake_less_often()
 
 
 @change(

@@ -11,9 +11,9 @@ from typing import Any
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 
-from coldframe.flower import transport
+from coldframe.flower import http_server, transport
 from coldframe.flower.changes import POLL_SECONDS, change, is_traced, replace
-from coldframe.flower.fast_path import HOLD_SECONDS, FastPath
+from coldframe.flower.fast_path import HOLD_SECONDS, TASKS, FastPath
 from coldframe.flower.fast_path_calls import supernode_calls
 
 _STATE = "flwr.supernode.nodestate.in_memory_nodestate:InMemoryNodeState"
@@ -24,6 +24,7 @@ def apply() -> None:
     hand_over_complete_replies()
     serve_tasks_on_fast_path()
     transport.apply()
+    http_server.wake_less_often()
 
 
 @change(
@@ -149,7 +150,7 @@ def serve_tasks_on_fast_path() -> None:
             finally:
                 no_message_arriving.set()
             for path in paths:
-                path.notify_from_thread("tasks")
+                path.notify_from_thread(TASKS)
             if run_id is not None:
                 return run_id
             if message is not None:
