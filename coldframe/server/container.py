@@ -1,8 +1,7 @@
 """The server container: nginx as gateway, SuperLink on loopback, what runs ServerApps, the FL exporter.
 
 All share one network namespace by being one container, so no bridge address leads to the SuperLink, whose
-Control and
-Runtime APIs have no authentication in open-source Flower.
+Control and Runtime APIs have no authentication in open-source Flower.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def children(state: Path, secret: Path, warm: bool) -> list[Child]:
                 *("--root-certificates", str(SUPERLINK_CERTIFICATE)),
                 *("--superexec-auth-secret-file", str(secret)),
             ],
-            # The poll finds the ServerApp of a new run; a short one costs nothing where no limit holds.
+            # Between two requests for a task: the SuperLink holds each until a run is started.
             {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"},
         ),
         Child(

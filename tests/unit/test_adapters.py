@@ -15,10 +15,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
 import httpx
 import pytest
+import uvicorn
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -43,12 +45,12 @@ from flwr.supernode import main as supernode
 from flwr.supernode.nodestate import NodeStateFactory
 from flwr.supernode.runtime import run_clientapp
 
-from coldframe.flower import clientapp, fast_path
+from coldframe.flower import clientapp, fast_path, http_server
 from coldframe.flower import superlink as superlink_changes
 from coldframe.flower.fast_path import FastPath, PendingMessages
-from coldframe.flower.fast_path_calls import superlink_calls, supernode_calls
+from coldframe.flower.fast_path_calls import acquire_when, superlink_calls, supernode_calls
 from coldframe.flower.http_client import HttpClient
-from tests.unit.flower import federation, write_app
+from tests.unit.flower import federation, free_port, wait_until, write_app
 from tests.unit.test_executor import CLIENT
 
 PROTOBUF = {"content-type": PROTOBUF_MEDIA_TYPE}
@@ -298,6 +300,45 @@ def test_a_request_that_was_held_in_vain_leaves_nothing_behind() -> None:
         return path.pending
 
     assert not asyncio.run(held()).waiting
+
+
+def test_an_executor_is_held_until_a_run_is_started() -> None:
+    """It has no task for it at first; a call of the Control API may have made one."""
+
+    async def control(*_: Any) -> None:
+        """Stand for flwr's application."""
+
+    async def story() -> str:
+        path = FastPath(control, calls={})
+        await path({"type": "lifespan"}, cast(Any, None), cast(Any, None))
+        answers = [runtime_pb2.AcquireTaskResponse(), runtime_pb2.AcquireTaskResponse(token="a task")]
+        asking = runtime_pb2.AcquireTaskRequest(supported_task_types=["flwr-serverapp"])
+        request = SimpleNamespace(
+            receive=asyncio.Event().wait, state=SimpleNamespace(protobuf_request=asking)
+        )
+        held = asyncio.ensure_future(
+            acquire_when(lambda: True)(path, cast(Any, request), lambda: answers.pop(0))
+        )
+        while len(answers) == 2 or not path.pending.waiting:
+            await asyncio.sleep(0.01)
+        assert not held.done()
+        scope = {"type": "http", "method": "POST", "path": "/v1/control/start-run"}
+        await path(scope, cast(Any, None), cast(Any, None))
+        return str(cast(Any, await asyncio.wait_for(held, fast_path.HOLD_SECONDS / 2)).token)
+
+    assert asyncio.run(story()) == "a task"
+
+
+def test_a_server_that_looks_less_often_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uvicorn.Server, "main_loop", uvicorn.Server.main_loop)
+    http_server.wake_less_often()
+    server = uvicorn.Server(uvicorn.Config(superlink.create_app(), port=free_port(), lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    wait_until(lambda: server.started, 20, "the server has not started")
+    server.should_exit = True
+    thread.join(20)
+    assert not thread.is_alive()
 
 
 class Server(http.server.BaseHTTPRequestHandler):
