@@ -155,8 +155,11 @@ def test_limits_change_while_clients_train(pacing: Pacing) -> None:
     assert not summary["failures"]
     slow = [e for e in lab.journal() if e["event"] == "reply" and e["system"].get("cpu_limit") == 0.1]
     assert {event["round"] for event in slow} >= {done + 2}
-    trained = [event for event in slow if (event["round"], event["phase"]) == (done + 2, "train")]
+    whole = [event for event in slow if event["round"] == done + 2]
+    trained = [event for event in whole if event["phase"] == "train"]
     assert {event["client"] for event in trained} == set(CLIENTS)
+    # Each task loads the app, the data and the model. An evaluation does little else.
+    loading = {e["client"]: e["system"]["cpu_seconds"] for e in whole if e["phase"] == "evaluate"}
     # A process that is limited to 0.1 needs ten seconds for a second of work. No client gets more, and what
     # its training does not get of that tenth is taken by its SuperNode: the more of it, the slower the
     # machine. The work is a fixed one: as much CPU time as calibrated, however busy the machine is.
@@ -164,7 +167,8 @@ def test_limits_change_while_clients_train(pacing: Pacing) -> None:
     for event in trained:
         system, steps = event["system"], -(-event["examples"] // 32) * int(variables["local_epochs"])
         assert 0.08 < system["cpu_seconds"] / system["train_seconds"] < 0.103, event
-        assert system["cpu_seconds"] == pytest.approx(steps / speed, rel=0.15), (speed, event)
+        work = system["cpu_seconds"] - loading[event["client"]]
+        assert work == pytest.approx(steps / speed, rel=0.15), (speed, loading, event)
     events = [json.loads(line) for line in (lab.results / "latest" / "events.jsonl").read_text().splitlines()]
     assert {event["client"] for event in events} == set(CLIENTS)
     assert [event["cause"] for event in events if event["client"] == "c1-0"] == ["throttle", "undo"]

@@ -36,9 +36,6 @@ from tests.hosts.shell import (
 )
 
 LABEL = "coldframe.hosts"
-# The default is 1024, which is also what each process outside of containers has: the ten containers of a
-# host would get as much as one unit test, and clients far less than their limits.
-CPU_SHARES = 4096
 NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 # Names of the other things in the same directory.
 RESERVED = {"images", "seeds"}
@@ -388,7 +385,6 @@ class Hosts:
         docker(
             "create",
             *as_a_machine(),
-            f"--cpu-shares={CPU_SHARES}",
             f"--name={host.container}",
             f"--hostname={host.name}",
             f"--network={self.prefix}",

@@ -115,7 +115,7 @@ class Federation:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 cwd=self.home,
-                start_new_session=True,
+                process_group=0,  # no session: each gets as much CPU time as all containers
             )
         self.processes.append(process)
         return process
