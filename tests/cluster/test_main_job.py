@@ -171,6 +171,19 @@ def test_results_folder_holds_the_run(federation: Lab) -> None:
     assert max(path.stat().st_size for path in latest.glob("logs/*/*")) <= 1 << 20
 
 
+def test_what_somebody_changed_is_mended_by_the_next_deployment(federation: Lab) -> None:
+    """Hurts both hosts: a client's container is gone, and the gateway's configuration is another."""
+    federation.on_machine("docker rm --force coldframe-c1-1")
+    federation.on_server("echo '# mine' >>/var/lib/coldframe/coldframe/gateway/nginx.conf")
+    play = federation.must("site.yml", train="false")
+    assert min(play.changed[host.name] for host in (federation.server, federation.machine)) > 0
+    assert federation.container(federation.machine, "coldframe-c1-1")["State"]["Running"]
+    assert "mine" not in federation.on_server("cat /var/lib/coldframe/coldframe/gateway/nginx.conf")
+    # Removed without a goodbye, the client still counts as connected: it is let in all the same.
+    federation.wait_for("all clients", lambda: federation.online() == set(CLIENTS), 60)
+    assert federation.container(federation.machine, "coldframe-c1-1")["RestartCount"] == 0
+
+
 def test_second_deployment_changes_nothing_and_the_addresses_are_shown(federation: WatchedLab) -> None:
     """changed=0 on every host, and no container is restarted."""
     before = containers(federation)
@@ -187,21 +200,6 @@ def test_second_deployment_changes_nothing_and_the_addresses_are_shown(federatio
     assert f"https://{federation.server.address}:{PORTS['prometheus']}" in output
     assert "prometheus.password" in output
     assert federation.password("prometheus") not in output
-
-
-def test_what_somebody_changed_is_mended_by_the_next_deployment(federation: Lab) -> None:
-    """Hurts both hosts: a client's container is gone, and the gateway's configuration is another."""
-    federation.on_machine("docker rm --force coldframe-c1-1")
-    federation.on_server("echo '# mine' >>/var/lib/coldframe/coldframe/gateway/nginx.conf")
-    play = federation.must("site.yml", train="false")
-    assert min(play.changed[host.name] for host in (federation.server, federation.machine)) > 0
-    assert federation.container(federation.machine, "coldframe-c1-1")["State"]["Running"]
-    assert "mine" not in federation.on_server("cat /var/lib/coldframe/coldframe/gateway/nginx.conf")
-    again = federation.must("site.yml", train="false")
-    assert "nothing to deploy" in again.output
-    # Removed without a goodbye, the client still counts as connected: it is let in all the same.
-    federation.wait_for("all clients", lambda: federation.online() == set(CLIENTS), 60)
-    assert federation.container(federation.machine, "coldframe-c1-1")["RestartCount"] == 0
 
 
 def test_clients_are_hardened_and_limited_as_the_inventory_says(federation: Lab) -> None:

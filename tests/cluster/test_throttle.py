@@ -140,8 +140,8 @@ def test_limits_change_while_clients_train(pacing: Pacing) -> None:
     pacing.throttle(cpu="0.1")
     assert pacing.cores() == {0.1}
     done = max(int(number) for number in re.findall(r"round (\d)/3", play.output))
-    # A core in slices of a tenth is slower than one in one piece, and one whose neighbour is busy than one whose
-    # is idle: the hosts are calibrated under the same limit and in the round that is looked at. All quotas
+    # A core in slices of a tenth is slower than one in one piece, and one beside a busy core than one beside an
+    # idle one: the hosts are calibrated under the same limit and in the round that is looked at. All quotas
     # together stay below the cores.
     calibration, calibrated = lab.start("calibrate.yml", cpu="0.1", seconds="2")
     lab.wait_for("a whole round under the limit", lambda: f"round {done + 2}/3" in play.output, 180)
