@@ -130,23 +130,23 @@ def test_limits_change_while_clients_train(pacing: Pacing) -> None:
 
     That the model is the same too is shown by test_main_job.py::test_one_seed_gives_one_model."""
     lab = pacing.lab
-    variables = {"seed": "5", "rounds": "3", **EVERYBODY}
+    variables = {"seed": "5", "rounds": "4", **EVERYBODY}
     # Enough work in a round that what a task's first steps cost on top counts for little.
     variables["local_epochs"] = "3"
     variables |= {"dataset": "synthetic", "max_samples": "0"}  # all of it: rounds long enough to be caught
     before = {client: pacing.identity(client) for client in CLIENTS}
     play, wait = lab.start("run.yml", **variables)
-    lab.wait_for("the first round", lambda: "round 0/3" in play.output, 120)
+    lab.wait_for("the first round", lambda: "round 0/4" in play.output, 120)
     pacing.throttle(cpu="0.1")
     assert pacing.cores() == {0.1}
-    done = max(int(number) for number in re.findall(r"round (\d)/3", play.output))
-    # A core in slices of a tenth is slower than one in one piece, and one beside a busy core than one beside an
-    # idle one: the hosts are calibrated under the same limit and in the round that is looked at. All quotas
-    # together stay below the cores.
-    calibration, calibrated = lab.start("calibrate.yml", cpu="0.1", seconds="2")
-    lab.wait_for("a whole round under the limit", lambda: f"round {done + 2}/3" in play.output, 180)
+    done = max(int(number) for number in re.findall(r"round (\d)/4", play.output))
+    # A core in slices of a tenth is slower than one in one piece, and one beside a busy core than one that is
+    # beside an idle one: the hosts are calibrated under the same limit and in the round that is looked at.
+    # All quotas together stay below the cores.
+    calibration, calibrated = lab.start("calibrate.yml", cpu="0.1", seconds="1")
+    lab.wait_for("a whole round under the limit", lambda: f"round {done + 2}/4" in play.output, 180)
     assert calibrated().code == 0, calibration.output
-    assert "round 3/3" not in play.output, "the run was over before the limit could be taken back"
+    assert "round 4/4" not in play.output, "the run was over before the limit could be taken back"
     pacing.throttle(undo="true")
     assert pacing.cores() == {CPU}
     assert wait().code == 0, play.output
