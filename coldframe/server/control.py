@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 from cryptography.hazmat.primitives import serialization
 from flwr.common.serde import fab_to_proto, user_config_to_proto
 from flwr.proto.control_pb2 import (
@@ -37,10 +38,13 @@ from coldframe.flower import database
 from coldframe.flower.version import runtime
 from coldframe.recording import settings
 from coldframe.recording.app_errors import FLWR_PREFIX
-from coldframe.recording.journal import read_journal
+from coldframe.recording.journal import Tail, read_journal
 from coldframe.server.container import SUPERLINK, SUPERLINK_CERTIFICATE
 from coldframe.server.retention import PRUNED, prune
 
+ASK_SECONDS = 2.0  # how often the SuperLink is asked whether a run has ended that its journal does not end
+MOST_RUNS = 1000  # that are listed; flwr lists 20 unless told otherwise
+PATIENCE = 120.0  # seconds without an answer of the SuperLink before a run is no longer followed
 BAR = "\x1e"  # a line that starts with it carries a progress bar's state as JSON
 
 
@@ -174,8 +178,9 @@ def progress(run_id: str) -> dict[str, Any]:
     }
 
 
-def list_runs(client: ControlHttpClient) -> list[dict[str, Any]]:
-    """Return all runs that the SuperLink knows, newest first; those that go on with their progress."""
+def list_runs(client: ControlHttpClient, run_id: str | None = None) -> list[dict[str, Any]]:
+    """Return what the SuperLink knows of all runs, newest first, or of one; of a running one its progress."""
+    request = ListRunsRequest(limit=MOST_RUNS) if run_id is None else ListRunsRequest(run_id=int(run_id))
     runs = [
         {
             "run_id": str(run.run_id),
@@ -194,7 +199,7 @@ def list_runs(client: ControlHttpClient) -> list[dict[str, Any]]:
             "noted": (state_directory() / "runs" / str(run.run_id) / settings.NOTE).exists(),
             **(progress(str(run.run_id)) if run.status.status == "running" else {}),
         }
-        for run in client.ListRuns(ListRunsRequest()).run_dict.values()
+        for run in client.ListRuns(request).run_dict.values()
     ]
     return sorted(runs, key=lambda run: run["submitted"], reverse=True)
 
@@ -255,20 +260,19 @@ class Follower:
     """Turn the events of a journal into lines for a person, each once."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.seen = 0
+        self.journal = Tail(path)
         self.rounds: int | None = None
+        self.ended = False
         self.round = 0
         self.replies = 0
         self.expected = 0
 
     def lines(self) -> list[str]:
         """Return what is new since the last call."""
-        if not self.path.exists():
-            return []
-        events = read_journal(self.path)
-        fresh, self.seen = events[self.seen :], len(events)
-        return [line for event in fresh for line in self.describe(event)]
+        lines = []
+        while fresh := self.journal.new():
+            lines += [line for event in fresh if "event" in event for line in self.describe(event)]
+        return lines
 
     def describe(self, event: dict[str, Any]) -> list[str]:
         """Return the lines of one event; bar updates start with BAR."""
@@ -304,6 +308,7 @@ class Follower:
         if kind == "round":
             self.round = event["round"]
             return [round_line(event, self.rounds), self.bar(f"round {self.round} done")]
+        self.ended = self.ended or kind == "run_finished"
         return []
 
     def bar(self, text: str) -> str:
@@ -319,27 +324,56 @@ def place(event: dict[str, Any]) -> str:
 
 
 def follow(client: ControlHttpClient, run_id: str, poll: float = 0.5) -> dict[str, Any]:
-    """Print a line per round as it happens, until the run has ended; return its status."""
+    """Print a line per round as it happens, until the run has ended; return its status.
+
+    A SuperLink that does not answer, as on a machine that is too busy, is asked again: the run goes on.
+
+    Raises
+    ------
+    SystemExit
+        If nobody knows the run, or the SuperLink has not answered for PATIENCE seconds.
+    """
     follower = Follower(state_directory() / "runs" / run_id / "journal.jsonl")
-    silent = 0.0
-    while True:
+    begin = answered = time.monotonic()
+    asked, told, status = 0.0, False, ""
+
+    def show() -> None:
         for line in follower.lines():
             print(line, flush=True)
-        runs = list_runs(client)
-        run = next((run for run in runs if run["run_id"] == run_id), None)
-        if run is None:
+
+    while True:
+        show()
+        if follower.ended or status != "running" or time.monotonic() - asked >= ASK_SECONDS:
+            asked = time.monotonic()
+            try:
+                status = status_of(client, run_id)
+                if status == "finished":
+                    show()
+                    run = list_runs(client, run_id)[0]
+                    return {**run, "concurrent_with": concurrent_with(run, list_runs(client))}
+                answered = time.monotonic()
+            except httpx.HTTPError as error:
+                if time.monotonic() - answered > PATIENCE:
+                    raise SystemExit(
+                        f"the SuperLink has not answered for {PATIENCE:.0f} s: {error}"
+                    ) from None
+        if status != "running" and not told and time.monotonic() - begin > 10.0:
+            told = True
+            print("the ServerApp has not started yet", flush=True)
+        time.sleep(poll)
+
+
+def status_of(client: ControlHttpClient, run_id: str) -> str:
+    """Return the status of a run: pending, starting, running or finished."""
+    try:
+        found = client.ListRuns(ListRunsRequest(run_id=int(run_id))).run_dict
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code == httpx.codes.NOT_FOUND:
             raise SystemExit(
                 f"run {run_id} is not known here: type ansible-playbook status.yml to see the runs"
-            )
-        if run["status"] == "finished":
-            for line in follower.lines():
-                print(line, flush=True)
-            return {**run, "concurrent_with": concurrent_with(run, runs)}
-        if run["status"] != "running":
-            silent += poll
-            if silent == 10.0:
-                print("the ServerApp has not started yet", flush=True)
-        time.sleep(poll)
+            ) from None
+        raise
+    return str(found[int(run_id)].status.status)
 
 
 def main() -> int:

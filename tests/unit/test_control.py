@@ -5,16 +5,29 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
+import httpx
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.proto.control_pb2 import ListRunsResponse
+from flwr.proto.run_pb2 import Run, RunStatus
 from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.superlink.federation import NoOpFederationManager
 
-from coldframe.server.control import BAR, Follower, concurrent_with, progress, register, round_line, submit
+from coldframe.server import control
+from coldframe.server.control import (
+    BAR,
+    Follower,
+    concurrent_with,
+    follow,
+    progress,
+    register,
+    round_line,
+    submit,
+)
 
 
 class Control:
@@ -41,19 +54,84 @@ def test_a_client_that_has_left_the_roster_may_come_back_with_its_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLDFRAME_STATE", str(tmp_path))
-    control: Any = Control(tmp_path / "superlink.db")
+    api: Any = Control(tmp_path / "superlink.db")
     openssh = (serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     keys = [ec.generate_private_key(ec.SECP384R1()).public_key().public_bytes(*openssh) for _ in range(2)]
     roster = [
         {"name": f"c1-{k}", "machine": "c1", "partition_id": k, "public_key": key.decode()}
         for k, key in enumerate(keys)
     ]
-    assert register(control, roster)["added"] == ["c1-0", "c1-1"]
-    assert len(register(control, roster[:1])["removed"]) == 1
-    assert register(control, roster)["added"] == ["c1-1"]
-    assert register(control, roster) == {"changed": False, "added": [], "removed": []}
+    assert register(api, roster)["added"] == ["c1-0", "c1-1"]
+    assert len(register(api, roster[:1])["removed"]) == 1
+    assert register(api, roster)["added"] == ["c1-1"]
+    assert register(api, roster) == {"changed": False, "added": [], "removed": []}
     nodes = json.loads((tmp_path / "nodes.json").read_text())
     assert sorted(item["name"] for item in nodes.values()) == ["c1-0", "c1-1"]
+
+
+class Superlink:
+    """The Control API's list of runs; each answer is a status, or an error."""
+
+    def __init__(self, *answers: str | httpx.HTTPError) -> None:
+        self.answers = list(answers)
+        self.asked = 0
+
+    def ListRuns(self, request: Any) -> Any:
+        """Give the next answer; the last one for ever."""
+        self.asked += 1
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, httpx.HTTPError):
+            raise answer
+        return ListRunsResponse(run_dict={7: Run(run_id=7, status=RunStatus(status=answer))})
+
+
+def test_a_run_is_followed_though_the_superlink_does_not_always_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a machine that is too busy. It is asked again at once when the journal has ended."""
+    monkeypatch.setenv("COLDFRAME_STATE", str(tmp_path))
+    monkeypatch.setattr(control, "ASK_SECONDS", 1000.0)
+    (tmp_path / "runs" / "7").mkdir(parents=True)
+    append(tmp_path / "runs" / "7" / "journal.jsonl", event="plan", strategy="fedavg", rounds=2)
+    append(tmp_path / "runs" / "7" / "journal.jsonl", event="run_finished", status="completed")
+    busy = Superlink("pending", httpx.ReadTimeout("busy"), "running", httpx.ConnectError("busy"), "finished")
+    assert follow(cast(Any, busy), "7", poll=0.01)["status"] == "finished"
+    assert capsys.readouterr().out == "strategy fedavg, 2 rounds\n"
+
+
+def test_a_running_run_is_not_asked_for_at_each_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLDFRAME_STATE", str(tmp_path))
+    link, now, asked = Superlink("running", "running", "finished"), [100.0], []
+
+    def sleep(seconds: float) -> None:
+        asked.append(link.asked)
+        now[0] += seconds
+
+    monkeypatch.setattr(control, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    follow(cast(Any, link), "7")
+    assert asked == [1, 1, 1, 1, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (httpx.ReadTimeout("too busy"), "the SuperLink has not answered for 0 s: too busy"),
+        (
+            httpx.HTTPStatusError(
+                "", request=httpx.Request("POST", "https://x"), response=httpx.Response(404)
+            ),
+            "run 7 is not known here: type ansible-playbook status.yml",
+        ),
+    ],
+    ids=["no answer", "no such run"],
+)
+def test_following_ends_where_nobody_answers_or_knows_the_run(
+    answer: httpx.HTTPError, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLDFRAME_STATE", str(tmp_path))
+    monkeypatch.setattr(control, "PATIENCE", 0.0)
+    with pytest.raises(SystemExit, match=words):
+        follow(cast(Any, Superlink(answer)), "7", poll=0.01)
 
 
 def append(path: Path, **event: object) -> None:
