@@ -1,4 +1,7 @@
-"""Tests of preflight as a user meets it: ansible-playbook on an inventory of this machine alone."""
+"""Tests of preflight on an inventory of this machine alone.
+
+What a user meets of it, by ansible-playbook (`play`); cases beyond that in this process (`preflight`).
+"""
 
 import contextlib
 import json
@@ -16,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ansible.release import __version__ as ansible_version
+
+from tests.unit.preflights import judge
 
 ROOT = Path(__file__).parents[2]
 ANSIBLE = tuple(int(part) for part in ansible_version.split(".")[:2])
@@ -62,8 +67,8 @@ def free_port():
 
 
 @pytest.fixture
-def preflight(tmp_path, free_port):
-    """Run preflight with arguments; its exit code, output, and (where it passed) what it returned."""
+def play(tmp_path, free_port):
+    """Run preflight by ansible-playbook; its exit code, output, and (where it passed) what it returned."""
 
     def run(*extra, verb="site", inventory=INVENTORY):
         (tmp_path / "inventory.json").write_text(json.dumps(inventory), encoding="utf-8")
@@ -102,8 +107,21 @@ def preflight(tmp_path, free_port):
     return run
 
 
-def test_a_good_inventory_passes_and_returns_typed_values(preflight):
-    code, output, plan = preflight("rounds=3", "strategy_args={}")
+@pytest.fixture
+def preflight(tmp_path, free_port, monkeypatch):
+    """The same without a process: whether it refuses, its output, and (where it passed) what it returned."""
+
+    def run(*extra, verb="site", inventory=INVENTORY):
+        path = tmp_path / "inventory.json"
+        path.write_text(json.dumps(inventory), encoding="utf-8")
+        monkeypatch.chdir(ROOT)
+        return judge(path, verb, *([f"fl_port={free_port}"] if verb == "site" else []), *extra)
+
+    return run
+
+
+def test_a_good_inventory_passes_and_returns_typed_values(play):
+    code, output, plan = play("rounds=3", "strategy_args={}")
     assert code == 0, output
     assert plan["verb_arguments"].endswith("inventory.json")
     assert (plan["run"]["rounds"], plan["run"]["train"], plan["run"]["strategy_args"]) == (3, True, {})
@@ -140,12 +158,16 @@ def deployed(preflight, tmp_path, monkeypatch, free_port):
     return root, plan["site_arguments"]
 
 
-def test_every_later_verb_follows_what_was_deployed(preflight, deployed, tmp_path, free_port):
+def test_every_later_verb_follows_what_was_deployed(play, preflight, deployed, tmp_path, free_port):
     """Nothing is repeated: else run.yml would record three clients, and throttle.yml look for them."""
     root, typed = deployed
     assert f"inventory.json -e fl_client_count=2 -e fl_client_cpu=0.1 -e fl_port={free_port}" in typed
-    for verb, words in (("run", ()), ("throttle", ("cpu=0.2",)), ("status", ())):
-        code, output, plan = preflight(root, *words, verb=verb)
+    for ask, verb, words in (
+        (play, "run", ()),
+        (preflight, "throttle", ("cpu=0.2",)),
+        (preflight, "status", ()),
+    ):
+        code, output, plan = ask(root, *words, verb=verb)
         assert code == 0, output
         assert "WARNING" not in output
         assert [(client["name"], client["cpu"]) for client in plan["roster"]] == [
@@ -154,7 +176,7 @@ def test_every_later_verb_follows_what_was_deployed(preflight, deployed, tmp_pat
         ]
         assert {"machine": "one", "name": "fl_port", "value": free_port} in plan["to_set"]
         assert plan["verb_arguments"].endswith("inventory.json")
-        assert (tmp_path / "fl_port").read_text() == str(free_port)
+    assert (tmp_path / "fl_port").read_text() == str(free_port), "a playbook sets them"
 
 
 def test_what_contradicts_what_was_deployed_is_refused(preflight, deployed):
@@ -205,10 +227,10 @@ def test_data_of_a_folder_is_known_by_its_content(preflight, tmp_path):
     assert code != 0 and f"1. fl_data_dir: {tmp_path}/moved/test_x.npy is empty" in output
 
 
-def test_every_bad_input_is_found_in_one_go(preflight, tmp_path):
+def test_every_bad_input_is_found_in_one_go(play, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
-        code, output, plan = preflight(
+        code, output, plan = play(
             "rounds=abc",
             "fl_strategy=fedfoo",
             "roundz=3",
@@ -252,7 +274,7 @@ def test_group_variables_of_the_inventory_count_as_much_as_extra_variables(prefl
     assert "rounds=many is not a whole number ≥ 1\n     -> write in the inventory rounds=5" in output
 
 
-def test_wrong_types_and_nothing_at_all_are_found_with_machine_and_variable(preflight):
+def test_wrong_types_and_nothing_at_all_are_found_with_machine_and_variable(play):
     machines = INVENTORY["fl_machines"]
     wrong = {
         "fl_client_count": None,
@@ -277,7 +299,7 @@ def test_wrong_types_and_nothing_at_all_are_found_with_machine_and_variable(pref
     inventory["fl_machines"]["children"] = {
         group: {"hosts": {"one": {}}} for group in ("fl_server", "fl_clients")
     }
-    code, output, _plan = preflight(inventory=inventory)
+    code, output, _plan = play(inventory=inventory)
     assert code != 0
     assert "Task failed" not in output
     assert "Traceback" not in output
@@ -298,7 +320,7 @@ def test_wrong_types_and_nothing_at_all_are_found_with_machine_and_variable(pref
         assert message in words, f"{message!r} in\n{output}"
 
 
-def test_a_machine_that_does_not_answer_is_a_finding_but_no_hindrance_to_teardown(preflight):
+def test_a_machine_that_does_not_answer_is_a_finding_but_no_hindrance_to_teardown(play):
     machines = INVENTORY["fl_machines"]
     vanished = {
         "fl_machines": {
@@ -306,13 +328,13 @@ def test_a_machine_that_does_not_answer_is_a_finding_but_no_hindrance_to_teardow
             "vars": {**machines["vars"], "ansible_connection": "ssh", "ansible_host": "no.invalid"},
         }
     }
-    code, output, _plan = preflight(inventory=vanished)
+    code, output, _plan = play(inventory=vanished)
     assert code != 0
     assert "machine one did not answer (" in output
     assert "\nunreachable: [one]\n" in output
     assert output.count("Could not resolve hostname no.invalid") == 1
     assert "check that this works: ssh no.invalid" in output
-    _code, output, plan = preflight(verb="teardown", inventory=vanished)
+    _code, output, plan = play(verb="teardown", inventory=vanished)
     assert plan["run"] == {"purge": False, "yes": False, "interrupt": False}, output
     assert "[WARNING]: machine one did not answer" in output
 
@@ -329,8 +351,8 @@ def with_results(tmp_path, monkeypatch):
     return f"fl_results_dir={tmp_path}/results"
 
 
-def test_purge_names_what_it_deletes_and_wants_a_yes(preflight, with_results, tmp_path):
-    code, output, plan = preflight(with_results, "purge=true", verb="teardown")
+def test_purge_names_what_it_deletes_and_wants_a_yes(play, preflight, with_results, tmp_path):
+    code, output, plan = play(with_results, "purge=true", verb="teardown")
     assert code != 0 and plan is None
     for line in (
         "purge=true deletes for good what federation unittest has:",
@@ -347,9 +369,11 @@ def test_purge_names_what_it_deletes_and_wants_a_yes(preflight, with_results, tm
     assert plan["run"] == {"purge": True, "yes": True, "interrupt": False}
 
 
-@pytest.mark.parametrize(("answer", "code"), [(b"yes\r", 0), (b"y\r", 2)])
-def test_purge_asks_where_there_is_a_terminal(preflight, with_results, tmp_path, answer, code):
-    preflight(with_results, verb="teardown")  # writes the play
+def test_purge_asks_where_there_is_a_terminal(with_results, tmp_path):
+    """Twice here: the first answer lets it pass, the second ends it."""
+    asks = f"- import_playbook: {ROOT}/playbooks/preflight.yml\n  vars: {{coldframe_verb: teardown}}\n"
+    (tmp_path / "play.yml").write_text(asks * 2, encoding="utf-8")
+    (tmp_path / "inventory.json").write_text(json.dumps(INVENTORY), encoding="utf-8")
     command = [str(Path(sys.executable).parent / "ansible-playbook"), str(tmp_path / "play.yml")]
     command += ["-i", str(tmp_path / "inventory.json"), "-e", with_results, "-e", "purge=true"]
     environment = {
@@ -362,17 +386,20 @@ def test_purge_asks_where_there_is_a_terminal(preflight, with_results, tmp_path,
     if pid == 0:
         os.chdir(ROOT)
         os.execve(command[0], command, environment)
-    text, deadline = b"", time.monotonic() + 60
+    refused, question = b"It was not answered with yes", b"Type yes to delete all of it"
+    text, answers, asked, deadline = b"", [b"yes\r", b"y\r"], 0, time.monotonic() + 120
     with contextlib.suppress(OSError):  # its end
         while time.monotonic() < deadline:
             if select.select([terminal], [], [], 1)[0]:
                 text += os.read(terminal, 65536)
-            elif b"Type yes to delete all of it" in text:  # what comes before it listens is thrown away
-                os.write(terminal, answer)
+            elif text.count(question) > asked:  # what comes before it listens is thrown away
+                os.write(terminal, answers[asked])
+                assert refused not in text
+                asked += 1
         else:
             os.kill(pid, signal.SIGKILL)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code, text.decode()
-    assert (b"It was not answered with yes" in text) == bool(code), text.decode()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 2, text.decode()
+    assert asked == 2 and refused in text.rpartition(question)[2], text.decode()
     os.close(terminal)
 
 
