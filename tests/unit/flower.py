@@ -28,6 +28,8 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from coldframe.keys import own_certificate
+from tests.unit import nursery
+from tests.unit.nursery import ADAPTED, CLIENTS
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,18 +84,23 @@ def main(grid, context):
 """
 
 
+Process = subprocess.Popen[bytes] | nursery.Newborn
+
+
 @dataclass
 class Federation:
     """A SuperLink with its nodes; every process is ended by `stop`, by its id.
 
-    With `authenticate` there is TLS, and only nodes with a registered key are let in.
+    With `authenticate` there is TLS, and only nodes with a registered key are let in. Without `forks` each
+    process is an interpreter of its own: where a test is about how it starts.
     """
 
     home: Path
     environment: dict[str, str] = field(default_factory=dict)
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    processes: list[Process] = field(default_factory=list)
     link_port: int = 0
     certificate: Path | None = None
+    forks: bool = True
 
     def authenticate(self) -> None:
         """Make a certificate for the SuperLink, before it is started."""
@@ -105,18 +112,24 @@ class Federation:
         """The options of who calls the SuperLink."""
         return ["--root-certificates", str(self.certificate)] if self.certificate else ["--insecure"]
 
-    def start(self, name: str, command: list[str], **environment: str) -> subprocess.Popen[bytes]:
+    def start(self, name: str, command: list[str], **environment: str) -> Process:
         """Start one process; its output goes to `<home>/<name>.log`."""
+        given = {**os.environ, **self.environment, **environment}
+        process: Process
         with (self.home / f"{name}.log").open("wb") as log:
-            process = subprocess.Popen(
-                command,
-                env={**os.environ, **self.environment, **environment},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                cwd=self.home,
-                process_group=0,  # no session: each gets as much CPU time as all containers
-            )
+            if self.forks and nursery.name_of(command):
+                streams = (log.fileno(), log.fileno())
+                process = nursery.fork(nursery.address(), command, given, self.home, *streams)
+            else:
+                process = subprocess.Popen(
+                    command,
+                    env=given,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                    cwd=self.home,
+                    process_group=0,  # no session: each gets as much CPU time as all containers
+                )
         self.processes.append(process)
         return process
 
@@ -148,7 +161,7 @@ class Federation:
 
     def start_node(
         self, command: list[str], executor: list[str], key: Path | None = None, **environment: str
-    ) -> subprocess.Popen[bytes]:
+    ) -> Process:
         """Start a SuperNode in process isolation, with a key or without, and its executor; return that."""
         port = free_port()
         auth = self.secret(str(port))
@@ -168,9 +181,8 @@ class Federation:
     def start_recorded_link(self, warm: bool = True) -> None:
         """Start a SuperLink and a SuperExec that starts its ServerApps, as in the server's container."""
         auth = self.secret("link")
-        adapters = [sys.executable, "-m", "coldframe.flower.adapters"]
-        superlink = [*adapters, "superlink"] if warm else [tool("flower-superlink")]
-        superexec = [*adapters, "serverapp-superexec"] if warm else [tool("flower-superexec")]
+        superlink = [*ADAPTED, "superlink"] if warm else [tool("flower-superlink")]
+        superexec = [*ADAPTED, "serverapp-superexec"] if warm else [tool("flower-superexec")]
         self.start_link(superlink, "--isolation", "process", *auth)
         address = ["--insecure", "--runtime-api-address", f"127.0.0.1:{self.link_port}"]
         self.start("superexec", [*superexec, *address, *auth], FLWR_SUPEREXEC_TASK_POLL_INTERVAL="0.2")
@@ -197,7 +209,7 @@ class Federation:
                     "environment": {"COLDFRAME_SCRATCH": str(scratch / str(partition))},
                 }
             )
-        self.start("clients", [sys.executable, "-m", "tests.unit.clients", json.dumps(clients)])
+        self.start("clients", [*CLIENTS, json.dumps(clients)])
 
         def node_ids() -> list[int]:
             logs = [Path(client["log"]) for client in clients]
@@ -258,11 +270,12 @@ class Federation:
 
 
 @contextmanager
-def federation(home: Path) -> Iterator[Federation]:
+def federation(home: Path, forks: bool = True) -> Iterator[Federation]:
     """Give a federation without processes whose files are under `home`, and end what was started in it."""
     home.mkdir(exist_ok=True)
     it = Federation(
         home,
+        forks=forks,
         environment={
             "FLWR_HOME": str(home),
             "FLWR_TELEMETRY_ENABLED": "0",

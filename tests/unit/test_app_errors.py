@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 
 from coldframe.recording.app_errors import FLWR_PREFIX, ClientErrors, describe, readable
 from tests.unit.flower import federation, wait_until, write_app
-from tests.unit.test_executor import EXECUTOR
+from tests.unit.nursery import ADAPTED, EXECUTOR
 
 CLIENT = """
 import os
@@ -51,7 +50,6 @@ def main(grid, context):
     Path(context.run_config["out"]).write_text(f"[{score}]")
     os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does where the memory is used up
 """
-ADAPTED = [sys.executable, "-m", "coldframe.flower.adapters"]
 
 
 def test_a_run_fails_with_its_clients_error_and_keeps_the_serverapps_output(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from flwr.common.constant import ErrorCode
 from coldframe.client import executor, zygote
 from coldframe.recording import app_errors, task_log
 from tests.unit.flower import Federation, federation, wait_until, write_app
+from tests.unit.nursery import ADAPTED, EXECUTOR
 
 CLIENT = """
 import os, random, resource, signal, subprocess, sys, threading, time
@@ -106,19 +106,12 @@ def settled(zygote: int) -> Resources:
     return Resources.of(zygote)
 
 
-# As in a client's container, where it is forked from a process that has imported flwr.
-FORKED = "from coldframe.client import container; container.preload(); container.run_executor([])"
-EXECUTOR = [sys.executable, "-P", "-c", FORKED]
-
-
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     """A SuperLink and one client with the warm executor, for all tests of this module."""
     with federation(tmp_path_factory.mktemp("federation")) as it:
-        it.start_link([sys.executable, "-m", "coldframe.flower.adapters", "superlink"])
-        it.executor = it.start_node(
-            [sys.executable, "-m", "coldframe.flower.adapters", "supernode"], EXECUTOR
-        )
+        it.start_recorded_link()
+        it.start_node([*ADAPTED, "supernode"], EXECUTOR)
         yield it
 
 

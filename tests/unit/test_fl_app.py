@@ -17,7 +17,7 @@ import torch
 from coldframe.recording.journal import read_journal
 from fl import data, model
 from tests.unit.flower import ROOT, Federation, federation, tool, wait_until
-from tests.unit.test_executor import EXECUTOR
+from tests.unit.nursery import ADAPTED, EXECUTOR
 
 SMALL = "dataset='synthetic' max-samples=64 evaluate-samples=32 num-server-rounds={} fraction-evaluate={}"
 ALONE = " min-train-clients=1 min-evaluate-clients=1 min-available-clients=1"
@@ -77,19 +77,18 @@ def test_it_runs_on_stock_flower_where_there_is_no_coldframe(tmp_path: Path, roo
 def recorded(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[Federation]:
     """A SuperLink and two clients with all that Coldframe puts beneath an app."""
     home = tmp_path_factory.mktemp("recorded")
-    ours = [sys.executable, "-m", "coldframe.flower.adapters"]
     with federation(home / "federation") as it:
         it.environment |= {"COLDFRAME_STATE": str(home / "state"), "COLDFRAME_DATA": str(root)}
         secret = it.home / "link-secret"
         secret.write_bytes(secrets.token_bytes(32))
         auth = ["--superexec-auth-secret-file", str(secret)]
-        it.start_link([*ours, "superlink"], "--isolation", "process", *auth)
+        it.start_link([*ADAPTED, "superlink"], "--isolation", "process", *auth)
         address = ["--insecure", "--runtime-api-address", f"127.0.0.1:{it.link_port}"]
-        it.start("superexec", [*ours, "serverapp-superexec", *address, *auth])
+        it.start("superexec", [*ADAPTED, "serverapp-superexec", *address, *auth])
         for partition in (0, 1):
             node = ["--node-config", f"partition-id={partition} num-partitions=2"]
             scratch = str(home / f"scratch-{partition}")
-            it.start_node([*ours, "supernode", *node], EXECUTOR, COLDFRAME_SCRATCH=scratch)
+            it.start_node([*ADAPTED, "supernode", *node], EXECUTOR, COLDFRAME_SCRATCH=scratch)
         yield it
 
 

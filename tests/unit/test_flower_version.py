@@ -24,7 +24,8 @@ from coldframe.server import container as server
 from coldframe.server import control
 from coldframe.supervise import Child
 from tests.unit.flower import ROOT, federation, wait_until, write_app
-from tests.unit.test_executor import CLIENT, EXECUTOR
+from tests.unit.nursery import ADAPTED, EXECUTOR
+from tests.unit.test_executor import CLIENT
 from tests.unit.test_recording_files import write_shims
 
 FAKE = "1.99.0"
@@ -34,7 +35,6 @@ from importlib import metadata
 installed = metadata.version
 metadata.version = lambda name: "{FAKE}" if name == "flwr" else installed(name)
 """
-ADAPTED = [sys.executable, "-m", "coldframe.flower.adapters"]
 SITE_PACKAGES = Path(flwr.__file__).parents[1]
 
 
@@ -70,7 +70,7 @@ def test_run_on_an_untested_flwr_completes_is_recorded_and_says_so(tmp_path: Pat
     (fake / "sitecustomize.py").write_text(SITECUSTOMIZE)
     secret.write_bytes(secrets.token_bytes(32))
     auth = ["--superexec-auth-secret-file", str(secret)]
-    with federation(tmp_path / "federation") as started:
+    with federation(tmp_path / "federation", forks=False) as started:
         started.environment["PYTHONPATH"] = f"{fake}{os.pathsep}{started.environment['PYTHONPATH']}"
         started.environment["PATH"] = (
             f"{write_shims(tmp_path / 'bin')}{os.pathsep}{started.environment['PATH']}"

@@ -29,10 +29,9 @@ from coldframe.recording.flower import SYSTEM_RECORD
 from coldframe.recording.journal import read_journal
 from coldframe.recording.replies import BAD_REPLY
 from tests.unit.flower import ROOT, Federation, federation, wait_until, write_app
+from tests.unit.nursery import ADAPTED, EXECUTOR
 from tests.unit.test_adapters import PROTOBUF, node_headers
-from tests.unit.test_executor import EXECUTOR
 
-ADAPTED = [sys.executable, "-m", "coldframe.flower.adapters"]
 NAMES = ("one", "two", "liar")
 # What the liar replies in each round, and what its failure says; None: an honest reply.
 LIES = {

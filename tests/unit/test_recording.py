@@ -196,9 +196,10 @@ def runs(started: Federation, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """Every app of this module, three at a time: most of a run is a ServerApp that starts."""
     directory = tmp_path_factory.mktemp("apps")
     shapes = {path.name: path for path in sorted(SHAPES.iterdir()) if (path / "server.py").exists()}
+    names = [*ENDS, "wrong clients", *shapes]
 
     def run(name: str) -> Ran:
-        app = directory / str(len(list(directory.iterdir())))
+        app = directory / str(names.index(name))
         package = shapes[name].name if name in shapes else "probe"
         if name in shapes:
             shutil.copytree(shapes[name], app / package)
@@ -219,7 +220,7 @@ def runs(started: Federation, tmp_path_factory: pytest.TempPathFactory) -> Itera
         return Ran(status.sub_status, status.details, started.state / "runs" / run_id)
 
     with ThreadPoolExecutor(3) as pool:
-        yield {name: pool.submit(run, name) for name in (*ENDS, "wrong clients", *shapes)}
+        yield {name: pool.submit(run, name) for name in names}
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from coldframe import cgroups
 from coldframe.recording import apps, files, task_log
 from coldframe.recording.journal import read_journal
 from tests.unit.flower import SERVER, Federation, federation, tool, wait_until, write_app
+from tests.unit.nursery import ADAPTED
 
 CLIENT = """
 import getpass, os, tempfile
@@ -80,9 +81,8 @@ def started(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
         scratch = {"COLDFRAME_SCRATCH": str(tmp_path / "scratch")}
         warm = request.param == "warm"
         it.start_recorded_link(warm)
-        supernode = [sys.executable, "-m", "coldframe.flower.adapters", "supernode"]
         it.start_node(
-            supernode if warm else [tool("flower-supernode")],
+            [*ADAPTED, "supernode"] if warm else [tool("flower-supernode")],
             [sys.executable, "-P", "-c", BOUNDED] if warm else [tool("flower-superexec")],
             **scratch,
         )
