@@ -122,6 +122,9 @@ def check(verb, extra, inventory, folder):
     if answer.get("failed"):
         findings, _, closing = answer["msg"].rpartition("\n\n")
         assert closing == "Nothing was changed."
+        if findings.startswith("purge=true deletes for good"):
+            check_question(verb, extra, findings)
+            return
         assert re.match(r"(\w+:\n)?  1\. ", findings)
         assert len(re.findall(r"^     -> \S", findings, re.MULTILINE)) >= 1
         return
@@ -131,9 +134,28 @@ def check(verb, extra, inventory, folder):
     coldframe_state_files(coldframe_roster(["one", "two"], hostvars), "coldframe")
 
 
+def check_question(verb, extra, text):
+    """Before a purge there is nothing to mend: it names what will be gone, and what to type for a yes."""
+    assert verb == "teardown" and "purge" in extra and "yes" not in extra
+    lost, _, offer = text.rpartition("\n\n")
+    _federation, *lines = lost.split("\n")
+    assert len(lines) >= 3 and all(re.match("  - |      ", line) for line in lines), lost
+    command = (
+        r"\S*ansible-playbook teardown\.yml (-e fl_\w+=.* )?-e purge=true -e yes=true( -e interrupt=true)?"
+    )
+    assert re.fullmatch(f"To delete all of it, type {command}", offer), offer
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("state")
+
+
+@pytest.mark.parametrize("extra", [{"purge": "true"}, {"purge": True, "interrupt": True}])
+def test_the_question_before_a_purge_is_an_answer(folder, extra):
+    answer, _ = judge("teardown", extra, {}, folder)
+    assert answer["msg"].startswith("purge=true deletes for good")
+    check("teardown", extra, {}, folder)
 
 
 @BOUNDED
