@@ -69,7 +69,7 @@ def test_a_run_fails_with_its_clients_error_and_keeps_the_serverapps_output(tmp_
         return bool(details)
 
     with federation(home) as started:
-        started.environment["COLDFRAME_STATE"] = str(state)
+        started.environment |= {"COLDFRAME_STATE": str(state), "COLDFRAME_PRELOAD": "numpy"}
         started.start_link(
             [*ADAPTED, "superlink"], "--isolation", "process", *auth, "--database", str(home / "link.db")
         )

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
-import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from flwr.proto.control_pb2 import StopRunRequest
 
 from coldframe.recording.journal import read_journal
 from fl import data, model
 from tests.unit.flower import ROOT, Federation, federation, tool, wait_until
-from tests.unit.nursery import ADAPTED, EXECUTOR
 
-SMALL = "dataset='synthetic' max-samples=64 evaluate-samples=32 num-server-rounds={} fraction-evaluate={}"
-ALONE = " min-train-clients=1 min-evaluate-clients=1 min-available-clients=1"
+SMALL = {"dataset": "synthetic", "max-samples": 64, "evaluate-samples": 32}
+ALONE = {"min-train-clients": 1, "min-evaluate-clients": 1, "min-available-clients": 1}
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +45,6 @@ def flwr(it: Federation, *arguments: str) -> str:
     return done.stdout
 
 
-def submit(it: Federation, rounds: int, evaluate: float = 0.0, more: str = "") -> None:
-    """Start a short run of our app."""
-    flwr(it, "run", str(ROOT), "test", "-c", SMALL.format(rounds, evaluate) + more)
-
-
 def test_it_runs_on_stock_flower_where_there_is_no_coldframe(tmp_path: Path, root: Path) -> None:
     away = tmp_path / "away" / "coldframe"
     away.mkdir(parents=True)
@@ -62,10 +58,12 @@ def test_it_runs_on_stock_flower_where_there_is_no_coldframe(tmp_path: Path, roo
         it.start_link([tool("flower-superlink")])
         config = "partition-id=0 num-partitions=2"
         it.start_node([tool("flower-supernode"), "--node-config", config], [tool("flower-superexec")])
-        submit(it, rounds=1, evaluate=1.0, more=ALONE)
+        config = {**SMALL, **ALONE, "num-server-rounds": 1, "fraction-evaluate": 1.0}
+        words = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
+        told = flwr(it, "run", str(ROOT), "test", "-c", words, "--format", "json")
+        it.ended(str(json.loads(told)["run-id"]), 300)
+        assert "finished:completed" in flwr(it, "list", "test", "--format", "json")
         file = it.home / "model.pt"
-        wait_until(file.exists, 240, f"no model; see the logs in {it.home}")
-        wait_until(lambda: "finished:completed" in flwr(it, "list", "test", "--format", "json"), 60, "no end")
         state = torch.load(file, weights_only=True)
         initial = model.build("synthetic", 0).state_dict()
         assert state.keys() == initial.keys()
@@ -77,28 +75,19 @@ def test_it_runs_on_stock_flower_where_there_is_no_coldframe(tmp_path: Path, roo
 def recorded(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[Federation]:
     """A SuperLink and two clients with all that Coldframe puts beneath an app."""
     home = tmp_path_factory.mktemp("recorded")
-    with federation(home / "federation") as it:
+    with federation(home / "federation") as it, TemporaryDirectory(prefix="cf") as scratch:
         it.environment |= {"COLDFRAME_STATE": str(home / "state"), "COLDFRAME_DATA": str(root)}
-        secret = it.home / "link-secret"
-        secret.write_bytes(secrets.token_bytes(32))
-        auth = ["--superexec-auth-secret-file", str(secret)]
-        it.start_link([*ADAPTED, "superlink"], "--isolation", "process", *auth)
-        address = ["--insecure", "--runtime-api-address", f"127.0.0.1:{it.link_port}"]
-        it.start("superexec", [*ADAPTED, "serverapp-superexec", *address, *auth])
-        for partition in (0, 1):
-            node = ["--node-config", f"partition-id={partition} num-partitions=2"]
-            scratch = str(home / f"scratch-{partition}")
-            it.start_node([*ADAPTED, "supernode", *node], EXECUTOR, COLDFRAME_SCRATCH=scratch)
+        it.start_recorded_link()
+        it.start_clients(2, Path(scratch))
         yield it
 
 
-def begun(it: Federation, **settings: Any) -> Path:
-    """Start a run of our app and return its folder, when it has one."""
-    runs = Path(it.environment["COLDFRAME_STATE"]) / "runs"
-    before = set(runs.glob("*/journal.jsonl"))
-    submit(it, **settings)
-    wait_until(lambda: set(runs.glob("*/journal.jsonl")) - before, 40, f"no run; see the logs in {it.home}")
-    return (set(runs.glob("*/journal.jsonl")) - before).pop().parent
+def begun(it: Federation, **config: Any) -> Path:
+    """Start a short run of our app and return its folder, when it has one."""
+    run_id = it.submit(ROOT, **SMALL, **config)
+    folder = Path(it.environment["COLDFRAME_STATE"]) / "runs" / run_id
+    wait_until((folder / "journal.jsonl").exists, 40, f"no run; see the logs in {it.home}")
+    return folder
 
 
 def events(folder: Path, kind: str) -> list[dict[str, Any]]:
@@ -106,7 +95,7 @@ def events(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def test_all_that_is_known_of_a_run_of_it_is_learned_beneath_it(recorded: Federation) -> None:
-    folder = begun(recorded, rounds=1, evaluate=1.0)
+    folder = begun(recorded, **{"num-server-rounds": 1, "fraction-evaluate": 1.0})
     wait_until(lambda: events(folder, "run_finished"), 60, f"the run has not ended: {folder}")
     assert events(folder, "run_finished")[0]["status"] == "completed"
     assert [event["round"] for event in events(folder, "round")] == [0, 1]
@@ -123,9 +112,9 @@ def test_all_that_is_known_of_a_run_of_it_is_learned_beneath_it(recorded: Federa
 
 
 def test_a_run_that_is_stopped_is_recorded_as_stopped_and_its_model_is_kept(recorded: Federation) -> None:
-    folder = begun(recorded, rounds=500)
+    folder = begun(recorded, **{"num-server-rounds": 500, "fraction-evaluate": 0.0})
     wait_until(lambda: len(events(folder, "round")) > 1, 60, f"no round: {folder}")
-    flwr(recorded, "stop", folder.name, "test")
+    recorded.control.StopRun(StopRunRequest(run_id=int(folder.name)))  # as `flwr stop` does
     wait_until(lambda: events(folder, "run_finished"), 60, f"the run has not ended: {folder}")
     assert events(folder, "run_finished")[0]["status"] == "stopped"
     assert events(folder, "model_saved") and (folder / "model.npz").exists()

@@ -28,7 +28,8 @@ from coldframe.keys import node_keys
 from coldframe.recording.flower import SYSTEM_RECORD
 from coldframe.recording.journal import read_journal
 from coldframe.recording.replies import BAD_REPLY
-from tests.unit.flower import ROOT, Federation, federation, wait_until, write_app
+from coldframe.server import control
+from tests.unit.flower import Federation, federation, wait_until, write_app
 from tests.unit.nursery import ADAPTED, EXECUTOR
 from tests.unit.test_adapters import PROTOBUF, node_headers
 
@@ -163,7 +164,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     keys.mkdir()
     public: Any = node_keys(keys, list(NAMES))["public_keys"]
     with federation(base / "it") as it:
-        it.environment |= {"COLDFRAME_STATE": str(state), "PYTHONPATH": str(ROOT)}
+        it.environment |= {"COLDFRAME_STATE": str(state), "COLDFRAME_PRELOAD": "numpy"}  # no app has torch
         it.authenticate()
         auth = ["--superexec-auth-secret-file", str(secret)]
         database = ["--database", str(state / "superlink.db")]
@@ -189,13 +190,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
 
 def register(it: Federation, clients: Path) -> None:
     """Register clients as a deployment does."""
-    code = (
-        "import sys; from pathlib import Path; from coldframe.server import control\n"
-        f"control.SUPERLINK = '127.0.0.1:{it.link_port}'\n"
-        f"control.SUPERLINK_CERTIFICATE = Path('{it.certificate}')\n"
-        f"sys.argv = ['control', 'register', '{clients}']; sys.exit(control.main())"
-    )
-    assert it.start("register", [sys.executable, "-c", code]).wait(60) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(control, "SUPERLINK", f"127.0.0.1:{it.link_port}")
+        patch.setattr(control, "SUPERLINK_CERTIFICATE", it.certificate)
+        patch.setenv("COLDFRAME_STATE", it.environment["COLDFRAME_STATE"])
+        patch.setattr(sys, "argv", ["control", "register", str(clients)])
+        assert not control.main()
 
 
 def test_honest_clients_finish_beside_a_hostile_client_and_a_stranger(

@@ -76,7 +76,7 @@ def started(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
     tmp_path = tmp_path_factory.mktemp(request.param)
     with federation(tmp_path / "federation") as it:
         it.environment["PATH"] = f"{write_shims(tmp_path / 'bin')}{os.pathsep}{it.environment['PATH']}"
-        it.environment["COLDFRAME_STATE"] = str(tmp_path / "state")
+        it.environment |= {"COLDFRAME_STATE": str(tmp_path / "state"), "COLDFRAME_PRELOAD": "numpy"}
         it.environment["COLDFRAME_APPS"] = str(tmp_path / "apps")
         scratch = {"COLDFRAME_SCRATCH": str(tmp_path / "scratch")}
         warm = request.param == "warm"
