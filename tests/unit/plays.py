@@ -16,7 +16,11 @@ ROOT = Path(__file__).parents[2]
 
 def one_task(directory: Path, task: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
     """Write a playbook of one task; the command line that plays it, and its environment."""
-    tasks = [{"register": "r", **task}, {"ansible.builtin.debug": {"var": "r.rc"}}]
+    return some_tasks(directory, {"register": "r", **task}, {"ansible.builtin.debug": {"var": "r.rc"}})
+
+
+def some_tasks(directory: Path, *tasks: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
+    """Write a playbook; the command line that plays it, and its environment."""
     play = [{"hosts": "all", "gather_facts": False, "connection": "local", "tasks": tasks}]
     (directory / "play.yml").write_text(json.dumps(play), encoding="utf-8")
     environment = {

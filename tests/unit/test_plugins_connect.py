@@ -55,6 +55,7 @@ def test_it_is_opened_by_docker_exec_and_says_what_matters_to_flwr(connect, tmp_
         assert again["pid"] == opened["pid"]
 
 
+@pytest.mark.one_python
 def test_it_is_found_open_by_who_becomes_root_too(connect, tmp_path):
     with Link(tmp_path).serving() as link:
         sudo = tmp_path / "sudo"
@@ -71,6 +72,7 @@ def test_it_is_found_open_by_who_becomes_root_too(connect, tmp_path):
         assert str(sudo) in found[0][2]["command"][2]
 
 
+@pytest.mark.one_python
 def test_a_server_that_does_not_answer_is_one_line(connect, tmp_path):
     code, output, _result = connect(["sh", "-c", "echo no such container >&2; exit 1"])
     assert code != 0

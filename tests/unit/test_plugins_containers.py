@@ -1,8 +1,8 @@
 """Tests of plugins/test/containers.py: a container is started again when its runtime died, and only then."""
 
+import json
+import re
 import subprocess
-
-import pytest
 
 from tests.unit.plays import one_task
 
@@ -15,30 +15,39 @@ TAKEN = (
 )
 
 
-@pytest.mark.parametrize(
-    ("words", "fails", "tries", "code"),
-    [(DIED, 1, 2, 0), (DIED, 9, 3, 2), (TAKEN, 1, 1, 2)],
-    ids=["the runtime died once", "it dies each time", "the port is taken"],
-)
-def test_only_a_runtime_that_died_is_worth_another_try(tmp_path, words, fails, tries, code):
-    """A module stands for docker_container: it fails so many times with the engine's words, then succeeds."""
-    count = tmp_path / "count"
+# How often a module that stands for docker_container fails, and with which words; how often it is tried.
+CASES = {"died-once": (DIED, 1, 2), "dies-each-time": (DIED, 9, 3), "port-is-taken": (TAKEN, 1, 1)}
+MODULE = """
+from ansible.module_utils.basic import AnsibleModule
+module = AnsibleModule({name: {} for name in ("count", "words", "fails")})
+given = module.params
+with open(given["count"], "a") as file: file.write(".")
+if len(open(given["count"]).read()) <= int(given["fails"]): module.fail_json(given["words"])
+module.exit_json(changed=True)
+"""
+
+
+def test_only_a_runtime_that_died_is_worth_another_try(tmp_path):
+    """A host for each case: the module fails so many times with the engine's words, then succeeds."""
     module = tmp_path / "library" / "container.py"
     module.parent.mkdir()
-    module.write_text(
-        "import pathlib\n"
-        "from ansible.module_utils.basic import AnsibleModule\n"
-        "module = AnsibleModule({})\n"
-        f"with open({str(count)!r}, 'a') as file: file.write('.')\n"
-        f"if len(open({str(count)!r}).read()) <= {fails}: module.fail_json({words!r})\n"
-        "module.exit_json(changed=True)\n"
-    )
-    task = {"container": {}, "until": "r is coldframe_settled", "retries": 2, "delay": 0}
+    module.write_text(MODULE)
+    hosts = {
+        name: {"count": f"{tmp_path}/{name}", "words": words, "fails": fails}
+        for name, (words, fails, _tries) in CASES.items()
+    }
+    (tmp_path / "inventory.json").write_text(json.dumps({"all": {"hosts": hosts}}))
+    given = {word: f"{{{{ {word} }}}}" for word in ("count", "words", "fails")}
+    task = {"container": given, "until": "r is coldframe_settled", "retries": 2, "delay": 0}
     command, environment = one_task(tmp_path, task)
     environment["ANSIBLE_LIBRARY"] = str(module.parent)
+    command[command.index("-i") + 1] = str(tmp_path / "inventory.json")
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stdout + done.stderr
-    assert count.read_text() == tries * "."
-    assert f"failed={int(code > 0)}" in done.stdout
-    if code:
-        assert words.rsplit(": ", 1)[1] in done.stdout
+    assert done.returncode == 2, done.stdout + done.stderr
+    for name, (words, fails, tries) in CASES.items():
+        assert (tmp_path / name).read_text() == tries * "."
+        fatal = fails >= tries
+        assert re.search(rf"^{name} +: .* failed={int(fatal)} ", done.stdout, re.MULTILINE), done.stdout
+        told = re.search(rf"fatal: \[{name}\](.*?)(?=\nfatal|\nPLAY RECAP)", done.stdout, re.DOTALL)
+        assert bool(told) == fatal, done.stdout
+        assert not told or words.rsplit(": ", 1)[1] in told[1]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from coldframe.controller.follow import Output, poll_script, read_poll, start_script
-from tests.unit.plays import on_terminal, one_task
+from tests.unit.plays import on_terminal, one_task, some_tasks
 
 ROOT = Path(__file__).parents[2]
 BAR = '\x1e{"done":%d,"total":4,"text":"round %d"}'
@@ -106,7 +106,7 @@ def leftovers(tmp_path):
     return list(tmp_path.glob("coldframe-follow.*"))
 
 
-LOOP = "for i in 1 2 3 4; do echo tick $i; sleep 1; done"
+LOOP = "for i in 1 2 3 4; do echo tick $i; sleep 0.8; done"
 
 
 def test_lines_appear_in_a_pipe_while_the_command_runs(playbook, tmp_path):
@@ -132,24 +132,32 @@ def test_a_terminal_sees_a_bar_while_the_command_runs(playbook):
     assert b"\r    [========================] 100%  r\x1b[K" in text
 
 
-def test_a_failure_is_told_once_with_the_last_lines(playbook, tmp_path):
-    command, environment = playbook({"cmd": ["sh", "-c", "seq 100; exit 3"]})
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
+def test_check_mode_runs_nothing_and_a_failure_is_told_once_with_the_last_lines(tmp_path):
+    """What is there is not made again, and a playbook may go on after a command that was killed."""
+    held = {"that": ["made is changed", "there is not changed"]}
+    command, environment = some_tasks(
+        tmp_path,
+        {"follow": {"cmd": f"touch {tmp_path}/made"}, "register": "made"},
+        {"follow": {"cmd": f"touch {tmp_path}/again", "creates": str(tmp_path)}, "register": "there"},
+        {"ansible.builtin.assert": held, "when": "not ansible_check_mode"},
+        {"follow": {"cmd": "kill -9 $PPID"}, "failed_when": False},
+        {"follow": {"cmd": ["sh", "-c", "seq 100; exit 3"]}},
+        {"follow": {"cmd": f"touch {tmp_path}/after"}},
+    )
+    for mode, code in (["--check"], 0), ([], 2):
+        done = subprocess.run([*command, *mode], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stdout + done.stderr
+        assert (tmp_path / "made").exists() == (not mode)
+    assert not (tmp_path / "again").exists() and not (tmp_path / "after").exists()
+    assert done.stdout.count("fatal") == 1, done.stdout
     told = done.stdout[done.stdout.index("fatal:") :]
     assert "the command ended with exit code 3. Its last lines:\n81\n82\n" in told
     assert "\n80\n" not in told
     assert "ERROR" not in done.stdout + done.stderr
-    assert leftovers(tmp_path) == []
+    assert len(leftovers(tmp_path)) == 1, "of what was killed alone"
 
 
-def test_a_playbook_may_go_on_after_a_command_that_was_killed(playbook):
-    command, environment = playbook({"cmd": "kill -9 $PPID"}, failed_when=False)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
-    assert "fatal" not in done.stdout
-
-
+@pytest.mark.one_python
 def test_the_command_outlives_the_controller(playbook, tmp_path):
     target = tmp_path / "ticks"
     command, environment = playbook({"cmd": f"for i in 1 2 3 4; do echo $i >>{target}; sleep 0.7; done"})
@@ -190,18 +198,3 @@ def test_ctrl_c_ends_the_view_and_not_the_command(playbook, tmp_path):
 def default_interrupt():
     """Where tests run in the background, their shell has told them to ignore that signal."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def test_check_mode_runs_nothing(playbook, tmp_path):
-    command, environment = playbook({"cmd": f"touch {tmp_path}/made"})
-    subprocess.run([*command, "--check"], env=environment, capture_output=True, check=False)
-    assert not (tmp_path / "made").exists()
-    subprocess.run(command, env=environment, capture_output=True, check=True)
-    assert (tmp_path / "made").exists()
-
-
-def test_what_is_there_is_not_made_again(playbook, tmp_path):
-    command, environment = playbook({"cmd": f"touch {tmp_path}/made", "creates": str(tmp_path)})
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert "changed=0" in done.stdout
-    assert not (tmp_path / "made").exists()

@@ -351,6 +351,7 @@ def with_results(tmp_path, monkeypatch):
     return f"fl_results_dir={tmp_path}/results"
 
 
+@pytest.mark.one_python
 def test_purge_names_what_it_deletes_and_wants_a_yes(play, preflight, with_results, tmp_path):
     code, output, plan = play(with_results, "purge=true", verb="teardown")
     assert code != 0 and plan is None
@@ -409,6 +410,7 @@ def test_two_clients_of_one_name_are_found(preflight):
     assert "two clients are called a (machines one and one)\n     -> give one of them another name" in output
 
 
+@pytest.mark.one_python
 def test_a_machine_that_stands_twice_in_the_inventory_is_an_error_with_its_line(tmp_path):
     """Ansible by itself would take the last of the two, and the first would never be deployed."""
     twice = (

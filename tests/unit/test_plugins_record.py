@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 PLAYS = [
     {"hosts": "fl_machines", "gather_facts": False, "any_errors_fatal": True, "tasks": [{"ping": None}]},
@@ -23,6 +25,7 @@ INVENTORY = {
 }
 
 
+@pytest.mark.one_python
 def test_a_machine_that_is_lost_on_the_way_leaves_no_note_on_the_controller(tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.mkdir()

@@ -41,6 +41,7 @@ def test_a_terminal_sees_how_far_a_large_file_is(tmp_path, slow):
     assert target.read_bytes() == source.read_bytes()
 
 
+@pytest.mark.one_python
 def test_what_is_there_is_not_shipped_again(tmp_path, slow):
     source, target, _ = slow
     command, environment = play(tmp_path, source, target, os.environ["PATH"])
