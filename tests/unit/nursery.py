@@ -2,13 +2,14 @@
 
 An interpreter that imports flwr takes one to four seconds of CPU time, a fork a tenth. Forked are the
 commands of FORKED, and the ServerApps of a SuperExec that was forked itself. What a test starts in another
-way (a command of Flower's own, another flwr) is an interpreter of its own.
+way, or with `forks=False` (another flwr, no Coldframe), is an interpreter of its own.
 """
 
 from __future__ import annotations
 
 import atexit
 import functools
+import importlib
 import json
 import os
 import selectors
@@ -34,8 +35,15 @@ EXECUTOR = [
     "from coldframe.client import container; container.preload(); container.run_executor([])",
 ]
 CLIENTS = [sys.executable, "-m", "tests.unit.clients"]
+# Flower's own commands: the module of each, which has a function of the command's name.
+STOCK = {
+    "flower-superlink": "flwr.superlink.cli.flower_superlink",
+    "flower-supernode": "flwr.supernode.cli.flower_supernode",
+    "flower-superexec": "flwr.supercore.cli.flower_superexec",
+}
 # What it forks, by the name of the process: the command that would do the same.
 FORKED = {
+    **{name: [str(Path(sys.executable).parent / name)] for name in STOCK},
     **{name: [*ADAPTED, name] for name in ("superlink", "supernode", "serverapp-superexec", "serverapp")},
     **{"executor": EXECUTOR, "clients": CLIENTS},
 }
@@ -215,6 +223,8 @@ def live(asked: dict[str, Any], streams: list[int], path: str) -> None:
             container.run_executor(sys.argv[1:])
         elif process == "clients":
             clients.main()
+        elif process in STOCK:
+            getattr(importlib.import_module(STOCK[process]), process.replace("-", "_"))()
         else:
             adapters.run(process)
         code = 0

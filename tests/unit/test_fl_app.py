@@ -49,7 +49,7 @@ def test_it_runs_on_stock_flower_where_there_is_no_coldframe(tmp_path: Path, roo
     away = tmp_path / "away" / "coldframe"
     away.mkdir(parents=True)
     (away / "__init__.py").write_text("raise ImportError('nothing of Coldframe is here')\n")
-    with federation(tmp_path / "federation") as it:
+    with federation(tmp_path / "federation", forks=False) as it:
         it.environment |= {"PYTHONPATH": str(away.parent), "COLDFRAME_DATA": str(root)}
         python = [sys.executable, "-c", "import coldframe"]
         environment = {**os.environ, **it.environment}

@@ -266,33 +266,34 @@ def test_a_downloaded_archive_of_cifar10_is_unpacked(tmp_path: Path, monkeypatch
     assert sources.download("cifar10")["train_x"].shape == (20, 32, 32, 3)
 
 
-def test_downloads_are_those_of_torchvision() -> None:
+@pytest.fixture(scope="module")
+def torchvision() -> dict[str, Any]:
+    """What a process finds that imports torchvision beside this torch."""
     code = (
         "from fl.torchvision_compat import import_torchvision; import_torchvision()\n"
-        "import json; from torchvision.datasets import CIFAR10, MNIST, FashionMNIST\n"
+        "import json, numpy; from torchvision import transforms\n"
+        "from torchvision.datasets import CIFAR10, MNIST, FashionMNIST\n"
         "known = {name: {kind.mirrors[0] + file: md5 for file, md5 in kind.resources}\n"
         "         for name, kind in (('mnist', MNIST), ('fashion_mnist', FashionMNIST))}\n"
-        "batches = dict(CIFAR10.train_list + CIFAR10.test_list)\n"
-        "print(json.dumps(known | {'cifar10': {CIFAR10.url: CIFAR10.tgz_md5}, 'batches': batches}))"
+        "known |= {'cifar10': {CIFAR10.url: CIFAR10.tgz_md5}}\n"
+        "known |= {'batches': dict(CIFAR10.train_list + CIFAR10.test_list)}\n"
+        "shape = transforms.ToTensor()(numpy.zeros((4, 4, 1), 'uint8')).shape\n"
+        "print(json.dumps({'known': known, 'shape': list(shape), 'name': MNIST.__name__}))"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, check=True)
+    return dict(json.loads(run.stdout))
+
+
+def test_downloads_are_those_of_torchvision(torchvision: dict[str, Any]) -> None:
     ours = {
         dataset: {published.folder + name: md5 for name, md5 in published.md5.items()}
         for dataset, published in sources.PUBLISHED.items()
     }
-    assert {**ours, "batches": sources.CIFAR10_MD5} == json.loads(run.stdout)
+    assert {**ours, "batches": sources.CIFAR10_MD5} == torchvision["known"]
 
 
-def test_torchvision_is_importable_beside_this_torch() -> None:
-    code = (
-        "from fl.torchvision_compat import import_torchvision; import_torchvision()\n"
-        "import numpy; from torchvision import datasets, transforms\n"
-        "print(transforms.ToTensor()(numpy.zeros((4, 4, 1), 'uint8')).shape, datasets.MNIST.__name__)"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
-    assert run.stdout == "torch.Size([1, 4, 4]) MNIST\n"
+def test_torchvision_is_importable_beside_this_torch(torchvision: dict[str, Any]) -> None:
+    assert (torchvision["shape"], torchvision["name"]) == ([1, 4, 4], "MNIST")
 
 
 # --- folders that hold more than one data set, or more than one copy of it ---

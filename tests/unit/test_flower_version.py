@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import secrets
 import shutil
 import sqlite3
@@ -162,27 +163,28 @@ def test_replacing_what_is_not_there_is_an_error() -> None:
     assert not hasattr(Owner, "elsewhere")
 
 
-def diff(old: Path, new: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "scripts/flwr_diff.py", str(old), str(new)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def diff(old: Path, new: Path, monkeypatch: pytest.MonkeyPatch) -> int | str | None:
+    """Call the developer's tool in this process; how it ends."""
+    monkeypatch.setattr(sys, "argv", ["flwr_diff.py", str(old), str(new)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "scripts" / "flwr_diff.py"), run_name="__main__")
+    return ended.value.code
 
 
-def test_all_that_the_changes_rely_on_is_in_this_flwr_and_a_difference_is_shown(tmp_path: Path) -> None:
+def test_all_that_the_changes_rely_on_is_in_this_flwr_and_a_difference_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The developer's tool finds every source by name, and names the change that an altered one concerns."""
-    same = diff(SITE_PACKAGES, SITE_PACKAGES)
-    assert (same.returncode, same.stdout) == (0, "")
+    assert diff(SITE_PACKAGES, SITE_PACKAGES, monkeypatch) == 0
+    assert capsys.readouterr().out == ""
     shutil.copytree(SITE_PACKAGES / "flwr", tmp_path / "flwr", ignore=shutil.ignore_patterns("*.pyc"))
     altered = tmp_path / "flwr" / "supernode" / "start_client_internal.py"
     altered.write_text(altered.read_text().replace("time.sleep(0.5)", "time.sleep(0.25)"))
-    other = diff(SITE_PACKAGES, tmp_path)
+    command = [sys.executable, "scripts/flwr_diff.py", str(SITE_PACKAGES), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # as its user calls it
+    other = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert other.returncode == 1
     assert "coldframe.flower.supernode.hand_over_complete_replies" in other.stdout
     assert "+        time.sleep(0.25)" in other.stdout
-    missing = diff(SITE_PACKAGES, tmp_path / "nowhere")
-    assert missing.returncode != 0
+    missing = diff(SITE_PACKAGES, tmp_path / "nowhere", monkeypatch)
+    assert f"flwr {tmp_path}/nowhere cannot be downloaded" in str(missing)

@@ -40,7 +40,6 @@ def query(message, context):
         case "write":
             Path(order["name"]).write_bytes(b"x" * order["bytes"])
             Path("../beside").write_text("x")
-        case "leave":
             os.chdir("/")
         case "threads":
             from coldframe.recording import threads
@@ -99,17 +98,13 @@ def newest(it: Federation) -> Path:
 def test_an_app_has_a_directory_a_home_and_no_more_room_than_its_bounds(
     started: Federation, tmp_path: Path
 ) -> None:
-    orders: list[dict[str, Any]] = [
-        {"do": "leave"},
-        {"do": "write", "name": "kept.txt", "bytes": 9},
-        {"do": "threads"},
-    ]
+    orders: list[dict[str, Any]] = [{"do": "write", "name": "kept.txt", "bytes": 9}, {"do": "threads"}]
     if started.warm:
         orders += [{"do": "write", "name": "big", "bytes": 800_000}, {"do": "fill", "bytes": 600_000}]
         orders += [{"do": "look"}]
     answers = started.run(write_app(tmp_path / "app", CLIENT), orders)
     run = newest(started)
-    first, _, second = answers[:3]
+    first, second = answers[:2]
     assert first["cwd"] == second["cwd"] == str(started.scratch / "runs" / run.name / "app" / "files")
     assert first["home"] == str(started.scratch / "home")
     assert first["tmp"] == str(started.scratch / "runs" / run.name / "app" / "tmp")
@@ -118,7 +113,7 @@ def test_an_app_has_a_directory_a_home_and_no_more_room_than_its_bounds(
     expected = cgroups.threads(cgroups.own().cpu_limit(), cgroups.own().cpuset_count())
     assert (second["blas"], set(second["variables"])) == ([expected], {expected})
     if started.warm:
-        one, together, after = answers[3:]
+        one, together, after = answers[2:]
         assert "File too large" in one["reason"]
         assert "may take 0.0 GB: they were removed" in together["reason"]
         assert after["found"] == [], "the next message works"

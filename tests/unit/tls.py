@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from coldframe.keys import own_certificate
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -43,10 +45,7 @@ class Link:
     @contextmanager
     def serving(self) -> Iterator[Link]:
         """Serve, with a new certificate."""
-        own = ["own", str(self.certificate), str(self.folder / "link.key"), "DNS:localhost", "IP:127.0.0.1"]
-        subprocess.run(
-            [sys.executable, "-m", "coldframe.keys", *own], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
-        )
+        own_certificate(self.certificate, self.folder / "link.key", ["DNS:localhost", "IP:127.0.0.1"])
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.certificate, self.folder / "link.key")
         with socket.create_server(("127.0.0.1", self.port)) as listener:
