@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from coldframe.controller import report, results, timeline
+from coldframe.controller import plots, report, results, timeline
 from coldframe.controller.records import gather
 from tests.unit.test_results import NAMES, make_events, write_journal
 from tests.unit.test_submission import NOTE
@@ -101,8 +102,25 @@ def make_report(
     return text, Page(text)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_files() -> Iterator[None]:
+    """Without the pictures beside the page, which test_results.py looks at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "save", lambda _figure, path: path.write_bytes(b""))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def unpainted(
+    request: pytest.FixtureRequest, made: tuple[str, Page], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the pictures of any other page than `made`, where a test is not about them."""
+    if request.node.get_closest_marker("renders") is None:
+        monkeypatch.setattr(plots, "svg", lambda _figure, _name: "<svg/>")
+
+
 @pytest.fixture(scope="module", name="made")
-def report_of_the_pilot(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Page]:
+def report_of_the_pilot(tmp_path_factory: pytest.TempPathFactory, no_files: None) -> tuple[str, Page]:
     """The report of a run with a failure, throttles and an OOM kill."""
     return make_report(tmp_path_factory.mktemp("report"), make_events())
 
@@ -168,6 +186,7 @@ def test_tables_hold_events_failures_machines_configuration_and_versions(made: t
     ][:90]
 
 
+@pytest.mark.renders
 def test_same_records_make_the_same_page(made: tuple[str, Page], tmp_path: Path) -> None:
     assert make_report(tmp_path, make_events())[0] == made[0]
 
@@ -198,6 +217,7 @@ def test_limit_comes_from_the_replies_where_no_agent_says_anything() -> None:
     assert timeline.limits(START, replies, [], None) == steps
 
 
+@pytest.mark.renders
 def test_fifty_clients_stay_readable(tmp_path: Path) -> None:
     """Every client has its row in each picture, and the timeline still fits a page: three more are known."""
     events = make_events()

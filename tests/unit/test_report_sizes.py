@@ -49,6 +49,14 @@ def pictures(run: Run, clients: int) -> list[Figure]:
     return found
 
 
+@pytest.fixture(autouse=True)
+def unpainted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the pictures beside the page, and without those in it where a test is not about them."""
+    monkeypatch.setattr(plots, "save", lambda _figure, path: path.write_bytes(b""))
+    if request.node.get_closest_marker("renders") is None:
+        monkeypatch.setattr(plots, "svg", lambda _figure, _name: "<svg/>")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("clients", [3, 20, 200])
 def test_every_picture_fits_a_page_and_no_names_lie_upon_each_other(clients: int, kind: str) -> None:
@@ -137,6 +145,7 @@ def test_exchanges_of_one_round_add_up() -> None:
     assert work.seconds[name_of(0), 1] == pytest.approx(sum(own))
 
 
+@pytest.mark.renders
 def test_an_app_without_rounds_has_no_invented_ones(tmp_path: Path) -> None:
     run = run_of(20, 3, "query")
     assert plots.work_of(run.replies, run.failures) is None
@@ -149,6 +158,7 @@ def test_an_app_without_rounds_has_no_invented_ones(tmp_path: Path) -> None:
     assert not (out / "rounds.png").exists()
 
 
+@pytest.mark.renders
 def test_metrics_of_a_foreign_app_are_drawn_under_their_names(tmp_path: Path) -> None:
     run = run_of(3, 4, "foreign")
     found = plots.metrics_of(run.replies, report.covered(run))
@@ -177,6 +187,7 @@ def test_phases_that_an_app_has_made_up_are_columns_and_bars() -> None:
     assert axes.get_legend_handles_labels()[1] == ["train", "gossip"]
 
 
+@pytest.mark.renders
 def test_report_of_two_hundred_clients_is_short(tmp_path: Path) -> None:
     out = make_folder(tmp_path, 200, 6, "ours")
     text = (out / "report.html").read_text(encoding="utf-8")
@@ -195,11 +206,7 @@ def test_report_of_two_hundred_clients_is_short(tmp_path: Path) -> None:
     assert len(set(clients)) == 200
 
 
-def test_closing_words_of_a_crowd_are_few(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(plots, "save", lambda _figure, path: path.write_bytes(b""))
-    monkeypatch.setattr(plots, "svg", lambda _figure, _name: "<svg/>")
+def test_closing_words_of_a_crowd_are_few(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = make_folder(tmp_path, 200, 3, "ours")
     said = capsys.readouterr().out.splitlines()
     assert len(said) < 30

@@ -24,10 +24,13 @@ SUMMARY_KEYS = {
 
 @pytest.fixture(autouse=True)
 def unpainted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out what takes seconds, the rendering of pictures, where a test is not about them."""
+    """Leave out what takes seconds, the rendering of pictures, where a test is not about them.
+
+    Those of the report are looked at in test_report.py and test_report_sizes.py.
+    """
+    monkeypatch.setattr(plots, "svg", lambda _figure, _name: "<svg/>")
     if request.node.get_closest_marker("renders") is None:
         monkeypatch.setattr(plots, "save", lambda _figure, path: path.write_bytes(b""))
-        monkeypatch.setattr(plots, "svg", lambda _figure, _name: "<svg/>")
 
 
 def make_events(

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.unit.test_results import NAMES, collect, make_events, write_journal
+from tests.unit.test_results import NAMES, collect, make_events, unpainted, write_journal
+
+__all__ = ["unpainted"]  # for the tests here, too
 
 NOTE = {
     "federation": "lab",
