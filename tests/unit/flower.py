@@ -28,8 +28,8 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from coldframe.keys import own_certificate
-from tests.unit import nursery
-from tests.unit.nursery import ADAPTED, CLIENTS
+from tests.unit import forkserver
+from tests.unit.forkserver import ADAPTED, CLIENTS
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,7 +84,7 @@ def main(grid, context):
 """
 
 
-Process = subprocess.Popen[bytes] | nursery.Newborn
+Process = subprocess.Popen[bytes] | forkserver.ForkedProcess
 
 
 @dataclass
@@ -117,9 +117,9 @@ class Federation:
         given = {**os.environ, **self.environment, **environment}
         process: Process
         with (self.home / f"{name}.log").open("wb") as log:
-            if self.forks and nursery.name_of(command):
+            if self.forks and forkserver.name_of(command):
                 streams = (log.fileno(), log.fileno())
-                process = nursery.fork(nursery.address(), command, given, self.home, *streams)
+                process = forkserver.fork(forkserver.address(), command, given, self.home, *streams)
             else:
                 process = subprocess.Popen(
                     command,

@@ -12,7 +12,7 @@ import pytest
 
 from coldframe.recording.app_errors import FLWR_PREFIX, ClientErrors, describe, readable
 from tests.unit.flower import federation, wait_until, write_app
-from tests.unit.nursery import ADAPTED, EXECUTOR
+from tests.unit.forkserver import ADAPTED, EXECUTOR
 
 CLIENT = """
 import os

@@ -17,7 +17,7 @@ from flwr.common.constant import ErrorCode
 from coldframe.client import executor, zygote
 from coldframe.recording import app_errors, task_log
 from tests.unit.flower import Federation, federation, wait_until, write_app
-from tests.unit.nursery import ADAPTED, EXECUTOR
+from tests.unit.forkserver import ADAPTED, EXECUTOR
 
 CLIENT = """
 import os, random, resource, signal, subprocess, sys, threading, time

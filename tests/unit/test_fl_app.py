@@ -58,8 +58,8 @@ def test_it_runs_on_stock_flower_where_there_is_no_coldframe(tmp_path: Path, roo
         it.start_link([tool("flower-superlink")])
         config = "partition-id=0 num-partitions=2"
         it.start_node([tool("flower-supernode"), "--node-config", config], [tool("flower-superexec")])
-        config = {**SMALL, **ALONE, "num-server-rounds": 1, "fraction-evaluate": 1.0}
-        words = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
+        settings = {**SMALL, **ALONE, "num-server-rounds": 1, "fraction-evaluate": 1.0}
+        words = " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
         told = flwr(it, "run", str(ROOT), "test", "-c", words, "--format", "json")
         it.ended(str(json.loads(told)["run-id"]), 300)
         assert "finished:completed" in flwr(it, "list", "test", "--format", "json")

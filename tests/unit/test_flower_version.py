@@ -25,7 +25,7 @@ from coldframe.server import container as server
 from coldframe.server import control
 from coldframe.supervise import Child
 from tests.unit.flower import ROOT, federation, wait_until, write_app
-from tests.unit.nursery import ADAPTED, EXECUTOR
+from tests.unit.forkserver import ADAPTED, EXECUTOR
 from tests.unit.test_executor import CLIENT
 from tests.unit.test_recording_files import write_shims
 

@@ -30,7 +30,7 @@ from coldframe.recording.journal import read_journal
 from coldframe.recording.replies import BAD_REPLY
 from coldframe.server import control
 from tests.unit.flower import Federation, federation, wait_until, write_app
-from tests.unit.nursery import ADAPTED, EXECUTOR
+from tests.unit.forkserver import ADAPTED, EXECUTOR
 from tests.unit.test_adapters import PROTOBUF, node_headers
 
 NAMES = ("one", "two", "liar")

@@ -20,7 +20,7 @@ from coldframe import cgroups
 from coldframe.recording import apps, files, task_log
 from coldframe.recording.journal import read_journal
 from tests.unit.flower import SERVER, Federation, federation, tool, wait_until, write_app
-from tests.unit.nursery import ADAPTED
+from tests.unit.forkserver import ADAPTED
 
 CLIENT = """
 import getpass, os, tempfile

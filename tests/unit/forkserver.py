@@ -54,8 +54,8 @@ MODULES = (
 )
 
 
-class Newborn:
-    """A process that the nursery has forked, with the part of `subprocess.Popen` that is used here."""
+class ForkedProcess:
+    """A process that the fork server has forked, with the part of `subprocess.Popen` that is used here."""
 
     def __init__(self, link: socket.socket) -> None:
         self.link = link
@@ -76,7 +76,7 @@ class Newborn:
                 selector.register(self.link, selectors.EVENT_READ)
                 if not selector.select(timeout):
                     raise subprocess.TimeoutExpired(str(self.pid), timeout or 0.0)
-            self.returncode = int(self.lines.readline() or -signal.SIGKILL)  # or the nursery's own end
+            self.returncode = int(self.lines.readline() or -signal.SIGKILL)  # or the fork server's own end
             self.lines.close()
             self.link.close()
         return self.returncode
@@ -96,8 +96,8 @@ def name_of(command: Sequence[str]) -> str | None:
 
 def fork(
     address: str, command: Sequence[str], environment: Mapping[str, str], cwd: Path, *streams: int
-) -> Newborn:
-    """Have the nursery at an address fork a process.
+) -> ForkedProcess:
+    """Have the fork server at an address fork a process.
 
     It ends when who asked for it ends.
 
@@ -117,16 +117,16 @@ def fork(
     content = json.dumps(asked).encode()
     socket.send_fds(link, [len(content).to_bytes(4, "big")], list(streams))
     link.sendall(content)
-    return Newborn(link)
+    return ForkedProcess(link)
 
 
 @functools.cache
 def address() -> str:
-    """Start the nursery of this process, which ends with it; the address of its socket."""
-    path = f"{tempfile.mkdtemp(prefix='cf-nursery-')}/socket"
+    """Start the fork server of this process, which ends with it; the address of its socket."""
+    path = f"{tempfile.mkdtemp(prefix='cf-forkserver-')}/socket"
     ours, theirs = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "tests.unit.nursery", path, str(ours)],
+        [sys.executable, "-P", "-m", "tests.unit.forkserver", path, str(ours)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "FLWR_TELEMETRY_ENABLED": "0"},
         stdin=subprocess.DEVNULL,
         pass_fds=[ours],
@@ -141,7 +141,7 @@ def address() -> str:
     atexit.register(end)
     deadline = time.monotonic() + 120
     while not Path(path).exists():
-        assert process.poll() is None and time.monotonic() < deadline, "the nursery has not started"
+        assert process.poll() is None and time.monotonic() < deadline, "the fork server has not started"
         time.sleep(0.05)
     return path
 
@@ -151,7 +151,8 @@ def main(path: str, alive: int) -> None:
     from coldframe.client import container
 
     container.preload((*container.SHARED, *MODULES))
-    asking, children = selectors.DefaultSelector(), {}
+    asking = selectors.DefaultSelector()
+    children: dict[socket.socket, tuple[int, int]] = {}  # by who asked: the process, and what tells its end
     asking.register(alive, selectors.EVENT_READ)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(f"{path}.new")
@@ -168,7 +169,7 @@ def main(path: str, alive: int) -> None:
                     return
                 if key.fileobj is listener:
                     link, _ = listener.accept()
-                    child = born(link, path)
+                    child = fork_child(link, path)
                     children[link] = child, os.pidfd_open(child)
                     asking.register(link, selectors.EVENT_READ, link)
                     asking.register(children[link][1], selectors.EVENT_READ, link)
@@ -186,7 +187,7 @@ def main(path: str, alive: int) -> None:
                     key.data.close()
 
 
-def born(link: socket.socket, path: str) -> int:
+def fork_child(link: socket.socket, path: str) -> int:
     """Fork the process that is asked for; its id."""
     head, streams, _, _ = socket.recv_fds(link, 4, 2)
     content, size = b"", int.from_bytes(head, "big")
@@ -194,15 +195,15 @@ def born(link: socket.socket, path: str) -> int:
         content += link.recv(size - len(content))
     child = os.fork()
     if child == 0:
-        live(json.loads(content), streams, path)
+        run_child(json.loads(content), streams, path)
     for stream in streams:
         os.close(stream)
     link.sendall(f"{child}\n".encode())
     return child
 
 
-def live(asked: dict[str, Any], streams: list[int], path: str) -> None:
-    """Be the process that is asked for."""
+def run_child(asked: dict[str, Any], streams: list[int], path: str) -> None:
+    """Run what is asked for, in the fork, to its end."""
     from coldframe.client import container
     from coldframe.flower import adapters
     from tests.unit import clients
@@ -233,14 +234,14 @@ def live(asked: dict[str, Any], streams: list[int], path: str) -> None:
     except BaseException:
         traceback.print_exc()
     finally:
-        for stream in (sys.stdout, sys.stderr):
+        for file in (sys.stdout, sys.stderr):
             with suppress(OSError):
-                stream.flush()
+                file.flush()
         os._exit(code & 0xFF)
 
 
 def fork_serverapps(path: str) -> None:
-    """Have the launcher of ServerApps take forks of the nursery."""
+    """Have the launcher of ServerApps take forks of the fork server."""
     from coldframe.server import serverapp_launcher
 
     def start(command: list[str], **given: Any) -> Any:
@@ -252,7 +253,7 @@ def fork_serverapps(path: str) -> None:
             return fork(path, command, given.get("env") or os.environ, Path.cwd(), *streams)
 
     names = {name: getattr(subprocess, name) for name in ("DEVNULL", "TimeoutExpired")}
-    serverapp_launcher.subprocess = SimpleNamespace(Popen=start, **names)  # type: ignore[attr-defined]
+    serverapp_launcher.subprocess = SimpleNamespace(Popen=start, **names)  # type: ignore[assignment]
 
 
 if __name__ == "__main__":
