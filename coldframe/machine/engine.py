@@ -26,8 +26,8 @@ class Unreachable(Exception):
 class Connection(http.client.HTTPConnection):
     """HTTP over a unix socket."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__("engine", timeout=TIMEOUT)
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("engine", timeout=timeout)
         self.path = path
 
     def connect(self) -> None:
@@ -40,8 +40,8 @@ class Connection(http.client.HTTPConnection):
 class Engine:
     """One engine. Each call has a connection of its own, so that threads may share it."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, timeout: float = TIMEOUT) -> None:
+        self.path, self.timeout = path, timeout
 
     def call(self, method: str, path: str, body: Any = None, **query: Any) -> Any:
         """Return the content of an answer, None where it has none.
@@ -53,7 +53,7 @@ class Engine:
         Unreachable
             If there is no engine, or it does not answer.
         """
-        connection = Connection(self.path)
+        connection = Connection(self.path, self.timeout)
         try:
             content = None if body is None else json.dumps(body)
             target = f"{path}?{urlencode(query)}" if query else path

@@ -98,7 +98,11 @@ def read_record(root: Path) -> dict[str, Any]:
 
 
 def look(
-    root: Path, federation: str = "", data: Path | None = None, images: Iterable[str] = ()
+    root: Path,
+    federation: str = "",
+    data: Path | None = None,
+    images: Iterable[str] = (),
+    containers: Iterable[Mapping[str, str]] | None = None,
 ) -> dict[str, Any]:
     """Return what can be found of a deployment: digests, its containers, and which of some images are there.
 
@@ -112,9 +116,17 @@ def look(
         The data set's directory.
     images : iterable of str
         Images that a deployment uses where it finds them.
+    containers : iterable of mapping, optional
+        The federation's containers, and `images` those of them that are there, where the caller has asked
+        the engine: `id`, `image`, `state`, `role` and `status` of each.
     """
     found: dict[str, Any] = {"files": files_digest(root), "data": data_digest(data) if data else ""}
     if not federation:
+        return found
+    if containers is not None:
+        words = ("id", "image", "state", "role", "status")
+        found["containers"] = sorted(describe(*(item[word] for word in words)) for item in containers)
+        found["images"] = list(images)
         return found
     own = f"label=coldframe.federation={federation}"
     lines = docker("ps", "--all", "--no-trunc", "--filter", own, FORMAT)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
-import shlex
 from typing import Any
 
-from ansible import constants as C
 from ansible.plugins.action import ActionBase
 
+from coldframe.controller.direct import run_script
 from coldframe.machine.agent_request import ARGUMENTS, REQUIRED_IF, ask, build, conclude, patience, unanswered
 
 SCRIPT = """\
@@ -45,16 +44,7 @@ class ActionModule(ActionBase):
     def _ask(self, params: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any] | None:
         """The agent's answer; None where the way round the wrapper is closed, or ends in something that the
         wrapper explains better."""
-        configured = C.config.get_config_value("INTERPRETER_PYTHON", variables=task_vars)
-        interpreter = self._templar.template(task_vars.get("ansible_python_interpreter", configured))
-        if interpreter.startswith("auto") or not self._is_pipelining_enabled("new"):
-            return None
         request = build(params, self._task.check_mode)
         question = json.dumps([params["socket"], request, patience(params), params["wait"] or 0])
         script = SCRIPT.format(ask=inspect.getsource(ask), question=question)
-        done = self._low_level_execute_command(f"{shlex.quote(interpreter)} -I -", in_data=script.encode())
-        try:
-            answer: dict[str, Any] = json.loads(done["stdout"].strip().splitlines()[-1])
-        except (ValueError, IndexError):
-            return None
-        return answer
+        return run_script(self, script, task_vars)

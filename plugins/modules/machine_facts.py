@@ -299,31 +299,19 @@ def docker(federation: str = "") -> dict[str, Any]:
     if binary is None:
         return found
     found["installed"] = True
-    code, out, error = command(binary, "version", "--format", "{{json .Server}}")
-    server = json.loads(out) if code == 0 and out.strip() else None
+    # The socket answers in a hundredth of the time that the command takes to start.
+    server, error = (None, "") if redirected() else (ask("/version"), "")
+    if not server:
+        code, out, error = command(binary, "version", "--format", "{{json .Server}}")
+        server = json.loads(out) if code == 0 and out.strip() else None
     if is_podman(binary, server or {}):
         return {**found, "kind": "podman", "version": (server or {}).get("Version", "")}
     if not server:
         found["error"] = error.strip() or "no answer"
         return found
     found["version"], found["api"] = server.get("Version", ""), server.get("ApiVersion", "")
-    found |= engine(binary, socket_info())
-    _code, out, _error = command(
-        binary, "ps", "--all", "--filter", "label=coldframe.federation", "--format", "{{json .}}"
-    )
-    for line in out.splitlines():
-        container = json.loads(line)
-        labels = dict(label.partition("=")[::2] for label in container["Labels"].split(","))
-        found["containers"].append(
-            {
-                "name": container["Names"],
-                # A container in the machine's own network says by a label what it listens on.
-                "ports": f"{container['Ports']} :{labels.get('coldframe.port', '')}->",
-                "federation": labels.get("coldframe.federation", ""),
-                "role": labels.get("coldframe.role", ""),
-                "running": container.get("State", "running") == "running",
-            }
-        )
+    found |= engine(binary, ask("/info") or {})
+    found["containers"] = [describe(item) for item in listed(binary)]
     foreign = [
         item
         for item in found["containers"]
@@ -332,9 +320,58 @@ def docker(federation: str = "") -> dict[str, Any]:
     limits = quotas(binary, [item["name"] for item in foreign])
     for item in foreign:
         item["cpu"] = limits.get(item["name"])
-    _code, out, _error = command(binary, "image", "ls", "--quiet", "--filter", "reference=coldframe/fl")
-    found["image"] = bool(out.strip())
+    found["image"] = has_image(binary, "coldframe/fl")
     return found
+
+
+def listed(binary: str) -> list[dict[str, Any]]:
+    """The containers of all federations, as the engine's API lists them."""
+    only = "coldframe.federation"
+    if not redirected():
+        found = ask("/containers/json", all=1, filters=json.dumps({"label": [only]}))
+        if found is not None:
+            return list(found)
+    _code, out, _error = command(
+        binary, "ps", "--all", "--no-trunc", "--filter", f"label={only}", "--format", "{{json .}}"
+    )
+    found = []
+    for line in out.splitlines():
+        item = json.loads(line)
+        labels = dict(label.partition("=")[::2] for label in item["Labels"].split(","))
+        found.append({**item, "Id": item.get("ID", ""), "Names": [item["Names"]], "Labels": labels})
+    return found
+
+
+def describe(container: dict[str, Any]) -> dict[str, Any]:
+    """A container of the engine's list, as it is returned; ports as `docker ps` writes them."""
+    labels, ports = container["Labels"], container["Ports"]
+    if not isinstance(ports, str):
+        public = [port for port in ports if port.get("PublicPort")]
+        ports = ", ".join(
+            f"{port.get('IP', '')}:{port['PublicPort']}->{port['PrivatePort']}" for port in public
+        )
+    return {
+        "id": container.get("Id", ""),
+        "name": container["Names"][0].removeprefix("/"),
+        "image": container.get("Image", ""),
+        # A container in the machine's own network says by a label what it listens on.
+        "ports": f"{ports} :{labels.get('coldframe.port', '')}->",
+        "federation": labels.get("coldframe.federation", ""),
+        "role": labels.get("coldframe.role", ""),
+        "client": labels.get("coldframe.client", ""),
+        "state": container.get("State", "running"),
+        "status": container.get("Status", ""),
+        "running": container.get("State", "running") == "running",
+    }
+
+
+def has_image(binary: str, reference: str) -> bool:
+    """Whether the engine has an image."""
+    if not redirected():
+        found = ask("/images/json", filters=json.dumps({"reference": [reference]}))
+        if found is not None:
+            return bool(found)
+    return bool(command(binary, "image", "ls", "--quiet", "--filter", f"reference={reference}")[1].strip())
 
 
 def quotas(binary: str, names: list[str]) -> dict[str, float]:
@@ -387,12 +424,12 @@ def engine(binary: str, info: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def socket_info() -> dict[str, Any]:
-    """What the engine behind the socket says of itself; nothing where none answers."""
+def ask(path: str, **query: Any) -> Any:
+    """What the engine behind the socket answers; None where none does."""
     try:
-        return dict(Engine(SOCKET).call("GET", "/info"))
+        return Engine(SOCKET, DOCKER_TIMEOUT).call("GET", path, **query)
     except (EngineError, Unreachable):
-        return {}
+        return None
 
 
 def redirected() -> bool:
@@ -454,14 +491,18 @@ def resolved(name: str) -> str:
     return "hosts" if command("getent", "ahosts", name)[0] == 0 else ""
 
 
-def deployment(path: str, federation: str, data: str, images: list[str]) -> dict[str, Any]:
+def deployment(
+    path: str, federation: str, data: str, images: list[str], engine: dict[str, Any]
+) -> dict[str, Any]:
     """What a federation's last deployment has noted of itself, and if it has, what is found now."""
     root = Path(path) / federation
     noted = read_record(root) if federation else {}
     if not noted:
         return {"noted": {}, "found": {}}
     directory = root / "data" / Path(data).name if data else None
-    return {"noted": noted, "found": look(root, federation, directory, images)}
+    own = [item for item in engine["containers"] if item["federation"] == federation]
+    there = [name for name in images if engine["installed"] and has_image("docker", name)]
+    return {"noted": noted, "found": look(root, federation, directory, there, own)}
 
 
 def going_runs(path: str, federation: str, containers: list[dict[str, Any]]) -> list[str]:
@@ -557,7 +598,9 @@ def main() -> None:
         netem=netem(),
         resolved={name: resolved(name) for name in module.params["names"]},
         agent=limits(module.params["path"], module.params["federation"]) if module.params["limits"] else {},
-        deployment=deployment(*(module.params[name] for name in ("path", "federation", "data", "images"))),
+        deployment=deployment(
+            *(module.params[name] for name in ("path", "federation", "data", "images")), found
+        ),
         calibration=json.loads(read(f"{module.params['path']}/calibration.json") or "{}"),
         engine_disks=[disk(path) for path in (found["root"], *([CONTAINERD] if found["containerd"] else []))],
         **memory(),

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from coldframe.controller.checks import _publishes
 from plugins.modules import machine_facts as facts
 
 SERVER = {"Version": "26.1.5", "ApiVersion": "1.45", "Components": [{"Name": "Engine"}]}
@@ -15,9 +16,12 @@ INFO = {
 }
 
 
-@pytest.fixture
-def answers(monkeypatch, tmp_path):
-    """What a made-up docker command answers, by its first word."""
+@pytest.fixture(params=["socket", "command"])
+def answers(request, monkeypatch, tmp_path):
+    """What a made-up engine answers, by the command's first word; `socket` is what it says of itself there.
+
+    It is asked at its socket, or, where none answers there but for that, by the command.
+    """
     binary = tmp_path / "docker"
     binary.write_bytes(b"\x7fELF")
     answers = {"version": json.dumps(SERVER), "info": "one\n", "socket": INFO, "ps": "", "image": ""}
@@ -27,13 +31,31 @@ def answers(monkeypatch, tmp_path):
         text = answers[word]
         return (0, text, "") if text is not None else (1, "", "Cannot connect to the Docker daemon")
 
+    def ask(path, **_):
+        if path == "/info" or request.param == "command":
+            return answers["socket"] if path == "/info" else None
+        if answers["version"] is None:
+            return None
+        if path == "/version":
+            return json.loads(answers["version"])
+        return [
+            of_api(json.loads(line))
+            for line in answers["ps" if "containers" in path else "image"].splitlines()
+        ]
+
     monkeypatch.setattr(facts, "command", command)
-    monkeypatch.setattr(facts, "socket_info", lambda: answers["socket"])
+    monkeypatch.setattr(facts, "ask", ask)
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     for name in ("DOCKER_HOST", "DOCKER_CONTEXT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(facts, "DAEMON", str(tmp_path / "daemon.json"))
     return answers
+
+
+def of_api(line):
+    """A line of `docker ps` as the engine's API has it."""
+    labels = dict(label.split("=") for label in line["Labels"].split(","))
+    return {**line, "Id": line["ID"], "Names": [f"/{line['Names']}"], "Labels": labels, "Ports": line["API"]}
 
 
 def test_the_engine_says_where_it_keeps_its_files(answers):
@@ -87,7 +109,7 @@ def test_a_command_that_leads_to_another_engine_is_told(answers, monkeypatch, tm
 
 def test_the_socket_of_no_engine_says_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(facts, "SOCKET", str(tmp_path / "none.sock"))
-    assert facts.socket_info() == {}
+    assert facts.ask("/info") is None
 
 
 def test_podman_behind_dockers_name_is_told_by_its_command_or_its_socket(answers, tmp_path):
@@ -117,10 +139,22 @@ def test_a_name_of_dns_is_told_from_one_of_the_hosts_file(monkeypatch):
     assert facts.resolved("localhost") == "unknown"
 
 
-def container(name, federation, role="client", state="running"):
-    """A line of `docker ps`."""
-    labels = f"coldframe.federation={federation},coldframe.role={role}"
-    return json.dumps({"Names": name, "Ports": "", "Labels": labels, "State": state}) + "\n"
+def container(name, federation, role="client", state="running", port=None):
+    """A line of `docker ps`, and its ports as the API has them."""
+    labels = f"coldframe.federation={federation},coldframe.role={role},coldframe.client={name}"
+    ports = [{"IP": "::", "PrivatePort": 80, "PublicPort": port, "Type": "tcp"}] if port else []
+    line = {"ID": "f" * 64, "Names": name, "Labels": labels, "State": state, "Image": "i:1", "Status": "Up"}
+    return json.dumps({**line, "Ports": f":::{port}->80/tcp" if port else "", "API": ports}) + "\n"
+
+
+def test_a_container_is_told_alike_by_the_socket_and_by_the_command(answers):
+    answers["ps"] = container("lab-server", "lab", "server", port=9092) + container("c1-0", "lab")
+    server, client = facts.docker("lab")["containers"]
+    expected = {"id": "f" * 64, "name": "lab-server", "image": "i:1", "federation": "lab", "role": "server"}
+    assert expected.items() <= server.items()
+    assert ("state", "running") in server.items() and server["running"] and server["status"] == "Up"
+    assert _publishes(server["ports"], 9092) and not _publishes(server["ports"], 80)
+    assert client["client"] == "c1-0" and not _publishes(client["ports"], 9092)
 
 
 def test_clients_of_other_federations_come_with_their_cpu_limit(answers, monkeypatch):
