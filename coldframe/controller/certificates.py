@@ -43,6 +43,12 @@ def coldframe_certificate_fits(path: str, request: str, authority: str, days: in
     )
 
 
+def coldframe_ends(text: str) -> list[str]:
+    """Return the ends of the certificates in a text, in PEM and in their order, as ISO 8601."""
+    found = x509.load_pem_x509_certificates(text.encode())
+    return [certificate.not_valid_after_utc.isoformat() for certificate in found]
+
+
 def coldframe_request_asks_for(request: str, common_name: str, names: list[str]) -> bool:
     """Say whether a signing request asks for exactly what the controller wants to sign.
 

@@ -189,34 +189,66 @@ def client_row(
     }
 
 
+def coldframe_missed(machines: Iterable[str], hostvars: Mapping[str, Any]) -> list[str]:
+    """The machines whose containers preflight has not seen: they, or their engines, did not answer it."""
+
+    def seen(docker: Mapping[str, Any]) -> bool:
+        return docker["kind"] == "docker" and bool(docker["version"] or not docker["installed"])
+
+    facts = {name: hostvars[name].get("machine_facts") or {} for name in machines}
+    return [name for name, found in facts.items() if "docker" not in found or not seen(found["docker"])]
+
+
+def coldframe_server_seen(facts: Any, federation: str) -> dict[str, Any]:
+    """The running container of a federation's server, of what preflight has found on its machine; without
+    fields but for an empty `image` where there is none, or where its image has lost its name."""
+    containers = facts.get("docker", {}).get("containers", []) if isinstance(facts, Mapping) else []
+    for item in containers:
+        if item["name"] == f"{federation}-server" and item["running"] and "sha256:" not in item["image"]:
+            return dict(item)
+    return {"image": ""}
+
+
+def found_on(host: Mapping[str, Any], federation: str) -> tuple[list[dict[str, Any]], Mapping[str, Any]]:
+    """A machine's containers of a federation, and its agent's answer."""
+    if "coldframe_containers" in host:
+        return host["coldframe_containers"], host.get("coldframe_agent") or {}
+    facts = host.get("machine_facts") or {}
+    containers = (facts.get("docker") or {}).get("containers", [])
+    return [item for item in containers if item["federation"] == federation], facts.get("agent") or {}
+
+
 def coldframe_status(
     machines: Iterable[str],
     hostvars: Mapping[str, Any],
     nodes: Iterable[Mapping[str, Any]],
     runs: Sequence[Mapping[str, Any]],
     addresses: Sequence[Mapping[str, Any]] = (),
+    federation: str = "",
 ) -> dict[str, Any]:
     """All that stands: machines, clients and the newest runs.
 
     Parameters
     ----------
     machines : iterable of str
-        Inventory names; ``hostvars`` of each holds ``coldframe_containers`` and ``coldframe_agent``, the
-        agent's answer.
+        Inventory names; ``hostvars`` of each holds ``machine_facts``, or, where preflight could not look,
+        ``coldframe_containers`` and ``coldframe_agent``, the agent's answer.
     nodes, runs : sequences of dict
         Answers of ``coldframe.server.control nodes`` and ``runs``.
     addresses : sequence of dict
         What one can open in a browser: ``name``, ``role`` (of the container that has to be there), ``url``,
         ``user``, ``password_file``.
+    federation : str
+        Whose containers are shown.
     """
     online = {node["name"]: node["status"] for node in nodes if "name" in node}
     clients, rows = [], []
     roles: set[str] = set()
     for machine in machines:
-        containers = hostvars[machine].get("coldframe_containers", [])
+        containers, agent = found_on(hostvars[machine], federation)
         roles |= {item["role"] for item in containers}
-        answer = (hostvars[machine].get("coldframe_agent") or {}).get("clients") or {}
         there: dict[str, Any] = {item["client"]: {} for item in containers if item["role"] == "client"}
+        answer = agent.get("clients") or {} if there else {}
         found = {**there, **answer}
         clients += [client_row(name, machine, found[name], online) for name in sorted(found, key=natural)]
         server = next((item for item in containers if item["role"] == "server"), None)
@@ -241,11 +273,6 @@ def coldframe_status(
             if address["role"] in roles
         ],
     }
-
-
-def coldframe_moment(not_after: str) -> str:
-    """The end of a certificate as ISO 8601, from how community.crypto writes it."""
-    return datetime.strptime(not_after, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).isoformat()
 
 
 def until(moment: str) -> str:

@@ -227,6 +227,12 @@ def concurrent_with(run: dict[str, Any], runs: Sequence[dict[str, Any]]) -> list
     )
 
 
+def known_runs(client: ControlHttpClient) -> list[dict[str, Any]]:
+    """Return all runs that the SuperLink knows, each with the others that ran at the same time."""
+    runs = list_runs(client)
+    return [{**run, "concurrent_with": concurrent_with(run, runs)} for run in runs]
+
+
 def list_nodes(client: ControlHttpClient) -> list[dict[str, Any]]:
     """Return the registered nodes with the names and partitions of ``nodes.json``."""
     path = state_directory() / "nodes.json"
@@ -390,6 +396,7 @@ def main() -> int:
         commands.add_parser(name).add_argument("run_id")
     commands.add_parser("runs")
     commands.add_parser("nodes")
+    commands.add_parser("status")
     arguments = parser.parse_args()
 
     client = connect()
@@ -408,10 +415,10 @@ def main() -> int:
         elif arguments.command == "stop":
             result = {"stopped": client.StopRun(StopRunRequest(run_id=int(arguments.run_id))).success}
         elif arguments.command == "runs":
-            runs = list_runs(client)
-            result = [{**run, "concurrent_with": concurrent_with(run, runs)} for run in runs]
+            result = known_runs(client)
         else:
             result = {"runtime": str(runtime()), "nodes": list_nodes(client)}
+            result |= {"runs": known_runs(client)} if arguments.command == "status" else {}
     finally:
         client.close()
     print(json.dumps(result))

@@ -55,6 +55,10 @@ options:
     type: list
     elements: str
     default: []
+  runs:
+    description: Find out which runs of the federation have not ended.
+    type: bool
+    default: true
   limits:
     description: Ask the federation's agent for the limits that its clients have now.
     type: bool
@@ -176,7 +180,9 @@ app_data:
   elements: int
   returned: always
 runs:
-  description: Ids of the runs of I(federation) that have not ended, if its server runs on this machine.
+  description: >-
+    Ids of the runs of I(federation) that have not ended, if its server runs on this machine and I(runs) is
+    true.
   type: list
   elements: str
   returned: always
@@ -570,6 +576,7 @@ def main() -> None:
             "data": {"type": "str", "default": ""},
             "images": {"type": "list", "elements": "str", "default": []},
             "names": {"type": "list", "elements": "str", "default": []},
+            "runs": {"type": "bool", "default": True},
             "limits": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
@@ -589,7 +596,9 @@ def main() -> None:
         load=round(os.getloadavg()[0], 2),
         ports=listeners(module.params["ports"]),
         docker=found,
-        runs=going_runs(module.params["path"], module.params["federation"], found["containers"]),
+        runs=going_runs(module.params["path"], module.params["federation"], found["containers"])
+        if module.params["runs"]
+        else [],
         app_data=app_data(module.params["path"], module.params["federation"]),
         cgroup=cgroup(),
         hostname=socket.gethostname(),

@@ -136,6 +136,11 @@ def test_status_and_run_show_the_runtime(
     control.main()
     shown = f"stock (flwr {FAKE} is untested)"
     assert json.loads(capsys.readouterr().out) == {"runtime": shown, "nodes": []}
+    monkeypatch.setattr(control, "list_runs", lambda _: [{"run_id": "7", "started": ""}])
+    monkeypatch.setattr(sys, "argv", ["control", "status"])
+    control.main()
+    runs = [{"run_id": "7", "started": "", "concurrent_with": []}]
+    assert json.loads(capsys.readouterr().out) == {"runtime": shown, "nodes": [], "runs": runs}
     monkeypatch.setattr(sys, "argv", ["control", "follow", "7"])
     control.main()
     assert capsys.readouterr().out.splitlines()[0] == f"runtime: {shown}"

@@ -11,7 +11,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from coldframe.controller.certificates import coldframe_certificate_fits, coldframe_request_asks_for
+from coldframe.controller.certificates import (
+    coldframe_certificate_fits,
+    coldframe_ends,
+    coldframe_request_asks_for,
+)
 from coldframe.controller.openpgp import coldframe_key_fingerprints
 from coldframe.keys import signing_request
 
@@ -50,6 +54,17 @@ def pki(tmp_path: Path) -> tuple[str, str, str]:
 def test_what_was_signed_fits_as_long_as_it_lasts(pki: tuple[str, str, str]) -> None:
     assert coldframe_certificate_fits(*pki, 9)
     assert not coldframe_certificate_fits(*pki, 11)
+
+
+def test_ends_of_certificates_are_told_in_their_order(pki: tuple[str, str, str]) -> None:
+    """Of a text that holds more than certificates, too."""
+    certificate, _, authority = pki
+    text = Path(certificate).read_text() + Path(authority).read_text()
+    ends = coldframe_ends(f'{text}{{"runtime": "warm"}}\n')
+    assert len(ends) == 2
+    left = [(datetime.fromisoformat(end) - datetime.now(UTC)).total_seconds() for end in ends]
+    assert all(0 <= 864_000 - seconds < 600 for seconds in left), ends
+    assert ends[0].endswith("+00:00")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from coldframe.controller.settings import VERBS
 from coldframe.controller.status import (
     coldframe_before,
     coldframe_inventory,
-    coldframe_moment,
+    coldframe_missed,
+    coldframe_server_seen,
     coldframe_status,
     coldframe_status_text,
     coldframe_submission,
@@ -33,7 +34,11 @@ def status(verified: dict[str, Any] | None, answers: bool = True) -> dict[str, A
     containers = [{"role": "client", "client": "c1-0", "state": state, "status": "Up"}]
     agent = {"clients": {"c1-0": answer}} if answers else {"failed": False, "msg": "no agent answers"}
     hostvars = {"c1": {"coldframe_containers": containers, "coldframe_agent": agent}}
-    found = coldframe_status(["c1"], hostvars, [{"name": "c1-0", "status": "online"}], [])
+    nodes = [{"name": "c1-0", "status": "online"}]
+    found = coldframe_status(["c1"], hostvars, nodes, [])
+    there = [{**item, "federation": name} for item in containers for name in ("lab", "other")]
+    seen = {"c1": {"machine_facts": {"docker": {"containers": there}, "agent": agent if answers else {}}}}
+    assert coldframe_status(["c1"], seen, nodes, [], federation="lab") == found, "as preflight has seen it"
     ends = {
         "certificate_expires": "2999-01-01T00:00:00+00:00",
         "authority_expires": "2999-01-01T00:00:00+00:00",
@@ -223,11 +228,39 @@ def test_registration_joins_roster_and_public_keys() -> None:
 
 
 def test_end_of_certificates_is_shown_with_what_to_do_where_it_is_near() -> None:
-    """The way community.crypto writes a time, and days for people."""
-    assert coldframe_moment("20290227102311Z") == "2029-02-27T10:23:11+00:00"
     soon = datetime.now(UTC) + timedelta(days=5, hours=1)
     report = status(LIMITS) | {"certificate_expires": soon.isoformat()}
     line = coldframe_status_text(report)[1]
     near = f"{soon:%Y-%m-%d} (5 days, renew it: ansible-playbook site.yml -e train=false)"
     assert line.startswith(f"Certificates: server until {near}, authority until 2999-01-01 (")
     assert line.count("renew") == 1
+
+
+def test_machines_that_preflight_could_not_look_at_are_missed() -> None:
+    """A machine without an engine has no container: it is not asked again."""
+    engines = {
+        "well": {"docker": {"kind": "docker", "installed": True, "version": "27"}},
+        "bare": {"docker": {"kind": "docker", "installed": False, "version": ""}},
+        "down": {"docker": {"kind": "docker", "installed": True, "version": ""}},
+        "podman": {"docker": {"kind": "podman", "installed": True, "version": "5"}},
+        "gone": {"unreachable": True},
+    }
+    hostvars: dict[str, Any] = {name: {"machine_facts": facts} for name, facts in engines.items()}
+    hostvars["limited"] = {}
+    assert coldframe_missed(hostvars, hostvars) == ["down", "podman", "gone", "limited"]
+
+
+def test_the_server_is_seen_where_it_runs_by_an_image_that_has_a_name() -> None:
+    server = {"name": "lab-server", "running": True, "image": "coldframe/fl:1"}
+
+    def seen(**changed: Any) -> str:
+        facts = {"docker": {"containers": [{**server, **changed}]}}
+        return str(coldframe_server_seen(facts, "lab")["image"])
+
+    assert seen() == "coldframe/fl:1"
+    assert seen(running=False) == seen(name="other-server") == seen(image="sha256:f00") == ""
+    assert (
+        coldframe_server_seen({"unreachable": True}, "lab")
+        == coldframe_server_seen(None, "lab")
+        == {"image": ""}
+    )
