@@ -12,15 +12,16 @@ import argparse
 import hashlib
 import json
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from flwr.cli import build
-from flwr.common.constant import FAB_MAX_SIZE
-
 from coldframe.controller import app
+from coldframe.machine.standing import sources_digest
 
-build.FAB_MAX_SIZE = sys.maxsize  # of the packing alone: `judge_size` refuses, and names the largest files
+ROOT = Path(__file__).resolve().parents[2]
+# What our own app's FAB is made from, by what, and what has judged it.
+MADE_FROM = ("pyproject.toml", ".gitignore", "LICENSE", "fl", "coldframe/controller")
 
 
 def pack(found: app.Found, manifest: dict[str, Any]) -> bytes:
@@ -31,6 +32,13 @@ def pack(found: app.Found, manifest: dict[str, Any]) -> bytes:
     app.Refused
         If it cannot.
     """
+    # Not with the module: that takes a second, and a FAB that was packed before needs none of it.
+    from flwr.cli import build
+    from flwr.common.constant import FAB_MAX_SIZE
+
+    build.FAB_MAX_SIZE = (
+        sys.maxsize
+    )  # of the packing alone: `judge_size` refuses, and names the largest files
     if found.path.is_file():
         content = found.path.read_bytes()
     else:
@@ -47,6 +55,22 @@ def pack(found: app.Found, manifest: dict[str, Any]) -> bytes:
     return content
 
 
+def own_note(directory: Path) -> Path:
+    """Return the file that names the FAB of our own app as it is now, if that was packed before."""
+    digest = hashlib.sha256(f"{sources_digest(ROOT, MADE_FROM)} {version('flwr')}".encode()).hexdigest()
+    return directory / f"own-{digest[:16]}"
+
+
+def packed_before(note: Path) -> str:
+    """Return the path to the FAB that a note names; empty where there is none, or another content."""
+    try:
+        path = note.parent / note.read_text(encoding="utf-8")
+        whole = hashlib.sha256(path.read_bytes()).hexdigest().startswith(path.stem)
+    except OSError:
+        return ""
+    return str(path) if whole else ""
+
+
 def main(arguments: list[str]) -> int:
     """Build the FAB and name it by its content, so that an unchanged app is not shipped again."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
@@ -56,6 +80,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--name", default="", help="what the app was called by who typed it")
     parser.add_argument("--config", type=json.loads, help="the run's configuration: judge it, and print JSON")
     given = parser.parse_args(arguments)
+    note = None
+    if given.config is None and Path(given.app).resolve() == ROOT:
+        note = own_note(given.directory)
+        if known := packed_before(note):
+            print(known)
+            return 0
     told: dict[str, Any] = {"path": "", "commit": None, "clean": None, "problems": []}
     try:
         found = app.find(given.app, Path.cwd(), given.cache, given.name)
@@ -65,8 +95,10 @@ def main(arguments: list[str]) -> int:
         content = pack(found, manifest)
         path = given.directory / f"{hashlib.sha256(content).hexdigest()[:16]}.fab"
         given.directory.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
+        if not path.exists() or path.read_bytes() != content:
             path.write_bytes(content)
+        if note:
+            note.write_text(path.name, encoding="utf-8")
         told["path"] = str(path)
     except app.Refused as refused:
         told["problems"].append((refused.problem, refused.remedy))

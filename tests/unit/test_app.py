@@ -80,6 +80,32 @@ def test_a_folder_and_its_fab_make_the_same_fab(
     assert capsys.readouterr().out.splitlines()[-1] == str(packed)
 
 
+def test_our_own_app_is_packed_once_for_each_state_of_it(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And again where its FAB was removed or damaged."""
+    monkeypatch.setattr(fab, "ROOT", folder)
+    monkeypatch.setattr(fab, "MADE_FROM", ("pyproject.toml", "counting"))
+    packed = []
+    pack = fab.pack
+    monkeypatch.setattr(fab, "pack", lambda *words: (packed.append(1), pack(*words))[1])
+
+    def own() -> Path:
+        assert fab.main([str(folder), str(tmp_path / "fabs")]) == 0
+        return Path(capsys.readouterr().out.splitlines()[-1])
+
+    first = own()
+    assert own() == own() == first and len(packed) == 1
+    first.unlink()
+    assert own() == first and first.exists() and len(packed) == 2
+    (folder / "counting" / "client_app.py").write_text("app = 2\n")
+    second = own()
+    assert second != first and len(packed) == 3
+    second.write_bytes(b"damaged")
+    assert own() == second and len(packed) == 4
+    assert second.stem == hashlib.sha256(second.read_bytes()).hexdigest()[:16]
+
+
 def test_a_folder_of_a_repository_has_its_commit_and_a_change_is_said(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
