@@ -498,7 +498,7 @@ def resolved(name: str) -> str:
 
 
 def deployment(
-    path: str, federation: str, data: str, images: list[str], engine: dict[str, Any]
+    engine: dict[str, Any], path: str, federation: str, data: str, images: list[str]
 ) -> dict[str, Any]:
     """What a federation's last deployment has noted of itself, and if it has, what is found now."""
     root = Path(path) / federation
@@ -608,7 +608,7 @@ def main() -> None:
         resolved={name: resolved(name) for name in module.params["names"]},
         agent=limits(module.params["path"], module.params["federation"]) if module.params["limits"] else {},
         deployment=deployment(
-            *(module.params[name] for name in ("path", "federation", "data", "images")), found
+            found, *(module.params[name] for name in ("path", "federation", "data", "images"))
         ),
         calibration=json.loads(read(f"{module.params['path']}/calibration.json") or "{}"),
         engine_disks=[disk(path) for path in (found["root"], *([CONTAINERD] if found["containerd"] else []))],

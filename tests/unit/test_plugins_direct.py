@@ -76,3 +76,19 @@ def test_the_script_is_small(tmp_path: Path) -> None:
         [sys.executable, "-I", "-"], input=script, capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout)["disk_path"] == str(tmp_path)
+
+
+def test_files_of_clients_are_put_together_past_the_wrapper(tmp_path: Path) -> None:
+    """What the module refuses ends without an answer: the wrapper runs it then, and it says why."""
+    work = tmp_path / "scratch" / "c1-0" / "runs" / "7" / "app" / "files"
+    work.mkdir(parents=True)
+    (work / "note").write_text("x")
+    given = {"scratch": str(tmp_path / "scratch"), "run_id": "7", "dest": str(tmp_path / "files")}
+
+    def run(**changed: str) -> subprocess.CompletedProcess[str]:
+        script = script_of(MODULE.with_name("client_files.py"), (), given | changed)
+        return subprocess.run([sys.executable, "-I", "-"], input=script, capture_output=True, text=True)
+
+    assert json.loads(run().stdout) == {"changed": False, "clients": {"c1-0": 1}}
+    assert (tmp_path / "files" / "clients" / "c1-0" / "note").read_text() == "x"
+    assert run(run_id="../8").stdout == ""
