@@ -15,7 +15,6 @@ from coldframe.controller.checks import Machine
 from coldframe.controller.preflight import ROOT, Preflight
 from coldframe.controller.settings import INVENTORY, VERBS
 from coldframe.machine import standing
-from fl import data
 
 PROVISIONAL = ("partition_id", "num_partitions")  # the server's machine gives the ids, and remembers them
 # What a deployment is made from, besides the variables.
@@ -70,6 +69,8 @@ def digests(it: Preflight) -> dict[str, Any]:
     sources = standing.sources_digest(ROOT, SOURCES)
     run, folder = it.values, training_set.data_folder(it.settings, it.call.base)
     # Changed files are other data, whatever their folder is called.
+    from fl import data  # it imports numpy, for those verbs alone that deploy
+
     content = data.content_of(run["dataset"], folder if training_set.trains_ours(run) else None)
     made_from = [run["dataset"], content, it.settings.get("fl_data_source")]
     made_from.append(standing.sources_digest(ROOT, DATA_SOURCES))

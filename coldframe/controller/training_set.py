@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from coldframe.controller.settings import EARLIER, Finding, typed
-from fl import data, partition
-from fl.formats import SourceError
 
 
 def data_folder(settings: Mapping[str, Any], base: Path) -> Path | None:
@@ -32,6 +30,10 @@ def check_training_set(
     """
     if not trains_ours(values) or (folder and not folder.is_dir()):
         return []
+    # Not with the module: numpy takes 0.2 s to import, for each verb.
+    from fl import data, partition
+    from fl.formats import SourceError
+
     dataset, labels = values["dataset"], None
     try:
         if folder:
