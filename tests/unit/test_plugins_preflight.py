@@ -148,6 +148,9 @@ def deployed(preflight, tmp_path, monkeypatch, free_port):
     engine.write_text(DOCKER.format(), encoding="utf-8")
     engine.chmod(0o755)
     monkeypatch.setenv("PATH", f"{engine.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv(
+        "DOCKER_HOST", "tcp://192.0.2.1"
+    )  # this command is asked, not the socket of this machine
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     root = f"coldframe_root={tmp_path}/root"
     code, output, plan = preflight(root, "fl_client_count=2", '{"fl_client_cpu": 0.1}')
