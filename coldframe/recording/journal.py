@@ -69,12 +69,12 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def finish_interrupted(path: Path, error: str) -> None:
+def finish_interrupted(path: Path, error: str, status: str = "failed") -> None:
     """End the journal of a ServerApp that could not do it itself; one that has an end, or no begin, stays."""
     events = {event["event"] for event in read_journal(path)}
     if events and "run_finished" not in events:
         journal = Journal(path)
-        journal.append("run_finished", status="failed", error=error)
+        journal.append("run_finished", status=status, error=error)
         journal.close()
 
 

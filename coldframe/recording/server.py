@@ -23,6 +23,7 @@ from flwr.serverapp import Grid
 import coldframe
 from coldframe.recording import apps, files, flower, output, reading, settings, threads, torchvision_import
 from coldframe.recording.app_errors import AppError
+from coldframe.recording.ends import STOPPED
 from coldframe.recording.grid import RecordingGrid
 from coldframe.recording.journal import Journal
 from coldframe.recording.probes import Probes
@@ -186,7 +187,7 @@ def ending(error: BaseException) -> tuple[str, str]:
     if isinstance(raised, FloatingPointError):
         return "diverged", str(raised)
     if is_stop(error):
-        return "stopped", "the run was stopped"
+        return "stopped", STOPPED
     if isinstance(error, SystemExit):
         return "failed", f"the ServerApp ended itself by sys.exit({error.code!r})"
     return "failed", str(error) if isinstance(error, AppError) else f"{type(error).__name__}: {error}"
