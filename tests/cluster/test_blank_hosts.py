@@ -52,19 +52,19 @@ def test_all_that_is_wrong_is_named_at_once_and_nothing_changes(lab: Lab) -> Non
         assert sh(host, "ls -A /var/lib/coldframe 2>/dev/null | wc -l").strip() == "0"
 
 
+# An environment of its own, since what is in the variables is not heeded by a Python that runs isolated.
 ODD_PYTHON = """
-mkdir -p /opt/odd
-cat >/opt/odd/sitecustomize.py <<'END'
+packages=$(python3 -c 'import sys; print("/opt/odd/lib/python%d.%d/site-packages" % sys.version_info[:2])')
+mkdir -p /opt/odd/bin $packages
+ln -s /usr/bin/python3 /opt/odd/bin/python3
+echo home = /usr/bin >/opt/odd/pyvenv.cfg
+echo import odd >$packages/odd.pth
+cat >$packages/odd.py <<'END'
 import os, time
 clock, system = time.time, os.uname()
 time.time = lambda: clock() + 600
 os.uname = lambda: os.uname_result((*system[:4], "aarch64"))
 END
-cat >/usr/local/bin/odd-python <<'END'
-#!/bin/sh
-PYTHONPATH=/opt/odd exec /usr/bin/python3 "$@"
-END
-chmod 755 /usr/local/bin/odd-python
 """
 
 
@@ -81,7 +81,7 @@ def test_machines_that_will_not_do_are_named_with_cause_and_remedy(lab: Lab, tmp
     machines = inventory["fl_machines"]
     machines["hosts"]["c1"]["ansible_ssh_private_key_file"] = str(tmp_path / "key")
     machines["hosts"]["c1"]["ansible_ssh_args"] = "-o ControlMaster=no"  # not by a connection that is open
-    machines["hosts"]["c2"]["ansible_python_interpreter"] = "/usr/local/bin/odd-python"
+    machines["hosts"]["c2"]["ansible_python_interpreter"] = "/opt/odd/bin/python3"
     sh(lab.hosts["c2"], ODD_PYTHON)
     machines["hosts"]["gone"] = {"ansible_host": gone}
     machines["hosts"]["twin"] = {"ansible_host": lab.server.address}
@@ -91,7 +91,7 @@ def test_machines_that_will_not_do_are_named_with_cause_and_remedy(lab: Lab, tmp
     wrong = Lab(lab.hosts, tmp_path)
     wrong.inventory.write_text(yaml.safe_dump(inventory, sort_keys=False))
     play = wrong.play("site.yml")
-    sh(lab.hosts["c2"], "rm -r /usr/local/bin/odd-python /opt/odd")
+    sh(lab.hosts["c2"], "rm -r /opt/odd")
     assert play.code != 0
     user = machines["vars"]["ansible_user"]
     for words in (
