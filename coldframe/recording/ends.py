@@ -17,8 +17,6 @@ from coldframe.recording.app_errors import ending
 from coldframe.recording.journal import finish_interrupted
 from coldframe.recording.output import BoundedFile
 
-STOPPED = "the run was stopped"
-
 
 def task_client(command: Sequence[str]) -> RuntimeHttpClient:
     """Return the client of the Runtime API that a process started by this command of flwr's will have."""
@@ -54,9 +52,3 @@ def report_end(client: RuntimeHttpClient, code: int, file: BoundedFile | None, k
         client.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.FAILED, details=reason))
     if file is not None:
         finish_interrupted(file.path.parents[1] / "journal.jsonl", reason)
-
-
-def note_stop(file: BoundedFile | None) -> None:
-    """End the journal of a stopped run whose ServerApp was not done with it: flwr gives it five seconds."""
-    if file is not None:
-        finish_interrupted(file.path.parents[1] / "journal.jsonl", STOPPED, "stopped")

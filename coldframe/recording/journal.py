@@ -31,6 +31,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+STOPPED = "the run was stopped"
+
 
 class Journal:
     """Appends events, each by one write to a file opened with O_APPEND."""
@@ -76,6 +78,11 @@ def finish_interrupted(path: Path, error: str, status: str = "failed") -> None:
         journal = Journal(path)
         journal.append("run_finished", status=status, error=error)
         journal.close()
+
+
+def note_stop(path: Path) -> None:
+    """End the journal of a stopped run whose ServerApp was not done with it: flwr gives it five seconds."""
+    finish_interrupted(path, STOPPED, "stopped")
 
 
 AT_ONCE = 1 << 20  # bytes of a file that are read at once: as entries they take ten times as much memory

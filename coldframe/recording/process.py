@@ -18,6 +18,7 @@ from contextlib import closing
 from pathlib import Path
 
 from coldframe import cgroups
+from coldframe.recording.journal import note_stop
 from coldframe.recording.output import UNCLAIMED, VARIABLE, BoundedFile, copy_output
 from coldframe.recording.task_log import END
 
@@ -59,6 +60,8 @@ def serverapp(run: Callable[[], None]) -> None:
 
         with closing(ends.task_client(["flwr-serverapp", *sys.argv[1:]])) as client:
             ends.report_end(client, code, file, kills)
+    else:
+        note_stop(file.path.parents[1] / "journal.jsonl")
     path.unlink(missing_ok=True)  # if nobody has claimed it
     _leave(code)
 

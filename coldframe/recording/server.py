@@ -23,9 +23,8 @@ from flwr.serverapp import Grid
 import coldframe
 from coldframe.recording import apps, files, flower, output, reading, settings, threads, torchvision_import
 from coldframe.recording.app_errors import AppError
-from coldframe.recording.ends import STOPPED
 from coldframe.recording.grid import RecordingGrid
-from coldframe.recording.journal import Journal
+from coldframe.recording.journal import STOPPED, Journal
 from coldframe.recording.probes import Probes
 from coldframe.recording.replies import Rules
 from coldframe.recording.rounds import Recorder

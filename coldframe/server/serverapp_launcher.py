@@ -17,7 +17,8 @@ from flwr.proto.runtime_pb2 import SendTaskHeartbeatRequest
 from flwr.supercore.runtime import RuntimeHttpClient
 
 from coldframe import cgroups
-from coldframe.recording.ends import note_stop, report_end, task_client
+from coldframe.recording.ends import report_end, task_client
+from coldframe.recording.journal import note_stop
 from coldframe.recording.output import UNCLAIMED, VARIABLE, BoundedFile, copy_output
 
 # Added to what the kernel goes by where the container's memory is used up: the SuperLink, which all clients
@@ -55,8 +56,8 @@ class Subprocess:
                 send_heartbeats(process, client, self.pause)
                 if process.returncode:
                     report_end(client, process.returncode, file, kills)
-                else:
-                    note_stop(file)
+                elif file is not None:
+                    note_stop(file.path.parents[1] / "journal.jsonl")
 
         threading.Thread(target=look_after, daemon=True).start()
         return process

@@ -14,9 +14,7 @@ from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.superlink.federation import NoOpFederationManager
 
 from coldframe.flower import database
-from coldframe.recording.ends import note_stop
-from coldframe.recording.journal import Journal, read_journal
-from coldframe.recording.output import NAME, UNCLAIMED, BoundedFile
+from coldframe.recording.journal import Journal, note_stop, read_journal
 from coldframe.server.container import (
     RESTARTED,
     SUPERLINK,
@@ -96,12 +94,11 @@ def test_a_restart_fails_the_runs_that_were_going_and_says_why(tmp_path: Path, p
 def test_a_stopped_run_whose_serverapp_had_no_time_left_is_recorded_as_stopped(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "runs" / "7" / "journal.jsonl")
     journal.append("run_started", run_id="7")
-    file = BoundedFile(tmp_path / "runs" / "7" / NAME)
-    note_stop(file)
-    note_stop(file)  # a journal has one end
+    note_stop(journal.path)
+    note_stop(journal.path)  # it has one end
     ends = [event for event in read_journal(journal.path) if event["event"] == "run_finished"]
     assert [(event["status"], event["error"]) for event in ends] == [("stopped", "the run was stopped")]
-    note_stop(BoundedFile(tmp_path / UNCLAIMED / "x.log"))  # it ended before it knew its run
+    note_stop(tmp_path / "journal.jsonl")  # of a ServerApp that ended before it knew its run
     assert not list(tmp_path.glob("*.jsonl"))
 
 
