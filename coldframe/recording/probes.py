@@ -29,9 +29,13 @@ from coldframe.recording.rounds import (
     innermost,
 )
 
-LEAST = ("min_available_nodes", "min_train_nodes", "min_evaluate_nodes")  # as Flower's strategies have them
-
 Hook = Callable[[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Any]
+
+
+def least(strategy: Any, phase: str) -> int:
+    """Return how many clients a strategy of Flower needs for a phase; 0 where it does not say."""
+    found = [getattr(innermost(strategy), f"min_{name}_nodes", 0) for name in ("available", phase)]
+    return max(value if isinstance(value, int) else 0 for value in found)
 
 
 class Probes:
@@ -152,7 +156,7 @@ class Probes:
 
         def hook(method: Any, strategy: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             self.recorder.enter(_round_of(args, kwargs))
-            with self._timed("configure"), self._choosing(strategy):
+            with self._timed("configure"), self._choosing(strategy, phase):
                 found = method(strategy, *args, **kwargs)
             if isinstance(strategy, LegacyStrategy) and found:
                 self.recorder.announce(phase, [proxy.node_id for proxy, _ in found])
@@ -197,10 +201,9 @@ class Probes:
         return found
 
     @contextmanager
-    def _choosing(self, strategy: Any) -> Iterator[None]:
+    def _choosing(self, strategy: Any, phase: str) -> Iterator[None]:
         """Have the grid wait, but not for ever, for the clients that a strategy needs, and name them."""
-        found = [getattr(innermost(strategy), name, 0) for name in LEAST]
-        required = max(value if isinstance(value, int) else 0 for value in found)
+        required = least(strategy, phase)
         if required and isinstance(strategy, Strategy):
             self.recorder.configuring = Configuring(required)
         try:

@@ -26,7 +26,7 @@ from coldframe.recording import rounds, server
 from coldframe.recording.app_errors import AppError
 from coldframe.recording.flower import SYSTEM_RECORD
 from coldframe.recording.journal import Journal, read_journal
-from coldframe.recording.probes import Probes
+from coldframe.recording.probes import Probes, least
 from coldframe.recording.rounds import Recorder
 from coldframe.recording.settings import Settings
 
@@ -297,6 +297,13 @@ def test_a_strategy_gets_the_same_nodes_while_it_chooses_and_waits_for_those_tha
     grid._wait_timeout = 0.0
     with pytest.raises(recording.ClientsMissing, match=r"1 clients .* 2 are needed. Missing: b. Look"):
         grid.get_node_ids()
+
+
+def test_an_evaluation_needs_the_clients_of_an_evaluation() -> None:
+    """Not those that training needs: half of them may have gone since."""
+    strategy = FedAvg(min_train_nodes=5, min_evaluate_nodes=2, min_available_nodes=3)
+    assert [least(strategy, phase) for phase in ("train", "evaluate")] == [5, 3]
+    assert least(object(), "train") == 0
 
 
 def test_the_first_question_waits_for_all_that_are_registered(
