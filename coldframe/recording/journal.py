@@ -81,7 +81,7 @@ def finish_interrupted(path: Path, error: str, status: str = "failed") -> None:
 
 
 def note_stop(path: Path) -> None:
-    """End the journal of a stopped run whose ServerApp was not done with it: flwr gives it five seconds."""
+    """End the journal of a stopped run whose ServerApp was not done with it in time."""
     finish_interrupted(path, STOPPED, "stopped")
 
 

@@ -31,6 +31,8 @@ from coldframe.recording.rounds import Recorder
 from coldframe.recording.settings import Settings
 
 EPOCHS_KEYS = ("local-epochs", "local_epochs")
+# What a stopped ServerApp has to save its model and end its journal on a busy machine. flwr gives it 5 s.
+SAVING_SECONDS = 60.0
 FINITE_KEY = "allow-nonfinite"  # an app whose run_config has it has its replies checked
 # Of the journal's `run_started`: what a run_config may tell, as text; and as JSON, of its arguments.
 TOLD = ("strategy", "dataset", "partitioner")
@@ -58,6 +60,7 @@ def install() -> None:
 
     reading.install()
     claim_output(Path(state))
+    vars(importlib.import_module("flwr.supercore.exit.exit"))["FORCE_EXIT_TIMEOUT_SECONDS"] = SAVING_SECONDS
 
     @functools.wraps(inner)
     def run(grid: Grid, context: Context, **kwargs: Any) -> Context:
