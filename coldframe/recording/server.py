@@ -12,13 +12,20 @@ import os
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import httpx
 from flwr.app import Context
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectPushError,
+    ObjectUnavailableError,
+)
 
 import coldframe
 from coldframe.recording import apps, files, flower, output, reading, settings, threads, torchvision_import
@@ -111,7 +118,13 @@ def record(run: Any, grid: Grid, context: Context, state: Path) -> Context:
     probes.install()
     status, reason = "completed", None
     try:
-        found: Context = run(grid=RecordingGrid(grid, recorder, rules, asked.wait_timeout))
+        try:
+            found: Context = run(grid=RecordingGrid(grid, recorder, rules, asked.wait_timeout))
+        except Exception as error:
+            if is_refused(error):
+                with suppress(Exception):
+                    grid.get_node_ids()  # of a stopped run this is refused too, and flwr ends the process
+            raise
     except BaseException as error:
         if not isinstance(error, SystemExit) or error.code or is_stop(error):
             status, reason = ending(error)
@@ -178,6 +191,15 @@ def is_stop(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt) or (
         isinstance(error, SystemExit) and module.startswith("flwr.supercore.exit")
     )
+
+
+def is_refused(error: BaseException | None) -> bool:
+    """Whether the SuperLink refused something: of a run that is stopped, a message on its way for example."""
+    while error is not None:
+        if isinstance(error, httpx.HTTPError | ObjectPushError | ObjectPullError | ObjectUnavailableError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def ending(error: BaseException) -> tuple[str, str]:

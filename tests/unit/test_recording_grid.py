@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import DEFAULT_TTL, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import DEFAULT_TTL, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.server import server as legacy_server
 from flwr.serverapp.strategy import FedAvg, Strategy
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.state.schema.linkstate_models import MessageIns
 from flwr.supercore.task_identity import TaskIdentity
 from sqlalchemy import create_engine, insert
@@ -272,6 +273,33 @@ def test_a_run_that_flower_stops_is_stopped_and_one_that_exits_has_failed() -> N
             ends[name] = server.ending(error)
     assert ends["stopped"][0] == "stopped"
     assert ends["failed"] == ("failed", "the ServerApp ended itself by sys.exit(3)")
+
+
+@pytest.mark.parametrize(
+    ("stopped", "error", "status"),
+    [
+        (True, ObjectPushError("an object", 7, "s"), "stopped"),
+        (True, ValueError("the app's own"), "failed"),
+        (False, ObjectPushError("an object", 7, "s"), "failed"),
+    ],
+    ids=["stopped in the middle of a message", "an error of the app", "refused for another reason"],
+)
+def test_a_run_that_is_stopped_while_it_sends_is_stopped(
+    stopped: bool, error: Exception, status: str, tmp_path: Path
+) -> None:
+    """Its SuperLink refuses the rest of the message before flwr knows of the stop."""
+    namespace: dict[str, Any] = {"__name__": "flwr.supercore.exit.exit"}
+    exec("def flwr_exit():\n raise SystemExit(0)", namespace)
+    (tmp_path / "nodes.json").write_text("{}")
+    fake: Any = SimpleNamespace(get_node_ids=namespace["flwr_exit"] if stopped else list)
+
+    def run(grid: Any) -> Context:
+        raise AppError("explained") from error
+
+    context = Context(run_id=7, node_id=0, node_config={}, state=RecordDict(), run_config={})
+    with pytest.raises((AppError, SystemExit)):
+        server.record(run, fake, context, tmp_path)
+    assert read_journal(tmp_path / "runs" / "7" / "journal.jsonl")[-1]["status"] == status
 
 
 def test_the_hash_sees_names_shapes_and_values() -> None:
