@@ -232,12 +232,17 @@ class Federation:
     @cached_property
     def control(self) -> ControlHttpClient:
         """The SuperLink's Control API."""
-        return ControlHttpClient.from_server_address(
+        control = ControlHttpClient.from_server_address(
             f"127.0.0.1:{self.link_port}",
             insecure=self.certificate is None,
             root_certificates=str(self.certificate) if self.certificate else None,
             interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
         )
+        # uvicorn closes a connection that is idle for 5 s, and httpx sends on one for as long: on a busy
+        # machine a request can meet the end of its connection.
+        transport: Any = control._client._transport
+        transport._pool._keepalive_expiry = 2.0
+        return control
 
     def submit(self, app: Path, **config: Any) -> str:
         """Start a run of an app, as `flwr run` does in ten times the time; return its id."""
