@@ -36,9 +36,7 @@ def pack(found: app.Found, manifest: dict[str, Any]) -> bytes:
     from flwr.cli import build
     from flwr.common.constant import FAB_MAX_SIZE
 
-    build.FAB_MAX_SIZE = (
-        sys.maxsize
-    )  # of the packing alone: `judge_size` refuses, and names the largest files
+    build.FAB_MAX_SIZE = sys.maxsize  # of the packing alone: `judge_size` names the largest files
     if found.path.is_file():
         content = found.path.read_bytes()
     else:
