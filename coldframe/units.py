@@ -92,6 +92,21 @@ def _measured(value: object, units: Mapping[str, float], unit: str) -> float | N
     return measured if math.isfinite(measured) else None
 
 
+def parse_deadline(value: object) -> float | str:
+    """Seconds of a duration, or ``auto``."""
+    return "auto" if str(value).strip().lower() == "auto" else parse_duration(value)
+
+
+def parse_goal(value: object) -> float | int:
+    """A share up to 1, or a whole number.
+
+    >>> parse_goal("0.75"), parse_goal("8")
+    (0.75, 8)
+    """
+    number = _number(value)
+    return number if number <= 1 else _whole(value)
+
+
 def _whole(value: object) -> int:
     if isinstance(value, bool) or not re.fullmatch(r"\s*[+-]?\d+\s*", str(value)):
         raise ValueError("is not a whole number")
@@ -174,6 +189,8 @@ KINDS: dict[str, Callable[[object], Any]] = {
     "rate": parse_rate,
     "percent": _percent,
     "dictionary": _dictionary,
+    "deadline": parse_deadline,
+    "goal": parse_goal,
 }
 NOUNS = {
     "whole": "a whole number",
@@ -188,4 +205,6 @@ NOUNS = {
     "rate": "a rate",
     "percent": "a percentage",
     "dictionary": "a dictionary in JSON",
+    "deadline": "auto or a duration in seconds",
+    "goal": "a share up to 1, or a whole number,",
 }

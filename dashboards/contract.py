@@ -82,6 +82,7 @@ METRICS: dict[str, tuple[str, ...]] = {
     "fl_round_phase_seconds": ("run", "phase"),
     "fl_run_seconds_total": ("run", "phase"),
     "fl_run_failures_total": ("run", "reason"),
+    "fl_run_late_total": ("run", "reason"),
     "fl_run_bytes_total": ("run", "direction"),
     "fl_run_metric": ("run", "phase", "metric", "stat"),
     **_all(_RUN_CLIENT, "run", "client", "partition"),

@@ -466,9 +466,11 @@ def _inventory(built: Board) -> None:
             8,
             bars(
                 "Failures by reason",
-                "Replies of the run that did not come, or came as an error.",
+                "Replies of the run that did not come, or came as an error; and those that a round did not"
+                " wait for, at its deadline or because it had enough.",
                 "none",
                 Query(f"sum by (reason) (fl_run_failures_total{{{RUN}}})", "{{reason}}"),
+                Query(f"sum by (reason) (fl_run_late_total{{{RUN}}}) > 0", "late ({{reason}})"),
                 limits=((None, GREEN), (1, RED)),
             ),
         ),

@@ -32,6 +32,7 @@ from coldframe.controller.description import Description, newest
 from coldframe.controller.misplaced import misplaced
 from coldframe.controller.monitoring import coldframe_ports
 from coldframe.controller.roster import build_roster
+from coldframe.controller.round_policy import check_policy
 from coldframe.controller.settings import (
     CONNECTION,
     EARLIER,
@@ -240,6 +241,7 @@ def check_run(it: Preflight) -> None:
     verb = it.call.verb
     if it.deploys:
         it.findings += check_clients(it.values, it.clients)
+        it.findings += check_policy(it.values, it.clients)
         it.findings += checks.check_addresses(it.machines)
         # A partitioner or an argument that is unknown was found above.
         if it.server and not any(finding.problem.startswith("partitioner") for finding in it.findings):

@@ -24,8 +24,11 @@ class Run:
         the samples of each class by partition id.
     rounds
         Round number -> `round` event. Round 0 is the evaluation before any training.
-    replies, failures
-        The `reply` and `failure` events in the order of the journal.
+    replies, failures, late
+        The `reply`, `failure` and `late` events in the order of the journal. Of those that are late `came`
+        has the seconds after which there was a reply after all, if there was.
+    policy
+        The last `policy` event; empty without one.
     model_sha256
         Hash over the final model's arrays, if it was saved.
     finished
@@ -38,6 +41,8 @@ class Run:
     rounds: dict[int, Event] = field(default_factory=dict)
     replies: list[Event] = field(default_factory=list)
     failures: list[Event] = field(default_factory=list)
+    late: list[Event] = field(default_factory=list)
+    policy: Event = field(default_factory=dict)
     model_sha256: str | None = None
     finished: Event = field(default_factory=dict)
     first: float | None = None
@@ -52,6 +57,7 @@ class Run:
 def gather(events: Iterable[Event]) -> Run:
     """Sort a journal's events by kind; of two events for one round the later counts."""
     run = Run()
+    outcomes = {"reply": run.replies, "failure": run.failures, "late": run.late}
     for event in events:
         run.last = float(event["time"])
         if run.first is None:
@@ -67,15 +73,26 @@ def gather(events: Iterable[Event]) -> Run:
             counts[str(event["partition_id"])] = event["class_counts"]
         elif kind == "round":
             run.rounds[int(event["round"])] = event
-        elif kind == "reply":
-            run.replies.append(event)
-        elif kind == "failure":
-            run.failures.append(event)
+        elif kind in outcomes:
+            outcomes[kind].append(event)
+        elif kind == "late_reply":
+            _came_late(run, event)
+        elif kind == "policy":
+            run.policy = event
         elif kind == "model_saved":
             run.model_sha256 = event["sha256"]
         elif kind == "run_finished":
             run.finished = event
     return run
+
+
+def _came_late(run: Run, event: Event) -> None:
+    """Note when a reply came that a phase had not waited for."""
+    for place in reversed(range(len(run.late))):
+        late = run.late[place]
+        if all(late[key] == event[key] for key in ("round", "phase", "node_id")):
+            run.late[place] = {**late, "came": event["seconds"]}
+            return
 
 
 def natural(name: str) -> list[tuple[bool, int, str]]:

@@ -36,6 +36,7 @@ COLUMNS = {
     "seconds": ("Seconds", ".1f"),
     "clients": ("Clients", "d"),
     "failures": ("Failures", "d"),
+    "late": ("Late", "d"),
 }
 
 
@@ -146,6 +147,7 @@ def headline(run: Run, summary: Mapping[str, Any], record: Mapping[str, Any]) ->
         planned = run.started.get("rounds")
         done = str(summary["rounds"]) if planned is None else f"{summary['rounds']} of {planned}"
         note = f"{len(run.failures)} failures" if run.failures else "no failures"
+        note += f", {len(run.late)} late" if run.late else ""
         found.append(("Rounds", done, note))
         found.append(("Clients", str(summary["clients"]), str(summary["partitioner"] or "")))
     if summary["wall_seconds"] is not None:

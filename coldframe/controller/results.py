@@ -46,6 +46,7 @@ SYSTEM_FIGURES = (
     "samples_per_second",
     "memory_peak",
 )
+CLIENT_STATUS = {"reply": "ok", "failure": "failed", "late": "late"}
 CLIENTS_SAID = 12  # of the closing words: more clients than this that failed are a number
 REASONS_SAID = 4  # of the closing words: why more was asked of machines than they have
 LEFT_OUT = "left_out.json"  # of `files/`: by client, or `server`, what was not collected, and why
@@ -82,7 +83,8 @@ def summarise(
 
     Accuracy and loss are those of the last round that the server evaluated; `rounds` counts the
     training rounds that were completed, and `round_seconds` has one entry for each. `concurrent_with` names
-    the runs that ran on the same clients at the same time.
+    the runs that ran on the same clients at the same time. `policy` is null where no round_deadline was asked
+    for; `late` counts the messages that a phase did not wait for.
     """
     status, error = outcome(run, status, error)
     trained = run.trained_rounds
@@ -111,6 +113,9 @@ def summarise(
         "wall_seconds": wall,
         "round_seconds": [event["seconds"] for event in trained],
         "model_sha256": run.model_sha256,
+        **{f"round_{name}": run.policy.get(name) for name in ("deadline", "goal", "minimum")},
+        "policy": policy_words(run.policy),
+        "late": len(run.late) if started else None,
         "oversubscribed": started.get("oversubscribed"),
         "oversubscribed_because": [],
         "concurrent_with": concurrent_with,
@@ -122,6 +127,13 @@ def summarise(
             for event in run.failures
         ],
     }
+
+
+def policy_words(policy: Event) -> str | None:
+    """Say whether the policy that was asked for was applied, and why not."""
+    if not policy:
+        return None
+    return "applied" if policy["applied"] else f"not applied: {policy['reason']}"
 
 
 def round_rows(run: Run) -> list[dict[str, Any]]:
@@ -141,25 +153,26 @@ def round_rows(run: Run) -> list[dict[str, Any]]:
             **{f"{phase}_seconds": event.get("phases", {}).get(phase) for phase in [*PHASES, *others]},
             "clients": event.get("clients"),
             "failures": event.get("failures"),
+            "late": event.get("late", 0),
         }
         for number, event in sorted(run.rounds.items())
     ]
 
 
 def client_rows(run: Run) -> list[dict[str, Any]]:
-    """Make the rows of `clients.csv`: one per client, round and phase, failures included.
+    """Make the rows of `clients.csv`: one per client, round and phase, failures and late clients included.
 
-    `seconds` is the time from sending the message to having its reply; the client's own figures keep
-    their names, and each metric of the reply has a column `metric_<name>`.
+    `seconds` is the time from sending the message to having its reply, also where that was late; the client's
+    own figures keep their names, and each metric of the reply has a column `metric_<name>`.
     """
     metrics = sorted({name for reply in run.replies for name in reply.get("metrics", {})})
     rows = []
-    for event in [*run.replies, *run.failures]:
+    for event in [*run.replies, *run.failures, *({**late, "seconds": late.get("came")} for late in run.late)]:
         system = event.get("system", {})
         rows.append(
             {
                 **{key: event.get(key) for key in ("round", "phase", "client", "partition_id", "node_id")},
-                "status": "ok" if event["event"] == "reply" else "failed",
+                "status": CLIENT_STATUS[event["event"]],
                 **{key: event.get(key) for key in ("seconds", "examples", "bytes_down", "bytes_up")},
                 **{key: system.get(key) for key in SYSTEM_FIGURES},
                 **{f"metric_{name}": event.get("metrics", {}).get(name) for name in metrics},
@@ -383,6 +396,11 @@ def closing_words(
         lines.append(
             f"  note        trained beside run {', '.join(summary['concurrent_with'])}: times are shared"
         )
+    if summary["late"]:
+        names = named_clients(event["client"] for event in run.late)
+        lines.append(f"  late        {names}: {summary['late']} replies in all")
+    elif summary["policy"] not in (None, "applied"):
+        lines.append(f"  note        round_deadline was {summary['policy']}")
     lines += throttle_lines(events)
     lines += failure_lines(summary["failures"])
     lines += file_lines(out)

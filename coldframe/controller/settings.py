@@ -23,7 +23,8 @@ PARTITIONER_ARGUMENTS: dict[str, tuple[str, ...]] = {
 DATASETS = ("mnist", "fashion_mnist", "cifar10", "synthetic")
 
 # Variables of run.yml that no app gets: they travel beneath it.
-SETTINGS = ("run_name", "wait_timeout")
+POLICY = ("round_deadline", "round_goal", "round_minimum")  # which replies a round waits for
+SETTINGS = ("run_name", "wait_timeout", *POLICY)
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,9 @@ TRAINING = _configured(
 RUN = _table(
     *TRAINING,
     Variable("wait_timeout", "duration", "300", 300.0, above=0, most=MONTH),
+    Variable("round_deadline", "deadline", "60", "", above=0, most=MONTH, empty=True),
+    Variable("round_goal", "goal", "0.75", "", above=0, most=100_000, empty=True),
+    Variable("round_minimum", "whole", "2", "", low=1, most=100_000, empty=True),
     Variable("run_name", "text", "baseline", "", pattern=RUN_NAME, empty=True),
     Variable("wait", "truth", "true", True),
     Variable("concurrent", "truth", "true", False),
@@ -324,7 +328,7 @@ def cast_value(variable: Variable, value: object) -> Any:
             raise ValueError(f"is not {expected(variable)}: {remedy}")
         if variable.most is not None and result > variable.most:
             show = SHOWN.get(variable.kind, "{:.10g}".format)
-            unit = " s" if variable.kind in ("duration", "latency") else ""
+            unit = " s" if variable.kind in ("duration", "latency", "deadline") else ""
             raise ValueError(f"is more than {show(variable.most)}{unit}: {remedy}")
     if variable.kind in ("text", "path") and not result.strip():
         raise ValueError(f"is empty: {remedy}, or leave it out")

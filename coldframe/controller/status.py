@@ -9,7 +9,7 @@ from typing import Any
 from coldframe.controller.certificates import CERTIFICATE_DAYS
 from coldframe.controller.records import natural
 from coldframe.controller.roster import coldframe_status_table
-from coldframe.controller.settings import EARLIER, RUN, SETTINGS
+from coldframe.controller.settings import EARLIER, POLICY, RUN, SETTINGS
 from coldframe.controller.throttle_text import text_of
 from coldframe.limits import LIMITS
 
@@ -143,7 +143,7 @@ def coldframe_submission(
             )
     run = plan["run"]
     # Of our own training's variables nothing reaches another app.
-    of_app = ["app", "run_config", *(["app_data"] if run["app_data"] else [])]
+    of_app = ["app", "run_config", *(name for name in ("app_data", *POLICY) if run[name])]
     names = of_app if run["app"] else [n for n in RUN if n not in CALL]
     machines = coldframe_inventory([], [], groups, hostvars, who["federation"])["machines"]
     return {

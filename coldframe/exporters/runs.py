@@ -2,7 +2,7 @@
 
 It reads what the ServerApps append, and the SuperLink's own records for what no journal says: who is
 connected, and the runs of apps that keep none. It lives in the server's container, on its loopback; the
-gateway publishes it. The newest RUNS runs are shown, closed ones too, after any restart: 40 series per run
+gateway publishes it. The newest RUNS runs are shown, closed ones too, after any restart: 42 series per run
 and 3 per metric that its clients report, of MOST_METRICS metrics at most. The 9 series per run and client are
 there for the newest run, for those that go on, and for the newest others: CLIENTS clients of all runs.
 `python3 -m coldframe.exporters.runs PORT [USERS]`: with the file of users it asks for a password.
@@ -38,6 +38,7 @@ STATES = ("running", "completed", "failed", "diverged", "stopped")
 OTHER = "other"  # all phases that an app has made up
 PHASES = ("configure", "train", "aggregate", "evaluate", "server_evaluate", OTHER)
 REASONS = ("oom", "timeout", "lost", "exception", "bad_reply", "other")
+LATE = ("deadline", "goal")  # why a phase ended without a reply
 # A failure's class by its code: Flower's ErrorCode; our own -1 for a time that was up, -2 for a bad reply.
 REASON_OF_CODE = {
     -2: "bad_reply",
@@ -96,6 +97,7 @@ FAMILIES: Families = {
     "fl_round_participants": ("gauge", "Clients that trained in the last round."),
     "fl_round_straggler_gap_seconds": ("gauge", "Slowest minus median train reply of the last round."),
     "fl_run_failures_total": ("counter", "Failed tasks, by reason."),
+    "fl_run_late_total": ("counter", "Replies that a phase did not wait for, by what ended it."),
     "fl_run_bytes_total": ("counter", "Bytes of models to the clients (down) and from them (up)."),
     "fl_run_metric": (
         "gauge",
@@ -191,6 +193,7 @@ class Run:
         self.round: dict[str, Any] = {}
         self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self.failures: Counter[str] = Counter()
+        self.late: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
         self.clients: dict[str, dict[str, Any]] = {}
         self.metrics = Metrics()
@@ -261,6 +264,9 @@ class Run:
     def _on_failure(self, event: dict[str, Any]) -> None:
         self.failures[reason_of(event)] += 1
         self._client(event["client"], event["partition_id"])["failures"] += 1
+
+    def _on_late(self, event: dict[str, Any]) -> None:
+        self.late[event["reason"]] += 1
 
     def _on_round(self, event: dict[str, Any]) -> None:
         if all(event.get(key) is None for key in EVALUATION):  # not in this round: the last ones still hold
@@ -337,6 +343,8 @@ class Run:
         page.add("fl_round_straggler_gap_seconds", own, self.gap)
         for reason in REASONS:
             page.add("fl_run_failures_total", f'{own},reason="{reason}"', self.failures[reason])
+        for reason in LATE:
+            page.add("fl_run_late_total", f'{own},reason="{reason}"', self.late[reason])
         for (phase, metric), values in self.metrics.shown.items():
             for stat, value in zip(("mean", "min", "max"), values, strict=True):
                 text = labels({"run": self.run_id, "phase": phase, "metric": metric, "stat": stat})

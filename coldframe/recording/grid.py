@@ -15,6 +15,7 @@ from flwr.supercore.run import Run
 
 from coldframe.recording import replies as contents
 from coldframe.recording.flower import SYSTEM_RECORD
+from coldframe.recording.policy import LeftBehind, Policy, Terms
 from coldframe.recording.replies import BAD_REPLY, BadReply, Form, Rules, clean
 from coldframe.recording.rounds import Pending, Recorder, phase_of
 
@@ -40,7 +41,13 @@ class Phase:
     pending: dict[str, Pending] = field(default_factory=dict)
     replies: dict[str, Message] = field(default_factory=dict)
     forms: dict[str, Form] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)  # from message to reply
     not_finite: int = 0
+
+    @property
+    def good(self) -> int:
+        """How many replies can be used."""
+        return sum(not reply.has_error() for reply in self.replies.values())
 
 
 class RecordingGrid(Grid):
@@ -55,15 +62,24 @@ class RecordingGrid(Grid):
         What is demanded of replies; a bad one becomes an error of its client. None: they are not looked at.
     wait_timeout : float
         Seconds to wait for the clients that a strategy needs; then an error names the missing ones.
+    policy : Policy, optional
+        What ends a phase before all clients have replied.
     """
 
     def __init__(
-        self, grid: Grid, recorder: Recorder, rules: Rules | None = None, wait_timeout: float = 300.0
+        self,
+        grid: Grid,
+        recorder: Recorder,
+        rules: Rules | None = None,
+        wait_timeout: float = 300.0,
+        policy: Policy | None = None,
     ) -> None:
         self._grid = grid
         self._recorder = recorder
         self._rules = rules
         self._wait_timeout = wait_timeout
+        self._policy = policy
+        self._left_behind = LeftBehind(grid, recorder)
         self._forms: dict[str, Form] = {}  # by message type, of the last replies
         self._asked = False  # for the clients
         self._activated: dict[int, str] = {}  # node -> when it was last activated
@@ -110,7 +126,8 @@ class RecordingGrid(Grid):
         if configuring is None:
             return self._online(0)
         if time.monotonic() - configuring.told > LISTED_SECONDS:
-            configuring.nodes = self._online(configuring.required)
+            online = self._online(configuring.required)
+            configuring.nodes = self._left_behind.without_busy(online, configuring.required)
             configuring.told = time.monotonic()
         return list(configuring.nodes)
 
@@ -148,6 +165,11 @@ class RecordingGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages."""
         batch = list(messages)
+        if self._policy is not None:
+            self._policy.pushed(batch)
+        return self._push(batch)
+
+    def _push(self, batch: list[Message]) -> list[str]:
         if not batch:
             return []
         exchanges = self._recorder.sending(batch)
@@ -180,15 +202,21 @@ class RecordingGrid(Grid):
         A client that has not replied when the time is up is missing from the list.
         """
         batch = list(messages)
+        terms = self._policy.begin(batch) if self._policy is not None else Terms()
         for message in batch:
-            if timeout is not None and message.metadata.ttl == DEFAULT_TTL:
+            if (limit := terms.limit(timeout)) is not None and message.metadata.ttl == DEFAULT_TTL:
                 # A task that hangs is ended when its message expires; then the client is free again.
-                message.metadata.ttl = timeout + EXPIRY_MARGIN
+                message.metadata.ttl = limit + EXPIRY_MARGIN
         start = time.monotonic()
-        waiting = {message_id for message_id in self.push_messages(batch) if message_id}
+        waiting = {message_id for message_id in self._push(batch) if message_id}
+        sent = time.monotonic()  # from here on the clients have the time of a deadline
+        left = None if timeout is None else timeout - (sent - start)
+        limit = terms.limit(left)
         phase = Phase({message.metadata.message_id: message for message in batch})
         phase.pending = {key: self._recorder.pending[key] for key in waiting if key in self._recorder.pending}
-        while waiting and (timeout is None or time.monotonic() - start < timeout):
+        while waiting and not terms.reached(phase.good):
+            if limit is not None and time.monotonic() - sent >= limit:
+                break
             asked = time.monotonic()
             arrived = [
                 self._take(phase, reply)
@@ -198,12 +226,39 @@ class RecordingGrid(Grid):
             waiting.difference_update(reply.metadata.reply_to_message_id for reply in arrived)
             if waiting and not arrived:
                 time.sleep(max(0.0, UNHELD_SECONDS - (time.monotonic() - asked)))
-        for message_id in waiting:
-            self._recorder.gave_up(message_id, timeout or 0.0)
+        late = self._leave_behind(phase, waiting, terms.reason(phase.good, left), timeout)
         if self._rules is not None:
             self._refuse_odd_ones(phase)
             self._check_divergence(phase)
+        if self._policy is not None and batch:
+            kind = phase_of(batch[0].metadata.message_type)
+            self._policy.ended(kind, terms, phase.seconds, late, phase.good)
         return [phase.replies[key] for key in sorted(phase.replies, key=self._place(phase))]
+
+    def _leave_behind(
+        self, phase: Phase, waiting: Collection[str], reason: str | None, timeout: float | None
+    ) -> int:
+        """End a phase without the replies to some messages; return how many are late by the policy."""
+        if reason is None:
+            for message_id in waiting:
+                self._recorder.gave_up(message_id, timeout or 0.0)
+            return 0
+        for message_id in waiting:
+            self._recorder.late(message_id, reason)
+        self._left_behind.add(
+            {
+                key: (phase.pending[key], phase.sent[key].metadata.ttl)
+                for key in waiting
+                if key in phase.pending
+            }
+        )
+        return len(waiting)
+
+    def close_policy(self) -> None:
+        """End the policy with the run."""
+        self._left_behind.close()
+        if self._policy is not None:
+            self._policy.close()
 
     def _place(self, phase: Phase) -> Any:
         return lambda message_id: self._recorder.order(phase.sent[message_id].metadata.dst_node_id)
@@ -252,6 +307,8 @@ class RecordingGrid(Grid):
             except BadReply as bad:
                 phase.not_finite += bad.not_finite
                 reply = Message(Error(BAD_REPLY, clean(bad)), reply_to=phase.sent[message_id])
+        if message_id in phase.pending and not reply.has_error():
+            phase.seconds.append(time.monotonic() - phase.pending[message_id].sent)
         self._recorder.replied(reply, _take_system(reply))
         phase.replies[message_id] = reply
         return reply

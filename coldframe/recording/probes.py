@@ -20,6 +20,7 @@ from flwr.app import ArrayRecord
 from flwr.server.strategy import Strategy as LegacyStrategy
 from flwr.serverapp.strategy import Strategy
 
+from coldframe.recording.policy import Policy
 from coldframe.recording.rounds import (
     EVALUATED,
     SERVER,
@@ -41,8 +42,9 @@ def least(strategy: Any, phase: str) -> int:
 class Probes:
     """Wrappers for the strategies of this process."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, policy: Policy | None = None) -> None:
         self.recorder = recorder
+        self.policy = policy
         self._inside = threading.local()
         self._replaced: list[tuple[Any, str, Any]] = []  # where, name, what was there
 
@@ -158,6 +160,8 @@ class Probes:
             self.recorder.enter(_round_of(args, kwargs))
             with self._timed("configure"), self._choosing(strategy, phase):
                 found = method(strategy, *args, **kwargs)
+            if self.policy is not None:
+                self.policy.configured(strategy)
             if isinstance(strategy, LegacyStrategy) and found:
                 self.recorder.announce(phase, [proxy.node_id for proxy, _ in found])
             return found
@@ -169,6 +173,9 @@ class Probes:
 
         def hook(method: Any, strategy: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             self.recorder.enter(_round_of(args, kwargs))
+            if phase == "train" and self.policy is not None and self.policy.take_void():
+                self.recorder.told("train", TRAINED, {})
+                return None, None  # as a strategy does that has no replies
             with self._timed("aggregate"):
                 found = method(strategy, *args, **kwargs)
             legacy = isinstance(strategy, LegacyStrategy)

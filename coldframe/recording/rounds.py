@@ -108,6 +108,8 @@ class Round:
     replies: list[tuple[str, int, int | None, dict[str, Any]]] = field(default_factory=list)
     told: set[str] = field(default_factory=set)  # phases whose aggregate the app has told
     failures: int = 0
+    late: int = 0
+    void: bool = False
 
     @property
     def trained(self) -> set[int]:
@@ -128,6 +130,7 @@ class Recorder:
         self.configuring: Configuring | None = None
         self.known: Mapping[str, Any] = {}  # of strategy and rounds, what the run_config tells
         self.epochs = 1  # passes over the examples of a reply to `train`
+        self.policed = False  # phases may end without clients that are late
         self._counts: dict[int, list[int]] = {}  # by node, the samples of each class
         self._roster = roster
         self._clients = read_roster(roster)
@@ -342,15 +345,10 @@ class Recorder:
                 return
             phase = phase_of(pending.exchange.kind)
             examples, metrics = metrics_of(reply.content, self.examples_key)
-            client = self.client(node_id)
             figures = self._figures(system, phase, examples)
             self.journal.append(
                 "reply",
-                round=pending.exchange.round,
-                phase=phase,
-                client=client.name,
-                partition_id=client.partition_id,
-                node_id=str(node_id),
+                **self.about(pending),
                 seconds=round(now - pending.sent, 3),
                 examples=examples,
                 metrics=metrics,
@@ -411,21 +409,44 @@ class Recorder:
                 node_id = pending.message.metadata.dst_node_id
                 self._failed(pending.exchange, node_id, NO_REPLY, f"no reply within {seconds:.0f} s")
 
+    @harmless
+    def late(self, message_id: str, reason: str) -> None:
+        """Write down that a phase ended without a client: at its deadline, or with enough replies."""
+        with self._lock:
+            pending = self.pending.pop(message_id, None)
+            if pending is None:
+                return
+            pending.exchange.ended = now = time.monotonic()
+            seconds = round(now - pending.sent, 3)
+            self.journal.append("late", **self.about(pending), reason=reason, seconds=seconds)
+            if self._round is not None and pending.exchange.round == self._round.number:
+                self._round.late += 1
+                self._round.last = now
+
+    @harmless
+    def void(self, replies: int, minimum: int) -> None:
+        """Write down that a round has too few good replies to be aggregated."""
+        with self._lock:
+            self.journal.append("round_void", round=self.round_number, replies=replies, minimum=minimum)
+            if self._round is not None:
+                self._round.void = True
+
     def _failed(self, exchange: Exchange, node_id: int, code: int, reason: str) -> None:
-        client = self.client(node_id)
         self.journal.append(
-            "failure",
-            round=exchange.round,
-            phase=phase_of(exchange.kind),
-            client=client.name,
-            partition_id=client.partition_id,
-            node_id=str(node_id),
-            code=code,
-            reason=clean(readable(reason)),
+            "failure", **self._about(exchange, node_id), code=code, reason=clean(readable(reason))
         )
         if self._round is not None and exchange.round == self._round.number:
             self._round.failures += 1
             self._round.last = time.monotonic()
+
+    def _about(self, exchange: Exchange, node_id: int) -> dict[str, Any]:
+        client = self.client(node_id)
+        who = {"client": client.name, "partition_id": client.partition_id, "node_id": str(node_id)}
+        return {"round": exchange.round, "phase": phase_of(exchange.kind), **who}
+
+    def about(self, pending: Pending) -> dict[str, Any]:
+        """Return what every event of a message says of it."""
+        return self._about(pending.exchange, pending.message.metadata.dst_node_id)
 
     @harmless
     def connected(self, nodes: set[int], exchange: Exchange) -> None:
@@ -473,6 +494,7 @@ class Recorder:
             phases={phase: round(seconds, 3) for phase, seconds in this.phases.items()},
             clients=len(this.trained),
             failures=this.failures,
+            **({"late": this.late, "void": this.void} if self.policed else {}),
             keys=this.keys,
             derived=this.derived,
         )

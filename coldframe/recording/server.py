@@ -32,6 +32,7 @@ from coldframe.recording import apps, files, flower, output, reading, settings, 
 from coldframe.recording.app_errors import AppError
 from coldframe.recording.grid import RecordingGrid
 from coldframe.recording.journal import STOPPED, Journal
+from coldframe.recording.policy import Policy
 from coldframe.recording.probes import Probes
 from coldframe.recording.replies import Rules
 from coldframe.recording.rounds import Recorder
@@ -114,12 +115,14 @@ def record(run: Any, grid: Grid, context: Context, state: Path) -> Context:
     journal.append("run_started", **recorder.known)
     nonfinite = context.run_config.get(FINITE_KEY)
     rules = Rules(finite=not nonfinite) if isinstance(nonfinite, bool) else None
-    probes = Probes(recorder)
+    policy = Policy(recorder, asked) if asked.round_deadline else None
+    recording = RecordingGrid(grid, recorder, rules, asked.wait_timeout, policy)
+    probes = Probes(recorder, policy)
     probes.install()
     status, reason = "completed", None
     try:
         try:
-            found: Context = run(grid=RecordingGrid(grid, recorder, rules, asked.wait_timeout))
+            found: Context = run(grid=recording)
         except Exception as error:
             if is_refused(error):
                 with suppress(Exception):
@@ -131,6 +134,7 @@ def record(run: Any, grid: Grid, context: Context, state: Path) -> Context:
         raise
     finally:
         probes.remove()
+        recording.close_policy()
         recorder.finish(status, reason, folder)
         journal.close()
     return found

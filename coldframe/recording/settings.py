@@ -16,6 +16,7 @@ from typing import Any
 
 LOCK = "submit.lock"  # below the state directory
 NOTE = "submitted.json"  # below the run's
+AUTO = "auto"  # a deadline that follows from the replies of recent rounds
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,20 @@ class Settings:
         Whether the clients' quotas exceed a machine's cores.
     wait_timeout : float
         Seconds to wait for the clients that a round needs.
+    round_deadline : float or "auto", optional
+        Seconds after which a phase goes on without the clients that have not replied; None: no policy.
+    round_goal : float or int, optional
+        Good replies that end a phase of training: a share up to 1, or a whole number.
+    round_minimum : int, optional
+        Good replies below which a phase of training is void; None: the strategy's own minimum of clients.
     """
 
     run_name: str | None = None
     oversubscribed: bool | None = None
     wait_timeout: float = 300.0
+    round_deadline: float | str | None = None
+    round_goal: float | int | None = None
+    round_minimum: int | None = None
 
 
 @contextmanager
@@ -67,4 +77,7 @@ def read(state: Path, run_id: str) -> Settings:
         run_name=given.get("run_name") or None,
         oversubscribed=given.get("oversubscribed"),
         wait_timeout=float(given.get("wait_timeout", Settings.wait_timeout)),
+        round_deadline=given.get("round_deadline") or None,
+        round_goal=given.get("round_goal") or None,
+        round_minimum=given.get("round_minimum") or None,
     )

@@ -257,6 +257,10 @@ def round_line(event: dict[str, Any], rounds: int | None) -> str:
         parts.append(f"{event['clients']} client{'' if event['clients'] == 1 else 's'}")
         if event.get("failures"):
             parts.append(f"{event['failures']} failed")
+        if event.get("late"):
+            parts.append(f"{event['late']} late")
+        if event.get("void"):
+            parts.append("void: too few replies")
     else:
         parts.append("before training")
     return "  ".join(parts)
@@ -304,7 +308,9 @@ class Follower:
             return [self.bar(f"{place(event)}{event['phase']} 0/{self.expected}")]
         if kind == "phase_extended":
             self.expected += len(event["clients"])
-        if kind in ("reply", "failure"):
+        if kind == "policy" and not event["applied"]:
+            return [f"round_deadline is not applied: {event['reason']}"]
+        if kind in ("reply", "failure", "late"):
             self.replies += 1
             lines = [self.bar(f"{place(event)}{event['phase']} {self.replies}/{self.expected}")]
             if kind == "failure":

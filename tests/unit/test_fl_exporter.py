@@ -185,6 +185,14 @@ def test_failures_are_counted_from_zero(journal: Journal, exporter: Exporter) ->
     assert value(samples, "fl_client_failures_total", client="c1-0") == 1
 
 
+def test_late_replies_are_counted_by_what_ended_the_phase(journal: Journal, exporter: Exporter) -> None:
+    about = {"phase": "train", "client": "c1-0", "partition_id": 0, "node_id": "0", "seconds": 3.0}
+    for number, reason in ((1, "deadline"), (2, "goal"), (3, "goal")):
+        journal.append("late", round=number, reason=reason, **about)
+    found = {labels["reason"]: number for labels, number in scrape(exporter)["fl_run_late_total"]}
+    assert found == {"deadline": 1, "goal": 2}
+
+
 def state_of(samples: Samples, run: str = "7") -> str:
     found = {labels["state"]: number for labels, number in samples["fl_run_state"] if labels["run"] == run}
     assert set(found) == set(STATES)
@@ -304,7 +312,7 @@ def test_series_of_many_clients_and_runs_are_bounded(tmp_path: Path, exporter: E
     assert len({labels["run"] for labels, _ in samples["fl_run_info"]}) == RUNS
     assert CLIENTS == 3 * 200
     lines = [line for line in exporter.page().splitlines() if not line.startswith(("#", "process_"))]
-    assert len(lines) <= 9 * (CLIENTS + 200) + (40 + 3 * MOST_METRICS) * RUNS
+    assert len(lines) <= 9 * (CLIENTS + 200) + (42 + 3 * MOST_METRICS) * RUNS
 
 
 def test_no_more_than_the_newest_runs_are_shown(tmp_path: Path, exporter: Exporter) -> None:
@@ -328,7 +336,7 @@ def test_a_run_has_as_few_series_as_the_readme_says(tmp_path: Path, exporter: Ex
     run = exporter.runs["7"]
     text = run.page().text() + run.clients_page().text()
     series = [line for line in text.splitlines() if not line.startswith("#")]
-    assert len(series) == 39 + 9 * clients  # one more where the app has made up a phase
+    assert len(series) == 41 + 9 * clients  # one more where the app has made up a phase
 
 
 def test_clients_and_foreign_runs_come_from_flowers_own_database(tmp_path: Path, exporter: Exporter) -> None:

@@ -193,7 +193,10 @@ def test_submission_notes_what_was_typed_and_what_the_agents_read() -> None:
     who = {"federation": "lab", "server": "c1", "versions": {"commit": "abc"}}
     run["run_name"] = "pilot"
     found = coldframe_submission({"run": run, "oversubscribed": True}, groups, hostvars, who)
-    assert found["settings"] == {"run_name": "pilot", "wait_timeout": 300.0, "oversubscribed": True}
+    assert found["settings"] == {
+        **{"run_name": "pilot", "wait_timeout": 300.0, "oversubscribed": True},
+        **dict.fromkeys(("round_deadline", "round_goal", "round_minimum"), ""),
+    }
     assert {key: found[key] for key in who} == who
     one, two = found["clients"]
     assert (one["name"], one["cpu"], one["memory"], one["down"]) == ("c1-0", 0.2, 1 << 30, None)
@@ -205,6 +208,9 @@ def test_submission_notes_what_was_typed_and_what_the_agents_read() -> None:
     other = coldframe_submission(plan, groups, hostvars, who)
     assert other["settings"]["run_name"] == "pilot", "it travels beneath any app"
     assert other["variables"] == {"app": "x", "run_config": {"a": 1}}
+    plan["run"]["round_deadline"] = 60.0
+    noted = coldframe_submission(plan, groups, hostvars, who)
+    assert noted["settings"]["round_deadline"] == noted["variables"]["round_deadline"] == 60.0
 
 
 def test_clients_sort_as_people_count() -> None:

@@ -26,3 +26,16 @@ def test_who_starts_before_the_note_is_written_waits_for_it(tmp_path: Path) -> N
         settings.write(tmp_path, "7", json.dumps({"settings": given}))
     early.join(5)
     assert found == [Settings("pilot", True, 12.5)]
+
+
+def test_a_policy_that_was_not_asked_for_is_none(tmp_path: Path) -> None:
+    for given, expected in (
+        ({"round_deadline": "", "round_goal": "", "round_minimum": ""}, Settings()),
+        (
+            {"round_deadline": "auto", "round_goal": 0.5, "round_minimum": 3},
+            Settings(round_deadline="auto", round_goal=0.5, round_minimum=3),
+        ),
+    ):
+        settings.write(tmp_path, "7", json.dumps({"settings": given}))
+        (tmp_path / settings.LOCK).touch()
+        assert settings.read(tmp_path, "7") == expected

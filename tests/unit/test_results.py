@@ -19,6 +19,7 @@ SUMMARY_KEYS = {
     *("seed", "accuracy", "loss", "wall_seconds", "round_seconds", "model_sha256", "oversubscribed"),
     *("started", "finished", "versions", "failures", "concurrent_with"),
     *("strategy_args", "dp", "dp_args", "partitioner_args", "oversubscribed_because"),
+    *("round_deadline", "round_goal", "round_minimum", "policy", "late"),
 }
 
 
@@ -153,6 +154,8 @@ def test_completed_run_is_summed_up(tmp_path: Path) -> None:
         "wall_seconds": 63.0,
         "round_seconds": [20.0, 20.0, 20.0],
         "model_sha256": "ab" * 32,
+        **dict.fromkeys(("round_deadline", "round_goal", "round_minimum", "policy")),
+        "late": 0,
         "oversubscribed": True,
         "oversubscribed_because": [],
         "concurrent_with": None,

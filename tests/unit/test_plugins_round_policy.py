@@ -1,0 +1,115 @@
+"""A deadline, goal or minimum of a round that cannot work is refused, with what to type instead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from coldframe.controller.round_policy import check_policy
+from coldframe.controller.settings import cast
+
+DP = {"fl_dp": "server-fixed", "dp_args": {"noise_multiplier": 0.1, "clipping_norm": 10}}
+LOCAL = {
+    "fl_dp": "local",
+    "dp_args": {"clipping_norm": 10, "sensitivity": 1.0, "epsilon": 1.0, "delta": 1e-5},
+}
+KRUM = {"fl_strategy": "krum", "strategy_args": {"num_malicious_nodes": 1}}
+
+
+def findings(clients: int | None = 10, verb: str = "run", **given: Any) -> list[str]:
+    values, wrong = cast(verb, given)
+    assert wrong == []
+    return [str(finding) for finding in check_policy(values, clients)]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"round_goal": "0.75"},
+            "round_goal=0.75 has no deadline: type -e round_deadline=auto too, or seconds",
+        ),
+        (
+            {"round_minimum": 3},
+            "round_minimum=3 has no deadline: type -e round_deadline=auto too, or seconds",
+        ),
+        (
+            {"round_deadline": 60, "round_goal": 3, "round_minimum": 5},
+            "round_goal=3 ends rounds with fewer replies than round_minimum=5: type -e round_goal=5",
+        ),
+        (
+            {"round_deadline": 60, **DP},
+            "round_deadline leaves clients behind, and the accounting of fl_dp=server-fixed needs the replies"
+            " of all that were sampled: leave one of them out",
+        ),
+        (
+            {"round_deadline": "10m"},
+            "round_deadline=600 is not less than round_timeout=600: type -e round_timeout=1200 too",
+        ),
+        (
+            {"round_deadline": 60, "round_minimum": 6, "fraction_train": 0.5},
+            "round_minimum=6 is more than the 5 clients of a round: type -e round_minimum=5",
+        ),
+        (
+            {"round_deadline": 60, **KRUM},
+            "krum needs 5 replies, and a round with a deadline may have 2: type -e round_minimum=5",
+        ),
+        (
+            {"round_deadline": 60, "round_minimum": 6, "fl_strategy": "bulyan", "min_train_clients": 7}
+            | {"strategy_args": {"num_malicious_nodes": 1}},
+            "bulyan needs 7 replies, and a round with a deadline may have 6: type -e round_minimum=7",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused(given: dict[str, Any], message: str) -> None:
+    assert findings(**given) == [message]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        KRUM,
+        DP,
+        {"round_deadline": ""},
+        {"round_deadline": "auto", "round_goal": "0.75", "round_minimum": "2"},
+        {"round_deadline": "90s", "round_goal": 8},
+        {"round_deadline": 60, **LOCAL},
+        {"round_deadline": 60, "round_minimum": 5, **KRUM},
+        {"round_goal": 3, "collect": "1"},
+    ],
+)
+def test_what_can_work_is_not(given: dict[str, Any]) -> None:
+    assert findings(**given) == []
+
+
+def test_of_another_app_only_the_options_themselves_are_judged() -> None:
+    assert findings(app="x", round_deadline=6000, round_minimum=99) == []
+    assert len(findings(app="x", round_goal=0.5)) == 1
+    assert findings(None, "site", train=False, round_goal=0.5) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"round_deadline": "soon"}, "is not auto or a duration in seconds > 0: type -e round_deadline=60"),
+        ({"round_deadline": 0}, "is not auto or a duration in seconds > 0: type -e round_deadline=60"),
+        ({"round_goal": 1.5}, "is not a share up to 1, or a whole number, > 0: type -e round_goal=0.75"),
+        ({"round_goal": 0}, "is not a share up to 1, or a whole number, > 0: type -e round_goal=0.75"),
+        ({"round_minimum": 0}, "is not a whole number ≥ 1: type -e round_minimum=2"),
+    ],
+)
+def test_values_have_a_range(given: dict[str, Any], message: str) -> None:
+    (finding,) = cast("run", given)[1]
+    assert message in str(finding)
+
+
+def test_values_are_typed_once() -> None:
+    given = {"round_deadline": " Auto ", "round_goal": "8", "round_minimum": "2"}
+    values, _ = cast("run", given)
+    assert [values[name] for name in given] == ["auto", 8, 2]
+    assert cast("run", {"round_deadline": "2m", "round_goal": ".5"})[0].items() >= {
+        ("round_deadline", 120.0),
+        ("round_goal", 0.5),
+    }
