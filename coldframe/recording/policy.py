@@ -269,10 +269,11 @@ class LeftBehind:
             try:
                 replies = list(self._grid.pull_messages(wanted))
             except Exception as error:
-                say(f"late replies stay with the SuperLink: {type(error).__name__}: {error}")
                 replies = []
                 with self._lock:
                     self._messages.clear()
+                    if not self._closed:  # else Flower has closed the connection
+                        say(f"late replies stay with the SuperLink: {type(error).__name__}: {error}")
             with self._lock:
                 for reply in replies:
                     self._settle(reply)

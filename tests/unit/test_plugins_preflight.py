@@ -259,6 +259,15 @@ def test_every_bad_input_is_found_in_one_go(play, tmp_path):
     assert "  8. " not in output
 
 
+def test_a_policy_of_rounds_is_judged_before_anything_runs(preflight):
+    code, output, _plan = preflight("round_goal=0.5", "round_deadline=soon", verb="run")
+    assert code != 0 and output.count("\n     -> type -e round_deadline=") == 2, output
+    code, output, plan = preflight("round_goal=0.5", "round_deadline=1m", verb="run")
+    assert code == 0, output
+    assert (plan["run"]["round_goal"], plan["run"]["round_deadline"]) == (0.5, 60.0)
+    assert not any("round-goal" in key or "round-deadline" in key for key in plan["run_config"])
+
+
 def test_more_quota_than_cores_is_warned_of_and_recorded(preflight):
     code, output, plan = preflight("fl_client_cpu=999", verb="run")
     assert code == 0, output

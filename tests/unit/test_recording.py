@@ -16,8 +16,9 @@ import pytest
 
 from coldframe.controller import results
 from coldframe.exporters import runs as exported
-from coldframe.recording import files
+from coldframe.recording import files, settings
 from coldframe.recording.journal import read_journal
+from coldframe.recording.policy import LEGACY, NOTHING, RAW
 from coldframe.server import control
 from tests.unit.flower import Federation, federation
 
@@ -39,6 +40,18 @@ clientapp = "{package}.client:app"
 {rounds} = 2
 """
 WITHOUT_ROUNDS = ("analytics", "vertical")  # nothing in their configuration that tells a number of rounds
+# Why an app's rounds have no deadline, though one was asked for; None: they have.
+POLICIES = {
+    **{"legacy_server": LEGACY, "workflow_state": LEGACY, "secure_aggregation": LEGACY},
+    **{"vertical": RAW, "analytics": NOTHING, "custom_start": None},
+}
+NOTE = {
+    "settings": {"round_deadline": 600.0},
+    "federation": "lab",
+    "server": "s",
+    "clients": [],
+    "machines": [],
+}
 HEAD = """
 import os, signal, sys
 import numpy as np
@@ -215,7 +228,10 @@ def runs(started: Federation, tmp_path_factory: pytest.TempPathFactory) -> Itera
         rounds = "bins" if name in WITHOUT_ROUNDS else "num-server-rounds"
         manifest = MANIFEST.format(project=project, package=package, rounds=rounds)
         (app / "pyproject.toml").write_text(manifest)
-        run_id = started.submit(app)
+        with settings.submitting(started.state):
+            run_id = started.submit(app)
+            if name in POLICIES:
+                settings.write(started.state, run_id, json.dumps(NOTE))
         status = started.ended(run_id, 300)  # a machine may be busy with other things
         return Ran(status.sub_status, status.details, started.state / "runs" / run_id)
 
@@ -353,6 +369,18 @@ def test_an_app_without_rounds_has_none(ran: Ran, tmp_path: Path) -> None:
     summary = ran.summary(tmp_path)
     assert (summary["rounds"], summary["clients"], summary["accuracy"]) == (0, 5, None)
     assert (summary["strategy"], summary["model_sha256"]) == (None, None)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_deadline_is_for_strategies_of_the_message_api_and_else_it_is_said_why(
+    runs: dict[str, Future[Ran]], name: str, tmp_path: Path
+) -> None:
+    ran, reason = runs[name].result(), POLICIES[name]
+    (event,) = ran.of("policy")
+    assert (event["applied"], event["reason"], event["deadline"]) == (reason is None, reason, 600.0)
+    assert ran.summary(tmp_path)["policy"] == (f"not applied: {reason}" if reason else "applied")
+    log = (ran.folder / "logs" / "serverapp.log").read_text()
+    assert (f"round_deadline is not applied: {reason}" in log) == bool(reason)
 
 
 @pytest.mark.parametrize("name", ENDS)
