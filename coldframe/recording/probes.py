@@ -174,7 +174,6 @@ class Probes:
         def hook(method: Any, strategy: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             self.recorder.enter(_round_of(args, kwargs))
             if phase == "train" and self.policy is not None and self.policy.take_void():
-                self.recorder.told("train", TRAINED, {})
                 return None, None  # as a strategy does that has no replies
             with self._timed("aggregate"):
                 found = method(strategy, *args, **kwargs)
