@@ -35,7 +35,7 @@ def plan(it: Preflight, check: bool) -> dict[str, Any]:
     state = it.path("coldframe_controller_state")
     found = digests(it)
     found |= current(it.machines, found, state)
-    if it.call.verb == "run" and it.stood and not it.here and not found["data_folder"]:
+    if it.call.verb != "site" and it.stood and not it.here and not found["data_folder"]:
         # Another controller has chosen the data, from a folder that is not here.
         found["data_standing"] = all(_holds_data(machine) for machine in it.machines)
     lost = [] if found["data_standing"] else _data_replaced(it.machines, found["data_plan"])

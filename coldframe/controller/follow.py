@@ -79,12 +79,20 @@ class Output:
         Whether the screen can overwrite a line; bar updates are dropped where it cannot.
     columns : int
         Width of the screen in characters.
+    quiet : bool
+        Whether the bar is all that is shown.
     """
 
     def __init__(
-        self, show: Callable[[str], None], label: str = "", terminal: bool = False, columns: int = 79
+        self,
+        show: Callable[[str], None],
+        label: str = "",
+        terminal: bool = False,
+        columns: int = 79,
+        quiet: bool = False,
     ) -> None:
         self.lines: list[str] = []
+        self._quiet = quiet
         self._show = show
         self._prefix = INDENT + (f"{label}: " if label else "")
         self._terminal = terminal
@@ -114,7 +122,7 @@ class Output:
             return
         text = plain(text.rsplit("\r", 1)[-1])  # of a tool's progress line: what a terminal shows in the end
         self.lines.append(text)
-        if _is_json_object(text):
+        if self._quiet or _is_json_object(text):
             return  # an answer for the playbook, not for people
         clear = "\r\x1b[K" if self._bar else ""
         self._show(f"{clear}{self._prefix}{text}".rstrip() + "\n" + self._bar)

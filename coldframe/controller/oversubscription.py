@@ -14,7 +14,9 @@ from coldframe.controller.records import Event
 ROUNDING = 1e-6
 
 
-def reasons(inventory: Mapping[str, Any], events: Sequence[Event], first: float) -> list[str] | None:
+def reasons(
+    inventory: Mapping[str, Any], events: Sequence[Event], first: float, alone: bool = True
+) -> list[str] | None:
     """Say for each machine what exceeded its cores; None where nobody knows.
 
     Parameters
@@ -26,6 +28,8 @@ def reasons(inventory: Mapping[str, Any], events: Sequence[Event], first: float)
         The agents' events of the run's time.
     first
         Unix time of the run's start.
+    alone
+        Whether no run of the same federation came right before: else the load average is that run's.
     """
     machines = [machine for machine in inventory.get("machines", []) if machine.get("cores")]
     clients = [client for client in inventory.get("clients", []) if held(client) is not None]
@@ -37,7 +41,8 @@ def reasons(inventory: Mapping[str, Any], events: Sequence[Event], first: float)
     for machine in judged:
         here = [client for client in clients if client.get("machine") == machine["name"]]
         mine = {client["name"]: held(client) or 0.0 for client in here}
-        found += of_machine(machine, mine, events, first)
+        looked = machine if alone else {**machine, "load": None}
+        found += of_machine(looked, mine, events, first)
     return found
 
 

@@ -58,6 +58,7 @@ STYLE: Any = {
     "lines.linewidth": 1.4,
     "lines.markersize": 4,
     "savefig.dpi": 200,
+    "text.parse_math": False,  # names of people's own may have dollars
     # Text stays text in SVG: it can be searched, and takes the page's typeface.
     "svg.fonttype": "none",
 }

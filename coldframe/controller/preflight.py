@@ -23,12 +23,14 @@ from coldframe.controller import (
     check_app_data,
     checks,
     commands,
+    experiment_plan,
     resolution,
     throttle,
     training_set,
 )
 from coldframe.controller.checks import Machine
 from coldframe.controller.description import Description, newest
+from coldframe.controller.experiment import Experiment
 from coldframe.controller.misplaced import misplaced
 from coldframe.controller.monitoring import coldframe_ports
 from coldframe.controller.roster import build_roster
@@ -52,6 +54,11 @@ ROOT = Path(__file__).resolve().parents[2]
 ROLES = "roles/*/defaults/main.yml"
 GROUPS = ("fl_server", "fl_clients", "fl_monitor")
 FEDERATION = "coldframe"
+# Verbs about results alone, in which no machine takes part: the variable that they need, and what to type.
+RESULTS = {
+    "compare": ("runs", "type -e runs=RUN_ID,RUN_ID, or the names of folders in results/"),
+    "export": ("run", "type -e run=RUN_ID, the name of a folder in results/, or that of an experiment"),
+}
 LINK = Finding(
     "group_vars is not loaded: playbooks/group_vars must be a link to ../group_vars",
     "type ln -sfn ../group_vars playbooks/group_vars",
@@ -100,6 +107,9 @@ class Preflight:
         What stands, and whether this controller has deployed it.
     clients : int, optional
         How many clients the inventory makes; None where it cannot be told.
+    requests : dict
+        What to ask of the agents: of throttle.yml by machine; of an experiment the limits by point, machine
+        and client.
     packed : dict
         The packed app of the user's: `path`, `commit`, `clean`; empty where our own is to run.
     """
@@ -120,6 +130,7 @@ class Preflight:
     oversubscribed: bool = False
     going: list[str] = field(default_factory=list)
     requests: dict[str, Any] = field(default_factory=dict)
+    experiment: Experiment | None = None
 
     @property
     def server(self) -> Machine | None:
@@ -135,7 +146,7 @@ class Preflight:
     @property
     def deploys(self) -> bool:
         """Whether the verb deploys or trains."""
-        return self.call.verb in ("site", "run")
+        return self.call.verb in ("site", "run", "experiment")
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -165,6 +176,11 @@ def run(call: Call) -> Preflight:
     """Check everything that a verb needs; nothing is changed."""
     it = Preflight(call)
     read(it)
+    if call.verb in RESULTS:
+        name, remedy = RESULTS[call.verb]
+        if not it.values[name]:
+            it.findings.append(Finding(f"{call.verb}.yml was given no {name}", remedy))
+        return it
     check_inventory(it)
     check_run(it)
     check_machines(it)
@@ -193,6 +209,8 @@ def read(it: Preflight) -> None:
             it.findings.append(LINK)
     it.values, found = cast(call.verb, {name: value for name, value in given.items() if name not in told})
     it.findings += _placed(found, call.extra, it.server.name if it.server else "", VERBS[call.verb])
+    if call.verb == "experiment":
+        experiment_plan.read(it)
     it.usual = _usual(it)
     if call.verb != "site" and it.server:  # site.yml follows nothing
         it.stood, plan = newest(it.machines, str(it.settings.get("fl_federation", FEDERATION)))
@@ -211,7 +229,7 @@ def check_inventory(it: Preflight) -> None:
     # These may look at a part of the machines; every other verb needs the whole federation.
     if not (verb in ("throttle", "calibrate") and it.call.limited):
         it.findings += checks.check_shape(it.machines)
-    if it.call.limited and verb in ("site", "run", "teardown", "connect"):
+    if it.call.limited and verb in ("site", "run", "experiment", "teardown", "connect"):
         problem = f"{verb}.yml needs all machines of the federation, and --limit excludes some"
         it.findings.append(Finding(problem, "remove --limit"))
     it.roster = it.stood.clients_of(it.machines)
@@ -224,7 +242,7 @@ def check_inventory(it: Preflight) -> None:
         if it.stood:
             site = " ".join(f"ansible-playbook site.yml {it.site_arguments} -e train=false".split())
             found = it.stood.differences(it.asked, it.call.groups, it.call.extra, planned, site)
-            if verb == "throttle" or (verb == "run" and not any(map(it.values.get, EARLIER))):
+            if verb in ("throttle", "experiment") or (verb == "run" and not any(map(it.values.get, EARLIER))):
                 it.findings += found
             else:
                 it.warnings += map(str, found)
@@ -239,7 +257,9 @@ def check_inventory(it: Preflight) -> None:
 def check_run(it: Preflight) -> None:
     """Check the clients and the data that a run needs, who answers, and the runs that have not ended."""
     verb = it.call.verb
-    if it.deploys:
+    if verb == "experiment" and it.server:
+        experiment_plan.check_points(it, it.path("coldframe_cache") / "data")
+    elif it.deploys:
         it.findings += check_clients(it.values, it.clients)
         it.findings += check_policy(it.values, it.clients)
         it.findings += checks.check_addresses(it.machines)
@@ -276,7 +296,7 @@ def check_machines(it: Preflight) -> None:
         if builder not in (names := [machine.name for machine in it.machines]):
             problem = f"fl_image_builder={builder} is no machine of the inventory"
             it.findings.append(Finding(problem, f"name one of {', '.join(names)}"))
-    if verb in ("run", "throttle", "status") and server:  # site.yml renews it by itself
+    if verb in ("run", "experiment", "throttle", "status") and server:  # site.yml renews it by itself
         certificate = it.path("coldframe_controller_state") / "pki" / "server.crt"
         it.warnings += certificates.warn_certificate(certificate, datetime.now(UTC))
     for machine in it.answered:

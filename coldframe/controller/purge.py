@@ -27,7 +27,8 @@ def losses(
     lines = [f"purge=true deletes for good what federation {federation} has:"]
     if results:
         count = f"{len(results)} result{'' if len(results) == 1 else 's'}"
-        lines.append(f"  - {count} of its runs in {results[0].parent}/:")
+        where = ", ".join(f"{folder}/" for folder in dict.fromkeys(path.parent for path in results))
+        lines.append(f"  - {count} of its runs in {where}, with what was made of them:")
         if len(results) > SHOWN:
             lines.append(f"      ... and {len(results) - SHOWN} older ones")
         lines += [f"      {path.name}" for path in results[-SHOWN:]]

@@ -118,13 +118,15 @@ def named(names: Iterable[str], most: int = 12) -> str:
 
 def folders_of(results: Path, federation: str) -> list[Path]:
     """Return the result folders of one federation, oldest first; one without an inventory is nobody's."""
-    return [
+    found = [
         inventory.parent
-        for inventory in sorted(results.glob("*/inventory.json"))
+        for pattern in ("*/inventory.json", "experiments/*/runs/*/inventory.json")
+        for inventory in results.glob(pattern)
         if not inventory.parent.is_symlink()
         and (inventory.parent / "summary.json").exists()
         and federation_of(inventory) == federation
     ]
+    return sorted(found, key=lambda folder: folder.name)  # a name begins with the time
 
 
 def federation_of(inventory: Path) -> str:

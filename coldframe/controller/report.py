@@ -19,7 +19,7 @@ from markupsafe import Markup
 from coldframe.controller import plots, records, submission, timeline
 from coldframe.controller.records import Event, Run, duration, natural
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
+TEMPLATE = "report.html.j2"
 ROUNDS = 25  # of more rounds the table shows some; rounds.csv has all
 CLIENTS = 25  # of a crowd the table shows some; clients.csv has all
 NOTHING = "\u2013"
@@ -66,12 +66,10 @@ def write(
         What SuperLink says of the run: app, times, traffic.
     """
     inventory, record = inventory or {}, record or {}
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
+    environment = pages()
     environment.filters.update(text=text, size=size, when=when, named=records.named)
     clients = client_rows(run, events, inventory.get("clients", []))
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    page = environment.get_template(TEMPLATE).render(
         title=summary["run_name"] or f"Run {summary['run_id']}",
         summary=summary,
         federation=inventory.get("federation"),
@@ -94,6 +92,17 @@ def write(
         app=record.get("app") or (settings or {}).get("app"),
     )
     path.write_text(page, encoding="utf-8")
+
+
+def pages() -> jinja2.Environment:
+    """Return what renders the templates beside this module."""
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
 
 
 def text(value: Any) -> str:

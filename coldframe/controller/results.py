@@ -317,12 +317,25 @@ def point_latest(results: Path) -> None:
 
 
 def purge(results: Path, federation: str) -> list[Path]:
-    """Remove the results of one federation; a folder whose inventory names another, or none, stays."""
+    """Remove the results of one federation; a folder whose inventory names another, or none, stays.
+
+    What was made of them goes too: an experiment without a run, and, once there is no run at all, comparisons
+    and exports.
+    """
     removed = folders_of(results, federation)
     for folder in removed:
         shutil.rmtree(folder)
     if removed:
         point_latest(results)
+        left = False
+        for experiment in results.glob("experiments/*"):
+            if any(experiment.glob("runs/*/summary.json")):
+                left = True
+            elif experiment.is_dir() and not experiment.is_symlink():
+                shutil.rmtree(experiment)
+        if not left and not any(results.glob("*/summary.json")):
+            for name in ("experiments", "comparisons", "exports"):
+                shutil.rmtree(results / name, ignore_errors=True)
     return removed
 
 
@@ -534,11 +547,13 @@ def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, P
         concurrent_with=record.get("concurrent_with"),
         versions={**versions, **noted.get("versions", {})},
     )
+    summary["experiment"] = noted.get("experiment")
     check_latest(arguments.results)
     out: Path = arguments.results / folder_name(summary)
     out.mkdir(parents=True, exist_ok=True)
     inventory, events = write_surroundings(arguments, noted, run, out)
-    exceeded = oversubscription.reasons(inventory, events, run.first or 0.0)
+    alone = summary["experiment"] is None
+    exceeded = oversubscription.reasons(inventory, events, run.first or 0.0, alone)
     if exceeded is not None:
         summary |= {"oversubscribed": bool(exceeded), "oversubscribed_because": exceeded}
     write_json(out / "summary.json", summary)

@@ -171,6 +171,21 @@ VERBS: dict[str, dict[str, Variable]] = {
         Variable("trace_speed", "number", "1.0", 1.0, above=0, most=1_000_000),
         Variable("trace_loop", "truth", "true", False),
     ),
+    "experiment": _table(
+        Variable("file", "path", "experiments/stragglers.yml", ""),
+        Variable("oversubscribed", "truth", "true", False),
+    ),
+    "compare": _table(
+        Variable("runs", "text", "RUN_ID,RUN_ID", ""),
+        Variable("baseline", "text", "RUN_ID", ""),
+        Variable("target", "number", "0.9", above=0, high=1),
+        Variable("oversubscribed", "truth", "true", False),
+    ),
+    "export": _table(
+        Variable("run", "text", "RUN_ID", ""),
+        Variable("to", "choice", "rocrate", "rocrate", choices=("rocrate", "tensorboard", "mlflow")),
+        Variable("tracking_uri", "text", "https://mlflow.example.org", ""),
+    ),
     "status": _table(Variable("output", "choice", "json", "table", choices=("table", "json"))),
     "connect": _table(Variable("close", "truth", "true", False)),
     "calibrate": _table(  # cpu: it has one thread

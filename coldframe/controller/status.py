@@ -152,6 +152,7 @@ def coldframe_submission(
         "settings": {**{name: run[name] for name in SETTINGS}, "oversubscribed": plan["oversubscribed"]},
         "clients": clients,
         "machines": machines,
+        "experiment": plan.get("experiment_note"),
     }
 
 

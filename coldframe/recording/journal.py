@@ -35,6 +35,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +150,15 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
         if isinstance(event, dict) and "event" in event:
             events.append(event)
     return events
+
+
+def reaches(event: Mapping[str, Any], target: Mapping[str, float]) -> str:
+    """Return which figure of a round is as good as a target: ``accuracy`` at least, ``loss`` at most.
+
+    >>> reaches({"accuracy": 0.91, "loss": None}, {"accuracy": 0.9})
+    'accuracy'
+    """
+    accuracy, loss = event.get("accuracy"), event.get("loss")
+    if "accuracy" in target and accuracy is not None and accuracy >= target["accuracy"]:
+        return "accuracy"
+    return "loss" if "loss" in target and loss is not None and loss <= target["loss"] else ""

@@ -64,6 +64,16 @@ def write(state: Path, run_id: str, note: str) -> None:
     part.rename(folder / NOTE)
 
 
+def experiment_of(state: Path, run_id: str) -> dict[str, Any] | None:
+    """Return what a run's note says of the experiment that it belongs to; None for any other run."""
+    try:
+        note = json.loads((state / "runs" / run_id / NOTE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    found = note.get("experiment")
+    return found if isinstance(found, dict) else None
+
+
 def read(state: Path, run_id: str) -> Settings:
     """Return the settings of a run, once nobody submits any more; those of a run without a note."""
     try:

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,9 @@ from coldframe.flower import database
 from coldframe.flower.version import runtime
 from coldframe.recording import settings
 from coldframe.recording.app_errors import FLWR_PREFIX
-from coldframe.recording.journal import Tail, read_journal
+from coldframe.recording.journal import Tail, reaches, read_journal
 from coldframe.server.container import SUPERLINK, SUPERLINK_CERTIFICATE
-from coldframe.server.retention import PRUNED, prune
+from coldframe.server.retention import COLLECTED, PRUNED, prune
 
 ASK_SECONDS = 2.0  # how often the SuperLink is asked whether a run has ended that its journal does not end
 MOST_RUNS = 1000  # that are listed; flwr lists 20 unless told otherwise
@@ -197,6 +197,8 @@ def list_runs(client: ControlHttpClient, run_id: str | None = None) -> list[dict
             "pruned": (state_directory() / "runs" / str(run.run_id) / PRUNED).exists(),
             # By run.yml: no note comes with a run of Flower's own command.
             "noted": (state_directory() / "runs" / str(run.run_id) / settings.NOTE).exists(),
+            "collected": (state_directory() / "runs" / str(run.run_id) / COLLECTED).exists(),
+            "experiment": settings.experiment_of(state_directory(), str(run.run_id)),
             **(progress(str(run.run_id)) if run.status.status == "running" else {}),
         }
         for run in client.ListRuns(request).run_dict.values()
@@ -269,13 +271,24 @@ def round_line(event: dict[str, Any], rounds: int | None) -> str:
 class Follower:
     """Turn the events of a journal into lines for a person, each once."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, until: Mapping[str, float] | None = None) -> None:
         self.journal = Tail(path)
+        self.until = until or {}
         self.rounds: int | None = None
         self.ended = False
         self.round = 0
         self.replies = 0
         self.expected = 0
+        self.begin: float | None = None  # unix time
+        self.reached = ""  # which figure of which round is what the run is to be ended at
+
+    def over(self) -> str:
+        """Say why the run is to be ended now; nothing as long as it is not."""
+        if self.ended or self.begin is None:
+            return ""
+        if "seconds" in self.until and time.time() - self.begin >= self.until["seconds"]:
+            return f"{self.until['seconds']:g} s have passed"
+        return self.reached
 
     def lines(self) -> list[str]:
         """Return what is new since the last call."""
@@ -288,7 +301,7 @@ class Follower:
         """Return the lines of one event; bar updates start with BAR."""
         kind = event["event"]
         if kind == "run_started":
-            self.rounds = event["rounds"]
+            self.rounds, self.begin = event["rounds"], float(event["time"])
             told = f"run {event['run_id']}: "
             words = [event["strategy"], event["dataset"] and f"on {event['dataset']}"]
             words.append(event["partitioner"] and f"({event['partitioner']})")
@@ -319,6 +332,8 @@ class Follower:
             return lines
         if kind == "round":
             self.round = event["round"]
+            if self.round > 0 and not self.reached and (key := reaches(event, self.until)):
+                self.reached = f"{key} {event[key]:.4f} in round {self.round}"
             return [round_line(event, self.rounds), self.bar(f"round {self.round} done")]
         self.ended = self.ended or kind == "run_finished"
         return []
@@ -335,19 +350,26 @@ def place(event: dict[str, Any]) -> str:
     return "" if event["round"] is None else f"round {event['round']}: "
 
 
-def follow(client: ControlHttpClient, run_id: str, poll: float = 0.5) -> dict[str, Any]:
+def follow(
+    client: ControlHttpClient, run_id: str, poll: float = 0.5, until: Mapping[str, float] | None = None
+) -> dict[str, Any]:
     """Print a line per round as it happens, until the run has ended; return its status.
 
     A SuperLink that does not answer, as on a machine that is too busy, is asked again: the run goes on.
+
+    Parameters
+    ----------
+    until : mapping, optional
+        What ends the run early: ``accuracy`` or ``loss`` of a round, or ``seconds`` after its begin.
 
     Raises
     ------
     SystemExit
         If nobody knows the run, or the SuperLink has not answered for PATIENCE seconds.
     """
-    follower = Follower(state_directory() / "runs" / run_id / "journal.jsonl")
+    follower = Follower(state_directory() / "runs" / run_id / "journal.jsonl", until)
     begin = answered = time.monotonic()
-    asked, told, status = 0.0, False, ""
+    asked, told, status, ended = 0.0, False, "", False
 
     def show() -> None:
         for line in follower.lines():
@@ -355,9 +377,14 @@ def follow(client: ControlHttpClient, run_id: str, poll: float = 0.5) -> dict[st
 
     while True:
         show()
-        if follower.ended or status != "running" or time.monotonic() - asked >= ASK_SECONDS:
+        why = "" if ended else follower.over()
+        if why or follower.ended or status != "running" or time.monotonic() - asked >= ASK_SECONDS:
             asked = time.monotonic()
             try:
+                if why:
+                    client.StopRun(StopRunRequest(run_id=int(run_id)))
+                    ended = True
+                    print(f"{why}: the run is stopped, as the experiment has it", flush=True)
                 status = status_of(client, run_id)
                 if status == "finished":
                     show()
@@ -398,8 +425,10 @@ def main() -> int:
     submit_parser.add_argument("run_config", help="JSON object; a note of the run comes on standard input")
     submit_parser.add_argument("--keep", type=int, required=True, help="runs that keep their files")
     submit_parser.add_argument("--others", choices=("beside", "end", "refuse"), required=True)
-    for name in ("follow", "stop"):
-        commands.add_parser(name).add_argument("run_id")
+    commands.add_parser("stop").add_argument("run_id")
+    follow_parser = commands.add_parser("follow")
+    follow_parser.add_argument("run_id")
+    follow_parser.add_argument("--until", type=json.loads, help="JSON object: accuracy, loss or seconds")
     commands.add_parser("runs")
     commands.add_parser("nodes")
     commands.add_parser("status")
@@ -417,7 +446,7 @@ def main() -> int:
         elif arguments.command == "follow":
             if (found := runtime()).reason:
                 print(f"runtime: {found}", flush=True)
-            result = follow(client, arguments.run_id)
+            result = follow(client, arguments.run_id, until=arguments.until)
         elif arguments.command == "stop":
             result = {"stopped": client.StopRun(StopRunRequest(run_id=int(arguments.run_id))).success}
         elif arguments.command == "runs":

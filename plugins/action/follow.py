@@ -52,6 +52,7 @@ class ActionModule(ActionBase):
                 "label": {"type": "str", "default": ""},
                 "changed": {"type": "bool", "default": True},
                 "hint": {"type": "str", "default": ""},
+                "quiet": {"type": "bool", "default": False},
             }
         )
         command = (
@@ -72,13 +73,14 @@ class ActionModule(ActionBase):
                 "msg": f"{args['creates']} is there",
             }
 
-        if args["hint"]:
+        if args["hint"] and not args["quiet"]:
             self._show(f"{INDENT}{complete(args['hint'], load_extra_vars(self._loader))}\n")
         output = Output(
             show=(lambda text: None) if self._task.no_log else self._show,
             label=args["label"],
             terminal=ON_TERMINAL,
             columns=display.columns or 79,
+            quiet=args["quiet"],
         )
         state = self._watch(directory, output)
         if state in GONE:  # not raised: Ansible does not ask `failed_when` about what is raised

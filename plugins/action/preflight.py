@@ -20,6 +20,7 @@ from coldframe.controller import (
     commands,
     deployment,
     description,
+    experiment_plan,
     preflight,
     purge,
 )
@@ -65,6 +66,9 @@ class ActionModule(ActionBase):
         deployed = {}
         if it.deploys and it.server and not it.findings:
             deployed = deployment.plan(it, check)
+        if it.experiment and not it.findings:
+            results = Path(str(it.variable("coldframe_results_directory"))).expanduser()
+            deployed["experiment"] = experiment_plan.plan(it, results)
         if it.findings:
             text = f"{checks.render(it.findings)}\n\nNothing was changed."
             refusal = commands.complete(text, {**it.stood.typed, **it.call.extra})

@@ -117,6 +117,9 @@ class CallbackModule(Default):
         if self._extra.get("output") == "json":
             self._display = OnStandardError(self._display)
 
+    def v2_playbook_on_include(self, included_file: Any) -> None:
+        """Print nothing, as for the task that includes."""
+
     def _interrupted(self, process: int) -> None:
         """Say that a followed command goes on, where the controller's end comes before that of its task."""
         if self._following and os.getpid() == process:
@@ -134,7 +137,8 @@ class CallbackModule(Default):
         super().v2_playbook_on_task_start(task, is_conditional)
         self._following = task.get_name() if task.action == "follow" else ""
         # Where skipped hosts are not displayed, the default waits for a result before it prints the name.
-        if task.action in LIVE and self._last_task_banner != task._uuid:
+        live = task.action in LIVE and task.args.get("quiet") is not True
+        if live and self._last_task_banner != task._uuid:
             self._print_task_banner(task)
 
     def v2_runner_on_ok(self, result: Any) -> None:
@@ -145,7 +149,8 @@ class CallbackModule(Default):
             # Nothing was changed: the play that asked says what would be, as far as it matters.
             self._foreseen += [result.host.get_name()] if result.result.get("changed") else []
             return
-        super().v2_runner_on_ok(result)
+        if result.task.action not in C._ACTION_ALL_INCLUDES:  # the tasks that are included tell what they do
+            super().v2_runner_on_ok(result)
 
     def v2_on_file_diff(self, result: Any) -> None:
         if not foreseen(result):

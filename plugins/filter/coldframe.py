@@ -7,6 +7,7 @@ from typing import Any
 
 from coldframe.controller import (
     certificates,
+    experiment_plan,
     interruption,
     monitoring,
     openpgp,
@@ -16,7 +17,17 @@ from coldframe.controller import (
     throttle_text,
 )
 
-MODULES = (certificates, interruption, monitoring, openpgp, resolution, roster, status, throttle_text)
+MODULES = (
+    certificates,
+    experiment_plan,
+    interruption,
+    monitoring,
+    openpgp,
+    resolution,
+    roster,
+    status,
+    throttle_text,
+)
 
 
 class FilterModule:

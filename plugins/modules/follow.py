@@ -38,6 +38,10 @@ options:
     description: A line that is shown once the command runs, such as how to end it.
     type: str
     default: ""
+  quiet:
+    description: Show the progress bar and no lines.
+    type: bool
+    default: false
 author:
   - The Coldframe authors
 """

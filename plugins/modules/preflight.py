@@ -10,7 +10,8 @@ description:
     controller, and what the module C(machine_facts) has registered for each machine as C(machine_facts).
   - Fails with all findings together, each with what to type instead. Changes nothing.
   - How much is checked depends on the verb. C(site) checks all; C(run) not what only a deployment needs;
-    C(status) and C(teardown) go on with machines that do not answer.
+    C(status) and C(teardown) go on with machines that do not answer. C(compare) and C(export) look at no
+    machine.
   - Every verb but C(site) follows the description of the last deployment, which is on the machines; C(run)
     and C(throttle) refuse what contradicts it.
 options:
@@ -18,7 +19,7 @@ options:
     description: Whose variables are known.
     type: str
     required: true
-    choices: [run, site, status, teardown, throttle]
+    choices: [calibrate, compare, connect, experiment, export, run, site, status, teardown, throttle]
 author:
   - The Coldframe authors
 """
@@ -39,6 +40,12 @@ run_config:
   description: The same as the run config of the Flower app.
   type: dict
   returned: success
+experiment:
+  description: >-
+    For experiment.yml: C(lines) that tell the plan, C(runs) that are left, each with C(run), C(run_config),
+    C(limits) and C(note), C(folder), and C(about), which the comparison reads.
+  type: dict
+  returned: for C(experiment)
 fab:
   description: The packed app of the user's; empty where our own is to run, which is packed later.
   type: str

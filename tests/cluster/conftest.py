@@ -28,6 +28,7 @@ ORDER = (
     "test_monitoring_grafana.py",
     "test_monitoring_off.py",
     "test_throttle.py",
+    "test_experiment.py",
     "test_faults.py",
     "test_changes.py",
 )

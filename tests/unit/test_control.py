@@ -273,3 +273,95 @@ def test_the_note_of_a_run_is_kept_beside_its_journal(
     (tmp_path / "runs" / "9" / "submitted.json").unlink()
     submit(client, tmp_path / "app.fab", {"a": 1}, 50, "refuse")  # as by hand, without a note
     assert not (tmp_path / "runs" / "9" / "submitted.json").exists()
+
+
+class Stoppable(Superlink):
+    """A SuperLink whose run has ended as soon as somebody has stopped it."""
+
+    def __init__(self) -> None:
+        super().__init__("running")
+        self.stopped = 0
+
+    def StopRun(self, request: Any) -> Any:
+        """Ends the run."""
+        self.stopped += 1
+        self.answers = ["finished"]
+        return SimpleNamespace(success=True)
+
+
+def test_a_run_is_stopped_once_it_has_reached_what_the_experiment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a round of training, also where a worse one has come since; the untrained model does not count."""
+    monkeypatch.setenv("COLDFRAME_STATE", str(tmp_path))
+    monkeypatch.setattr(control, "ASK_SECONDS", 0.0)
+    (tmp_path / "runs" / "7").mkdir(parents=True)
+    journal = tmp_path / "runs" / "7" / "journal.jsonl"
+    begun = {"run_id": "7", "rounds": 5, "strategy": None, "dataset": None, "partitioner": None}
+    append(journal, event="run_started", clients=[], **begun)
+    figures = {"loss": 1.0, "seconds": 1.0, "clients": 2, "failures": 0}
+    for number, accuracy in enumerate((0.95, 0.5, 0.91, 0.7)):
+        append(journal, event="round", round=number, accuracy=accuracy, **figures)
+    link = Stoppable()
+    assert follow(cast(Any, link), "7", poll=0.01, until={"accuracy": 0.9})["status"] == "finished"
+    assert link.stopped == 1
+    out = capsys.readouterr().out
+    assert "accuracy 0.9100 in round 2: the run is stopped, as the experiment has it" in out
+
+
+@pytest.mark.parametrize(
+    ("until", "figures", "words"),
+    [
+        ({"accuracy": 0.9}, {"accuracy": 0.89, "loss": 0.1}, ""),
+        ({"accuracy": 0.9}, {"accuracy": None}, ""),
+        ({"accuracy": 0.9}, {"accuracy": 0.9}, "accuracy 0.9000 in round 3"),
+        ({"loss": 0.3}, {"loss": 0.2}, "loss 0.2000 in round 3"),
+        ({"loss": 0.3}, {"loss": 0.4, "accuracy": 1.0}, ""),
+        ({"seconds": 1e12}, {}, ""),
+        ({"seconds": 60}, {}, "60 s have passed"),
+        ({}, {"accuracy": 1.0}, ""),
+    ],
+)
+def test_what_ends_a_run_early(until: dict[str, float], figures: dict[str, Any], words: str) -> None:
+    follower = Follower(Path("nowhere"), until)
+    assert follower.over() == "", "it has not begun"
+    follower.begin = 0.0
+    follower.describe({"event": "round", "round": 3, "seconds": 1.0, "clients": 2, **figures})
+    assert follower.over() == words
+    follower.ended = True
+    assert follower.over() == ""
+
+
+def test_a_run_is_stopped_though_the_superlink_does_not_answer_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLDFRAME_STATE", str(tmp_path))
+    monkeypatch.setattr(control, "ASK_SECONDS", 0.0)
+    (tmp_path / "runs" / "7").mkdir(parents=True)
+    begun = {"run_id": "7", "rounds": 5, "strategy": None, "dataset": None, "partitioner": None}
+    append(tmp_path / "runs" / "7" / "journal.jsonl", event="run_started", clients=[], **begun)
+
+    class Busy(Stoppable):
+        def StopRun(self, request: Any) -> Any:
+            if not self.stopped:
+                self.stopped = 1
+                raise httpx.ReadTimeout("busy")
+            return super().StopRun(request)
+
+    link = Busy()
+    assert follow(cast(Any, link), "7", poll=0.01, until={"seconds": 1.0})["status"] == "finished"
+    assert link.stopped == 2
+
+
+def test_runs_tell_the_experiment_that_they_belong_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLDFRAME_STATE", str(tmp_path))
+    note = {"name": "study", "key": "abc-s0-r0"}
+    for number, text in ((7, json.dumps({"experiment": note})), (8, "{}"), (9, "torn")):
+        (tmp_path / "runs" / str(number)).mkdir(parents=True)
+        (tmp_path / "runs" / str(number) / "submitted.json").write_text(text)
+    (tmp_path / "runs" / "7" / "collected").touch()
+    found = {run["run_id"]: run for run in control.list_runs(cast(Any, Runs(7, 8, 9, 10)))}
+    assert [found[number]["experiment"] for number in ("7", "8", "9", "10")] == [note, None, None, None]
+    assert [found[number]["collected"] for number in ("7", "8")] == [True, False]

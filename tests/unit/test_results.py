@@ -17,7 +17,7 @@ NAMES = ["lab-0", "lab-1", "lab-2"]
 SUMMARY_KEYS = {
     *("run_id", "run_name", "status", "error", "rounds", "clients", "strategy", "dataset", "partitioner"),
     *("seed", "accuracy", "loss", "wall_seconds", "round_seconds", "model_sha256", "oversubscribed"),
-    *("started", "finished", "versions", "failures", "concurrent_with"),
+    *("started", "finished", "versions", "failures", "concurrent_with", "experiment"),
     *("strategy_args", "dp", "dp_args", "partitioner_args", "oversubscribed_because"),
     *("round_deadline", "round_goal", "round_minimum", "policy", "late"),
 }
@@ -159,6 +159,7 @@ def test_completed_run_is_summed_up(tmp_path: Path) -> None:
         "oversubscribed": True,
         "oversubscribed_because": [],
         "concurrent_with": None,
+        "experiment": None,
         "started": "2023-11-14T22:13:20.000+00:00",
         "finished": "2023-11-14T22:14:23.000+00:00",
         "versions": {"flwr": "1.42.0"},
