@@ -1,0 +1,366 @@
+"""A scenario: what happens to clients while a run trains. Read and judged here, carried out by the agents.
+
+    timeline:
+      - {at: 20s, do: throttle, clients: 'c1-*', cpu: 0.1, for: 60s}
+      - {round: 3, do: partition, clients: {fraction: 0.3, seed: 1}, for: 90s}
+      - {round: 5, phase: evaluate, do: kill, clients: c1-0}
+
+An entry has one trigger, one action, and the clients that it is about. The agents know neither the controller
+nor the server: each machine counts `at` from the first task of the run that one of its clients begins, and a
+`round` begins there with the first task of that round.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from coldframe.controller import throttle
+from coldframe.controller.checks import Machine
+from coldframe.controller.settings import MONTH, VERBS, Finding, Variable, cast, cast_value, nearest
+from coldframe.limits import LIMITS
+
+NONE = "none"  # instead of a file
+KEYS = ("timeline",)
+ACTIONS = ("throttle", "partition", "pause", "kill", "leave", "join", "undo")
+LASTING = ("throttle", "partition", "pause", "leave")  # until `for` is over, or they are taken back
+TAKES_BACK = {"partition": ("undo",), "pause": ("undo",), "leave": ("join",)}
+PHASES = ("train", "evaluate")
+TRIGGERS = ("at", "round")
+ENTRY_KEYS = (*TRIGGERS, "phase", "do", "clients", "for")
+THROTTLE_KEYS = (*LIMITS, "profile", "force")
+CHOICE = {name: VERBS["throttle"][name] for name in ("clients", "fraction", "seed")}
+AT = Variable("at", "duration", "20s", low=0, most=MONTH)
+FOR = Variable("for", "duration", "60s", above=0, most=MONTH)
+ROUND = Variable("round", "whole", "3", low=1, most=1_000_000)
+FORM = "write timeline: [{at: 20s, do: throttle, clients: 'c1-*', cpu: 0.1, for: 60s}]"
+ANOTHER = "type -e scenario=FILE with another, or scenario=none"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a timeline.
+
+    Attributes
+    ----------
+    number : int
+        Its place in the file, from 1.
+    trigger : mapping
+        ``at`` in seconds, or ``round`` and ``phase``.
+    choice : mapping
+        ``clients`` (patterns), ``fraction`` and ``seed``, as throttle.yml has them.
+    limits : mapping
+        Of a throttle: typed variables of throttle.yml.
+    seconds : float, optional
+        For how long; None: until it is taken back, or the run's end.
+    """
+
+    number: int
+    do: str
+    trigger: Mapping[str, Any]
+    choice: Mapping[str, Any]
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+
+    @property
+    def words(self) -> str:
+        """What it is, for people."""
+        return f"entry {self.number} ({when(self.trigger)}, {self.do})"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A file that has been read.
+
+    Attributes
+    ----------
+    name : str
+        The path, as it was given.
+    """
+
+    name: str
+    text: str
+    entries: tuple[Entry, ...]
+
+
+def when(trigger: Mapping[str, Any]) -> str:
+    """Say when something is due.
+
+    >>> when({"at": 20.0}), when({"round": 3, "phase": "evaluate"})
+    ('at 20 s', 'round 3, evaluate')
+    """
+    if "at" in trigger:
+        return f"at {trigger['at']:g} s"
+    return f"round {trigger['round']}" + (", evaluate" if trigger["phase"] == "evaluate" else "")
+
+
+def path_of(values: Mapping[str, Any], base: Path) -> Path | None:
+    """Return the file that a run's variables name; a relative path starts at `base`."""
+    given = values.get("scenario")
+    return base / Path(given).expanduser() if given and given != NONE else None
+
+
+def digest(path: Path | None) -> str:
+    """Return a hash of what a scenario says, whatever its path and its comments; empty where there is none,
+    and where it cannot be read."""
+    if path is None:
+        return ""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return ""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def read(path: Path, shown: str, rounds: int | None = None) -> tuple[Scenario | None, list[Finding]]:
+    """Read a scenario: it, if it is one, and all findings about it.
+
+    Parameters
+    ----------
+    shown : str
+        The path as it was given.
+    rounds : int, optional
+        How many rounds the run has, where that is known.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+    except OSError as error:
+        return None, [Finding(f"scenario={shown} cannot be read ({error.strerror})", ANOTHER)]
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return None, [Finding(f"scenario={shown} is not YAML ({' '.join(str(error).split())})", "correct it")]
+    if not isinstance(content, Mapping) or not content:
+        return None, [Finding(f"scenario={shown} is not a scenario", FORM)]
+    findings = unknown(f"scenario={shown}", content, KEYS)
+    timeline = content.get("timeline", [])
+    if not isinstance(timeline, list) or not all(isinstance(item, Mapping) for item in timeline):
+        return None, [*findings, Finding(f"scenario={shown}: timeline is not a list of entries", FORM)]
+    entries = []
+    for number, item in enumerate(timeline, start=1):
+        entry, found = _entry(number, item, rounds)
+        findings += found
+        entries += [entry] if entry else []
+    if not timeline and not findings:
+        findings.append(Finding(f"scenario={shown} has no timeline", FORM))
+    return (None if findings else Scenario(shown, text, tuple(entries))), findings
+
+
+def unknown(place: str, given: Iterable[Any], known: Sequence[str]) -> list[Finding]:
+    """Return a finding for each key that is not known."""
+    findings = []
+    for key in given:
+        if key not in known:
+            near = nearest(str(key), known)
+            remedy = f"did you mean {near!r}?" if near else f"it can have {', '.join(known)}"
+            findings.append(Finding(f"{place} has the unknown key {key!r}", remedy))
+    return findings
+
+
+def _entry(number: int, item: Mapping[Any, Any], rounds: int | None) -> tuple[Entry | None, list[Finding]]:
+    place = f"timeline entry {number}"
+    do = item.get("do")
+    if do not in ACTIONS:
+        near = nearest(str(do), ACTIONS) if do else ""
+        what = f"do: {do!r} is not known" if "do" in item else "it does nothing"
+        remedy = f"did you mean do: {near}?" if near else f"write do: and one of {', '.join(ACTIONS)}"
+        return None, [Finding(f"{place}: {what}", remedy)]
+    known = (*ENTRY_KEYS, *THROTTLE_KEYS) if do == "throttle" else ENTRY_KEYS
+    findings = unknown(f"{place} (do: {do})", item, known)
+    trigger, found = _trigger(place, item, rounds)
+    findings += found
+    choice, found = _choice(place, item.get("clients"))
+    findings += found
+    seconds, found = _value(place, FOR, item["for"]) if "for" in item else (None, [])
+    findings += found
+    if "for" in item and do not in LASTING:
+        findings.append(Finding(f"{place}: {do} lasts no time", "leave for: out"))
+    limits: dict[str, Any] = {}
+    if do == "throttle":
+        limits, found = _limits(place, item)
+        findings += found
+    return Entry(number, do, trigger, choice, limits, seconds), findings
+
+
+def _value(place: str, variable: Variable, value: Any) -> tuple[Any, list[Finding]]:
+    try:
+        return cast_value(variable, value), []
+    except ValueError as error:
+        problem, _, remedy = str(error).partition(": ")
+        shown = "" if value is None else f"={value}"
+        return None, [Finding(f"{place}: {variable.name}{shown} {problem}", _written(remedy))]
+
+
+def _trigger(place: str, item: Mapping[Any, Any], rounds: int | None) -> tuple[dict[str, Any], list[Finding]]:
+    given = [key for key in TRIGGERS if key in item]
+    if len(given) != 1:
+        how = "has no trigger" if not given else f"has two triggers, {' and '.join(given)}"
+        return {}, [Finding(f"{place} {how}", "write at: 20s or round: 3")]
+    if given == ["at"]:
+        seconds, findings = _value(place, AT, item["at"])
+        if "phase" in item:
+            findings.append(Finding(f"{place}: phase is for a round", "leave it out, or write round: 3"))
+        return {"at": seconds}, findings
+    number, findings = _value(place, ROUND, item["round"])
+    phase = item.get("phase", "train")
+    if phase not in PHASES:
+        findings.append(Finding(f"{place}: phase {phase!r} is not known", f"write {' or '.join(PHASES)}"))
+    if number is not None and rounds is not None and number > rounds:
+        findings.append(
+            Finding(f"{place}: round {number} is beyond the run's {rounds} rounds", f"write round: {rounds}")
+        )
+    return {"round": number, "phase": phase}, findings
+
+
+def _choice(place: str, value: Any) -> tuple[dict[str, Any], list[Finding]]:
+    """The clients that are meant, as throttle.yml names them."""
+    if isinstance(value, str):
+        value = {"clients": value}
+    elif isinstance(value, list) and value and all(isinstance(name, str) for name in value):
+        value = {"clients": ",".join(value)}
+    if not isinstance(value, Mapping) or not value:
+        remedy = "write clients: 'c1-*' (or '*'), or clients: {fraction: 0.3, seed: 1}"
+        what = "no clients" if value in (None, "", {}, []) else f"clients: {value!r}"
+        return {}, [Finding(f"{place} has {what}", remedy)]
+    findings = unknown(f"{place}: clients", value, tuple(CHOICE))
+    chosen = {name: variable.default for name, variable in CHOICE.items()}
+    for name, given in value.items():
+        if name in CHOICE:
+            chosen[name], found = _value(f"{place}: clients", CHOICE[name], given)
+            findings += found
+    return chosen, findings
+
+
+def _limits(place: str, item: Mapping[Any, Any]) -> tuple[dict[str, Any], list[Finding]]:
+    given = {key: value for key, value in item.items() if key in THROTTLE_KEYS}
+    if not set(given) - {"force"}:
+        return {}, [Finding(f"{place} has no limit", f"add one of {', '.join(LIMITS)}, profile")]
+    values, found = cast("throttle", given)
+    return {key: values[key] for key in THROTTLE_KEYS if values[key] is not None}, [
+        Finding(f"{place}: {it.problem}", _written(it.remedy)) for it in found
+    ]
+
+
+def _written(remedy: str) -> str:
+    """What to type, for somebody who writes it into a file."""
+    return re.sub(r"type -e (\w+)=", r"write \1: ", remedy)
+
+
+def plan(
+    scenario: Scenario,
+    roster: Sequence[Mapping[str, Any]],
+    machines: Iterable[Machine],
+    profiles: Mapping[str, Any],
+    reference: float,
+) -> tuple[dict[str, list[dict[str, Any]]], list[Finding], list[str]]:
+    """What each machine's agent gets: the entries about its clients.
+
+    Parameters
+    ----------
+    profiles, reference
+        As `throttle.plan` takes them.
+
+    Returns
+    -------
+    requests : dict
+        By machine, its entries: ``number``, ``do``, ``at`` or ``round`` and ``phase``, ``clients``,
+        ``seconds``, and of a throttle ``limits`` by client and ``force``.
+    findings, warnings : lists
+    """
+    machines = list(machines)
+    requests: dict[str, list[dict[str, Any]]] = {}
+    findings: list[Finding] = []
+    warnings: list[str] = []
+    resolved: list[tuple[Entry, list[str]]] = []
+    for entry in scenario.entries:
+        chosen, found = throttle.choose(entry.choice, roster)
+        if found:
+            findings += [_of(entry, finding) for finding in found]
+            continue
+        resolved.append((entry, [client["name"] for client in chosen]))
+        if entry.do == "throttle":
+            values = {**cast("throttle", {})[0], **entry.limits, **entry.choice}
+            asked, found, warned = throttle.plan(values, roster, machines, profiles, reference, Path())
+            findings += [_of(entry, finding) for finding in found]
+            warnings += [warning for warning in warned if warning not in warnings]
+        for machine in machines:
+            names = [client["name"] for client in chosen if client["machine"] == machine.name]
+            if not names:
+                continue
+            item = {"number": entry.number, "do": entry.do, **entry.trigger, "clients": names}
+            item["seconds"] = entry.seconds
+            if entry.do == "throttle":
+                item["limits"] = asked.get(machine.name, {}).get("limits", {})
+                item["force"] = entry.limits["force"]
+            requests.setdefault(machine.name, []).append(item)
+    return requests, findings + overlaps(resolved), warnings
+
+
+def _of(entry: Entry, finding: Finding) -> Finding:
+    return Finding(
+        f"timeline entry {entry.number}: {finding.problem}", _written(finding.remedy), finding.machine
+    )
+
+
+def overlaps(resolved: Sequence[tuple[Entry, Sequence[str]]]) -> list[Finding]:
+    """Findings about partitions, pauses and departures of one client that overlap, and about a return of one
+    that has not left. Of entries by time and entries by round nobody knows beforehand which comes first: each
+    kind is judged alone."""
+    findings: list[Finding] = []
+    for kind in TRIGGERS:
+        entries = [(entry, names) for entry, names in resolved if kind in entry.trigger]
+        entries.sort(key=lambda item: _order(item[0]))
+        for do, undoing in TAKES_BACK.items():
+            lasting: dict[str, Entry] = {}
+            for entry, names in entries:
+                for name in names:
+                    if entry.do in undoing:
+                        if lasting.pop(name, None) is None and do == "leave":
+                            findings += _never_left(entry, name, resolved)
+                    elif entry.do == do:
+                        before = lasting.get(name)
+                        if before and _lasts(before, entry):
+                            findings.append(_overlap(before, entry, name))
+                        lasting[name] = entry
+    return [finding for place, finding in enumerate(findings) if finding not in findings[:place]]
+
+
+def _order(entry: Entry) -> tuple[float, float, int]:
+    trigger = entry.trigger
+    if "at" in trigger:
+        return trigger["at"], 0, entry.number
+    return trigger["round"], PHASES.index(trigger["phase"]), entry.number
+
+
+def _lasts(before: Entry, entry: Entry) -> bool:
+    """Whether an entry goes on when a later one of its kind is due; of rounds, how long they take is not
+    known."""
+    if before.seconds is None:
+        return True
+    if "at" in entry.trigger:
+        return bool(entry.trigger["at"] < before.trigger["at"] + before.seconds)
+    return _order(entry)[:2] == _order(before)[:2]
+
+
+def _overlap(before: Entry, entry: Entry, name: str) -> Finding:
+    undoing = TAKES_BACK[entry.do][0]
+    problem = f"timeline entries {before.number} and {entry.number} overlap: both {entry.do} {name}"
+    return Finding(
+        problem, f"leave one out, give the first a shorter for:, or write do: {undoing} between them"
+    )
+
+
+def _never_left(entry: Entry, name: str, resolved: Sequence[tuple[Entry, Sequence[str]]]) -> list[Finding]:
+    """A finding if no entry at all has the client leave before."""
+    mixed = any(
+        other.do == "leave" and name in names and set(other.trigger) != set(entry.trigger)
+        for other, names in resolved
+    )
+    problem = f"timeline entry {entry.number}: {name} joins, and has not left before"
+    return [] if mixed else [Finding(problem, f"write do: leave for {name} before it")]

@@ -1,0 +1,202 @@
+"""A scenario's file: everything that is wrong with it is found at once, and what each agent gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coldframe.controller import scenario
+from coldframe.controller.checks import Machine
+from coldframe.controller.settings import Finding
+
+ROSTER = [{"name": f"{machine}-{k}", "machine": machine} for machine in ("c1", "c2") for k in range(2)]
+PROFILES = {"raspberry-pi-4": {"cpu": 1.0, "memory": "4g"}}
+GOOD = """
+timeline:
+  - {at: 20s, do: throttle, clients: 'c1-*', cpu: 0.1, down: 10mbit, for: 60s}
+  - {round: 3, do: partition, clients: {fraction: 0.5, seed: 1}, for: 90s}
+  - {round: 4, phase: evaluate, do: kill, clients: [c1-0, c2-0]}
+  - {round: 5, do: leave, clients: c2-0}
+  - {round: 7, do: join, clients: c2-0}
+"""
+
+
+def machine(name: str, speed: float = 20.0) -> Machine:
+    return Machine(
+        name, frozenset({"fl_clients"}), facts={"cpus": 2, "calibration": {"steps_per_second": speed}}
+    )
+
+
+def judge(
+    tmp_path: Path, text: str, rounds: int | None = 9
+) -> tuple[dict[str, list[dict[str, Any]]], list[Finding]]:
+    """What the agents get, and all findings."""
+    path = tmp_path / "x.yml"
+    path.write_text(text)
+    found, findings = scenario.read(path, "x.yml", rounds)
+    if found is None:
+        return {}, findings
+    machines = [machine("c1"), machine("c2", 5.0)]
+    requests, findings, _ = scenario.plan(found, ROSTER, machines, PROFILES, reference=10.0)
+    return requests, findings
+
+
+def test_each_machine_gets_what_is_about_its_clients(tmp_path: Path) -> None:
+    requests, findings = judge(tmp_path, GOOD)
+    assert findings == []
+    first = {"number": 1, "do": "throttle", "at": 20.0, "clients": ["c1-0", "c1-1"], "seconds": 60.0}
+    limits = {"cpu": 0.1, "down": 10_000_000}
+    assert requests["c1"][0] == {
+        **first,
+        "limits": {"c1-0": limits, "c1-1": limits},
+        "force": False,
+    }
+    partitioned = [
+        name
+        for entries in requests.values()
+        for item in entries
+        if item["number"] == 2
+        for name in item["clients"]
+    ]
+    assert len(partitioned) == 2
+    kill = {"number": 3, "do": "kill", "round": 4, "phase": "evaluate", "seconds": None}
+    assert {**kill, "clients": ["c1-0"]} in requests["c1"] and {**kill, "clients": ["c2-0"]} in requests["c2"]
+    assert [item["do"] for item in requests["c2"]][-2:] == ["leave", "join"]
+
+
+def test_a_share_is_drawn_with_its_seed(tmp_path: Path) -> None:
+    def drawn(seed: int) -> set[str]:
+        text = f"timeline: [{{at: 1s, do: pause, clients: {{fraction: 0.5, seed: {seed}}}}}]"
+        return {name for items in judge(tmp_path, text)[0].values() for name in items[0]["clients"]}
+
+    assert drawn(1) == drawn(1) and len({frozenset(drawn(seed)) for seed in range(8)}) > 1
+
+
+def test_a_profile_is_what_it_is_on_each_machine(tmp_path: Path) -> None:
+    text = "timeline: [{at: 0s, do: throttle, clients: '*', profile: raspberry-pi-4}]"
+    requests, _ = judge(tmp_path, text)
+    assert requests["c1"][0]["limits"]["c1-0"]["cpu"] == 0.5
+    assert requests["c2"][0]["limits"]["c2-0"]["cpu"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem", "remedy"),
+    [
+        ("{at: 1s, do: throtle, clients: '*', cpu: 1}", "do: 'throtle' is not known", "do: throttle?"),
+        ("{at: 1s, clients: '*'}", "it does nothing", "throttle, partition, pause"),
+        ("{at: 1s, do: pause, clients: '*', forr: 2s}", "unknown key 'forr'", "'for'"),
+        ("{at: 1s, do: pause, clients: '*', cpu: 1}", "unknown key 'cpu'", "it can have"),
+        ("{at: -1s, do: pause, clients: '*'}", "at=-1s is not a duration", "write at: 20s"),
+        ("{at: 1s, do: pause, clients: '*', for: 0s}", "for=0s is not a duration", "write for: 60s"),
+        ("{at: 1s, do: kill, clients: '*', for: 3s}", "kill lasts no time", "leave for: out"),
+        ("{do: pause, clients: '*'}", "has no trigger", "at: 20s or round: 3"),
+        ("{at: 1s, round: 2, do: pause, clients: '*'}", "two triggers, at and round", "at: 20s or round: 3"),
+        ("{round: 10, do: pause, clients: '*'}", "round 10 is beyond the run's 9 rounds", "round: 9"),
+        ("{round: 0, do: pause, clients: '*'}", "round=0 is not a whole number ≥ 1", "write round: 3"),
+        ("{round: 1, phase: tain, do: kill, clients: '*'}", "phase 'tain'", "train or evaluate"),
+        ("{at: 1s, phase: train, do: kill, clients: '*'}", "phase is for a round", "leave it out"),
+        ("{at: 1s, do: pause}", "has no clients", "clients: 'c1-*'"),
+        ("{at: 1s, do: pause, clients: 7}", "has clients: 7", "clients: 'c1-*'"),
+        ("{at: 1s, do: pause, clients: 'c9-*'}", "clients=c9-* matches none of c1-0", "write clients: "),
+        ("{at: 1s, do: pause, clients: {fraction: 2}}", "fraction=2 is not", "write fraction: 0.5"),
+        ("{at: 1s, do: pause, clients: {share: 1}}", "unknown key 'share'", "fraction"),
+        ("{at: 1s, do: throttle, clients: '*'}", "has no limit", "add one of cpu"),
+        ("{at: 1s, do: throttle, clients: '*', cpu: x}", "cpu=x is not a number", "write cpu: 0.5"),
+        (
+            "{at: 1s, do: throttle, clients: 'c1-*', cpu: 3}",
+            "more than the machine's 2 cores",
+            "write cpu: 2",
+        ),
+        ("{at: 1s, do: throttle, clients: '*', profile: pi}", "profile=pi is not known", "known are"),
+        ("{at: 1s, do: join, clients: c1-0}", "c1-0 joins, and has not left", "do: leave for c1-0"),
+    ],
+)
+def test_what_is_wrong_is_one_finding_with_what_to_write(
+    tmp_path: Path, entry: str, problem: str, remedy: str
+) -> None:
+    _, [finding] = judge(tmp_path, f"timeline:\n  - {entry}\n")
+    assert problem in finding.problem, finding
+    assert remedy in finding.remedy, finding
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("timeline: [", "is not YAML"),
+        ("", "is not a scenario"),
+        ("[1]", "is not a scenario"),
+        ("timeline: {at: 1s}", "timeline is not a list of entries"),
+        ("timeline: [pause]", "timeline is not a list of entries"),
+        ("timeline: []", "has no timeline"),
+        ("timelin: []", "unknown key 'timelin'"),
+    ],
+)
+def test_a_file_that_is_no_scenario_is_refused(tmp_path: Path, text: str, problem: str) -> None:
+    _, [finding] = judge(tmp_path, text)
+    assert problem in finding.problem
+
+
+def test_everything_is_found_at_once(tmp_path: Path) -> None:
+    _, findings = judge(
+        tmp_path,
+        "timeline:\n  - {at: 1s, do: paus, clients: '*'}\n  - {round: 99, do: kill, clients: '*', for: 2s}\n",
+    )
+    assert len(findings) == 3
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    _, [finding] = scenario.read(tmp_path / "no.yml", "no.yml")
+    assert "scenario=no.yml cannot be read" in finding.problem and "scenario=none" in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "overlap"),
+    [
+        ("at: 1s, do: pause, for: 10s", "at: 5s, do: pause", True),
+        ("at: 1s, do: pause, for: 10s", "at: 11s, do: pause", False),
+        ("at: 5s, do: pause", "at: 1s, do: pause, for: 2s", False),  # in the order of time, not of the file
+        ("at: 1s, do: pause, for: 10s", "at: 5s, do: partition", False),
+        ("at: 1s, do: partition", "at: 5s, do: partition", True),
+        ("round: 1, do: pause", "round: 3, do: pause", True),
+        ("round: 1, do: pause, for: 5s", "round: 3, do: pause", False),
+        ("round: 1, do: pause, for: 5s", "round: 1, do: pause", True),
+        ("round: 1, do: pause, for: 5s", "round: 1, phase: evaluate, do: pause", False),
+        ("round: 1, do: leave", "round: 2, do: leave", True),
+        ("at: 1s, do: pause", "round: 2, do: pause", False),  # nobody knows which comes first
+    ],
+)
+def test_what_overlaps_for_a_client_is_found(tmp_path: Path, first: str, second: str, overlap: bool) -> None:
+    text = f"timeline:\n  - {{{first}, clients: 'c1-*'}}\n  - {{{second}, clients: 'c*-1'}}\n"
+    _, findings = judge(tmp_path, text)
+    assert [("overlap" in item.problem and "c1-1" in item.problem) for item in findings] == [True] * overlap
+
+
+def test_between_two_of_a_kind_it_can_be_taken_back(tmp_path: Path) -> None:
+    entries = [
+        f"{{round: {k}, do: {do}, clients: '*'}}" for k, do in enumerate(("pause", "undo", "pause"), 1)
+    ]
+    text = f"timeline: [{', '.join(entries)}]"
+    assert judge(tmp_path, text)[1] == []
+
+
+def test_whoever_leaves_by_time_may_join_by_round(tmp_path: Path) -> None:
+    text = "timeline: [{at: 9s, do: leave, clients: c1-0}, {round: 2, do: join, clients: c1-0}]"
+    assert judge(tmp_path, text)[1] == []
+
+
+def test_rounds_of_another_app_are_not_known(tmp_path: Path) -> None:
+    assert judge(tmp_path, "timeline: [{round: 999, do: kill, clients: '*'}]", rounds=None)[1] == []
+
+
+def test_a_scenario_is_what_it_says(tmp_path: Path) -> None:
+    """Not its path, nor a comment."""
+    texts = {"a": GOOD, "b": f"# again\n{GOOD}", "c": GOOD.replace("60s", "61s")}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    a, b, c = (scenario.digest(tmp_path / name) for name in texts)
+    assert a == b != c
+    assert scenario.digest(None) == scenario.digest(tmp_path / "no") == ""
+    assert scenario.path_of({"scenario": "none"}, tmp_path) is None
+    assert scenario.path_of({"scenario": "a"}, tmp_path) == tmp_path / "a"
