@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 SOCKET = Path("/var/run/docker.sock")
 TIMEOUT = 30.0  # seconds
+STOP_SECONDS = 5  # from SIGTERM until SIGKILL
 # What can change a client's process or its place in the network. No "update": the agent itself is the one who
 # does that, and somebody else's is seen in the control group within a second.
 ACTIONS = ("start", "die", "destroy", "pause", "unpause", "rename")
@@ -79,6 +80,26 @@ class Engine:
         """Start a command in a container, under its limits, and leave it alone."""
         made = self._call("POST", f"/containers/{container_id}/exec", {"Cmd": command})
         self._call("POST", f"/exec/{made['Id']}/start", {"Detach": True})
+
+    def pause(self, container_id: str) -> None:
+        """Have all processes of a container stand still."""
+        self._call("POST", f"/containers/{container_id}/pause")
+
+    def unpause(self, container_id: str) -> None:
+        """Let them go on."""
+        self._call("POST", f"/containers/{container_id}/unpause")
+
+    def kill(self, container_id: str) -> None:
+        """End a container by SIGKILL; it stays so until it is started."""
+        self._call("POST", f"/containers/{container_id}/kill?signal=SIGKILL")
+
+    def stop(self, container_id: str) -> None:
+        """Stop a container; it stays so until it is started, whatever its restart policy says."""
+        self._call("POST", f"/containers/{container_id}/stop?t={STOP_SECONDS}")
+
+    def start(self, container_id: str) -> None:
+        """Start a container."""
+        self._call("POST", f"/containers/{container_id}/start")
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Yield what happens to the clients' containers, until the engine goes away."""

@@ -15,7 +15,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,6 +77,8 @@ class Client:
         When the engine is to be told of a change, by the monotonic clock.
     telling : threading.Lock
         Held while the engine is told: what it writes to the kernel then is what holds.
+    laid : dict
+        By client, the limits that a scenario lays over all others: the keeper's, shared by all clients.
     """
 
     identity: dict[str, Any]
@@ -95,6 +97,7 @@ class Client:
     ways: links.Ways | None = None
     tell_at: float = 0.0
     telling: threading.Lock = field(default_factory=threading.Lock)
+    laid: dict[str, limits.Limits] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -104,7 +107,12 @@ class Client:
     @property
     def desired(self) -> limits.Limits:
         """The limits that shall hold now."""
-        return limits.desired(self.identity["baseline"], self.asked, self.overlay)
+        return limits.desired(self.identity["baseline"], self.asked, self.over)
+
+    @property
+    def over(self) -> limits.Limits:
+        """What a trace and a scenario lay over the limits that are asked for."""
+        return {**(self.overlay or {}), **self.laid.get(self.name, {})}
 
     @property
     def running(self) -> bool:
@@ -145,6 +153,7 @@ class Keeper:
         self.wake = threading.Event()
         self.pool = ThreadPoolExecutor(WORKERS)
         self.clients: dict[str, Client] = {}
+        self.laid: dict[str, limits.Limits] = {}  # by client, what a scenario lays over its limits
         self.versions: dict[str, int] = {}
         self.stale = True  # the engine has to be asked again
         self.looked = 0.0
@@ -192,6 +201,7 @@ class Keeper:
         path = self.own / "limits" / f"{name}.json"
         kept = json.loads(path.read_text()) if path.exists() else {}
         client = Client(identity, kept.get("asked", {}), kept.get("undone", 0.0), kept.get("shaped", False))
+        client.laid = self.laid
         client.link, client.link_pid = kept.get("link"), kept.get("link_pid", 0)
         self._keep(client)
         return client
@@ -492,6 +502,7 @@ class Keeper:
         begin: float,
         problem: str | None = None,
         planned: float | None = None,
+        more: Mapping[str, Any] | None = None,
     ) -> None:
         """Append a change to events.jsonl: what was to change, and what the kernel says of that then."""
         entry: dict[str, Any] = {
@@ -507,7 +518,7 @@ class Keeper:
             entry["problem"] = problem
         if planned is not None:
             entry["planned"] = planned
-        self.log(entry)
+        self.log({**entry, **(more or {})})
 
     def log(self, entry: dict[str, Any]) -> None:
         """Append a line to events.jsonl, whose size is bounded; a full disk is only said, since limits matter

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from coldframe import limits
-from coldframe.agent import links
+from coldframe.agent import links, scenario
 from coldframe.agent.engine import Engine, EngineError
 from coldframe.agent.reconciler import (
     REFUSALS,
@@ -43,12 +43,17 @@ RESTARTS, PAUSE = 5, 0.5  # how often, and after how many seconds, a client that
 class Agent(Keeper):
     """Answers requests; each is carried out as a whole before the next one's turn."""
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.scenario = scenario.Scenario(self)
+
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Return the answer to a request; ``error`` in it says why nothing was done."""
         actions: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "set": self.set,
             "undo": self.undo,
             "trace": self.trace,
+            "scenario": self.stage,
             "status": self.status,
             "prove": self.prove,
             "events": self.events,
@@ -106,8 +111,13 @@ class Agent(Keeper):
             return answer
 
     def _played(self, client: Client, wanted: limits.Limits) -> list[str]:
-        """Say which of the limits a trace would override: they would not hold."""
+        """Say which of the limits a trace or a scenario would override: they would not hold."""
         rows = self.replay.rows.get(client.name, []) if self.replay else []
+        if keys := sorted(self.scenario.lays(client.name) & set(wanted)):
+            return [
+                f"the scenario of the running run sets its {' and '.join(keys)} now: wait, or type "
+                f"-e undo=true -e clients={client.name} first"
+            ]
         keys = sorted({key for row in rows for key in row} & set(wanted))
         if not keys:
             return []
@@ -125,6 +135,7 @@ class Agent(Keeper):
             if not check:
                 for client in chosen:
                     client.undone = max(client.undone, stamp)
+                self.scenario.release(client.name for client in chosen)
                 if self.replay and not limits.concurrent(stamp, self.trace_stamp):
                     self._take_from_trace([client.name for client in chosen])
             return self._change(chosen, lambda client: limits.undo(client.asked, stamp), "undo", check, begin)
@@ -140,7 +151,7 @@ class Agent(Keeper):
         def change(client: Client) -> dict[str, Any]:
             started = time.monotonic()
             new, old = asked(client), client.asked
-            after = limits.desired(client.identity["baseline"], new, client.overlay)
+            after = limits.desired(client.identity["baseline"], new, client.over)
             network = client.shaped or is_shaped(after) or is_shaped(client.desired)
 
             def left(held: limits.Limits | None) -> limits.Limits:
@@ -193,6 +204,12 @@ class Agent(Keeper):
                 results[client.name] = again | kept
         self.wake.set()
         return {"clients": results, "seconds": time.monotonic() - begin}
+
+    def stage(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Stage the scenario of a run, or end it; see `scenario.Scenario.stage`."""
+        with self.lock:
+            self._chosen(name for entry in request["entries"] for name in entry["clients"])
+            return self.scenario.stage(request, time.time())
 
     def trace(self, request: dict[str, Any]) -> dict[str, Any]:
         """Replay ``rows`` (by client) from the unix time ``start``; see `replay.Replay`."""
@@ -263,7 +280,8 @@ class Agent(Keeper):
                 for client, verified in zip(chosen, read, strict=True)
             }
             trace = {"name": self.trace_name, "start": self.replay.start} if self.replay else None
-            return {"clients": clients, "trace": trace, "cores": cores()}
+            staged = self.scenario.status()
+            return {"clients": clients, "trace": trace, "scenario": staged, "cores": cores()}
 
     def events(self, request: dict[str, Any]) -> dict[str, Any]:
         """Return what has happened since the time ``since`` (as ISO 8601 has it)."""
@@ -413,6 +431,17 @@ def tell(agent: Agent) -> None:
         time.sleep(TICK)
 
 
+def play(agent: Agent) -> None:
+    """Play the scenario that is staged, for ever; while there is none, sleep."""
+    while True:
+        agent.scenario.awake.wait()
+        try:
+            agent.scenario.poll(time.time())
+        except (EngineError, OSError) as error:
+            say(f"the scenario: {error}")
+        time.sleep(scenario.POLL)
+
+
 def main(arguments: list[str]) -> int:
     """Run the agent of the federation whose directory and name are given, until SIGTERM."""
     root, federation, tree = Path(arguments[0]), arguments[1], Path(arguments[2])
@@ -420,7 +449,7 @@ def main(arguments: list[str]) -> int:
     stop = threading.Event()
     server = Server(root / "agent" / "agent.sock", agent)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    for work in (listen, tell):
+    for work in (listen, tell, play):
         threading.Thread(target=work, args=(agent,), daemon=True).start()
 
     def end(*_: Any) -> None:

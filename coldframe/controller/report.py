@@ -361,6 +361,7 @@ def changes(events: Iterable[Event], begin: float) -> list[dict[str, Any]]:
     for event in sorted(events, key=lambda event: float(event["time"])):
         requested, cause = event.get("requested") or {}, str(event["cause"])
         what = ", ".join(f"{key} {limit_text(key, value)}" for key, value in sorted(requested.items()))
+        what = f"{event['do']}: {what}" if event.get("do") else what
         after = float(event["time"]) - begin
         problem = str(event.get("problem", ""))
         holds = event.get("holds")

@@ -357,7 +357,7 @@ def named(summary: dict[str, Any], key: str) -> str:
 def throttle_lines(events: Sequence[Event]) -> list[str]:
     """Say which clients had other limits than their own when the run began, and whose were changed in it."""
     lines = report.in_force_words(events)
-    during = {str(event["client"]) for event in events if event["cause"] in ("throttle", "trace")}
+    during = {str(event["client"]) for event in events if event["cause"] in ("throttle", "trace", "scenario")}
     lines += [f"{named_clients(during)}: throttled during the run, see events.jsonl"] if during else []
     return [f"  {'throttled' if index == 0 else '':<11} {line}" for index, line in enumerate(lines)]
 

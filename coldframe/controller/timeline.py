@@ -27,6 +27,8 @@ MARKS = {
     "expiry": (">", GREEN, "throttle expired"),
     "trace": ("d", PURPLE, "limits of a trace"),
     "trace ended": ("s", PURPLE, "trace ended"),
+    "scenario": ("h", ORANGE, "an entry of the scenario"),
+    "scenario ended": ("H", GREEN, "an entry of the scenario was over"),
     "inventory": ("P", "#000000", "limits of the inventory changed"),
     "restart": ("*", ORANGE, "restarted, limits applied anew"),
     "drift": ("D", "#000000", "limits mended"),

@@ -31,7 +31,10 @@ NET_COLUMNS = {
     "receive": {"bytes": 0, "packets": 1, "errors": 2, "packets_dropped": 3},
     "transmit": {"bytes": 8, "packets": 9, "errors": 10, "packets_dropped": 11},
 }
-CAUSES = ("throttle", "undo", "expiry", "trace", "trace_ended", "drift", "restart", "inventory", "start")
+CAUSES = (
+    *("throttle", "undo", "expiry", "trace", "trace_ended", "scenario", "scenario_ended"),
+    *("drift", "restart", "inventory", "start"),
+)
 OTHER = "other"
 
 FAMILIES: Families = {

@@ -7,7 +7,7 @@ import socket
 import time
 from typing import Any
 
-ACTIONS = ("set", "undo", "trace", "prove", "status", "events")
+ACTIONS = ("set", "undo", "trace", "scenario", "prove", "status", "events")
 ARGUMENTS: dict[str, Any] = {
     "socket": {"type": "path", "required": True},
     "action": {"type": "str", "choices": list(ACTIONS), "default": "status"},
@@ -18,6 +18,7 @@ ARGUMENTS: dict[str, Any] = {
     "seconds": {"type": "float"},
     "load": {"type": "bool", "default": False},
     "trace": {"type": "dict", "default": {}},
+    "scenario": {"type": "dict", "default": {}},
     "wait": {"type": "float", "default": 0},
     "since": {"type": "str"},
     "force": {"type": "bool", "default": False},
@@ -26,6 +27,7 @@ REQUIRED_IF = [
     ("action", "set", ("stamp", "limits")),
     ("action", "undo", ("stamp", "clients")),
     ("action", "trace", ("stamp", "trace")),
+    ("action", "scenario", ("scenario",)),
     ("action", "prove", ("seconds", "clients")),
     ("action", "events", ("since",)),
 ]
@@ -70,6 +72,8 @@ def build(params: dict[str, Any], check: bool) -> dict[str, Any]:
         request["clients"] = params["clients"]
     if action == "trace":
         request |= {**params["trace"], "force": params["force"]}
+    if action == "scenario":
+        request |= {**params["scenario"], "check": check}
     if action == "prove":
         request |= {"seconds": params["seconds"], "load": params["load"]}
     if action == "events":

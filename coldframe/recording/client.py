@@ -17,7 +17,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from coldframe import cgroups
-from coldframe.recording import apps, files, flower, threads, torchvision_import
+from coldframe.recording import apps, files, flower, task_note, threads, torchvision_import
 from coldframe.recording.task_log import BEGIN
 from coldframe.supervise import say
 
@@ -60,6 +60,7 @@ class Task:
         def pull_task_input(*args: Any, **kwargs: Any) -> Any:
             found = pull(*args, **kwargs)
             self.context, self.run_id, self.fab_hash = found[1], str(found[2].run_id), found[3].hash_str
+            self.note(found[0])
             self.begin(self)
             return found
 
@@ -97,6 +98,13 @@ class Task:
     def announce(self) -> None:
         """Say in the container's log that the output of a task begins here."""
         print(BEGIN.format(self.run_id), file=sys.stderr, flush=True)
+
+    def note(self, message: Message) -> None:
+        """Note for the machine's agent which task begins; a scenario of the run goes by that."""
+        try:
+            task_note.write(self.scratch, task_note.of_message(self.run_id, message))
+        except OSError as error:  # a full disk
+            say(f"the agent is not told of the task: {error}")
 
     def enter(self) -> None:
         """Go to the run's directory."""

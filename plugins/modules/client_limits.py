@@ -28,10 +28,10 @@ options:
   action:
     description:
       - C(set) gives I(limits), C(undo) returns I(clients) to their baseline, C(trace) replays I(trace),
-        C(prove) measures for I(seconds) what I(clients) use, C(status) tells of all clients, C(events) what
-        has happened I(since).
+        C(scenario) stages I(scenario), or ends it, C(prove) measures for I(seconds) what I(clients) use,
+        C(status) tells of all clients, C(events) what has happened I(since).
     type: str
-    choices: [set, undo, trace, prove, status, events]
+    choices: [set, undo, trace, scenario, prove, status, events]
     default: status
   limits:
     description: >-
@@ -62,6 +62,12 @@ options:
   trace:
     description: >-
       C(name), C(rows) by client, C(start) (unix time), C(length) (seconds), C(speed) and C(loop).
+    type: dict
+    default: {}
+  scenario:
+    description: >-
+      C(run), the id of the run that it is for, C(name), C(entries) as coldframe/agent/scenario.py has them,
+      C(rounds) and C(quiet). Without entries the one that is staged for this run ends.
     type: dict
     default: {}
   wait:

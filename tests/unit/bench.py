@@ -48,6 +48,8 @@ class Engine:
         self.tree, self.proc, self.version = tree, proc, version
         self.pids = {name: 100 + index for index, name in enumerate(names)}
         self.started = dict.fromkeys(names, "1")
+        self.paused: set[str] = set()
+        self.calls: list[tuple[str, str]] = []
         self.updates: list[tuple[str, dict[str, int]]] = []
         self.executed: list[tuple[str, list[str]]] = []
         self.known: dict[str, dict[str, int]] = {}
@@ -86,13 +88,47 @@ class Engine:
         pid = self.pids[container_id]
         return {
             "Id": container_id,
-            "State": {"Pid": pid, "Running": pid > 0, "StartedAt": self.started[container_id]},
+            "State": {
+                **{"Pid": pid, "Running": pid > 0, "StartedAt": self.started[container_id]},
+                "Paused": container_id in self.paused,
+            },
             "HostConfig": dict(self.known[container_id]),
         }
 
     def execute(self, container_id: str, command: list[str]) -> None:
         """Note what was started where."""
         self.executed.append((container_id, command))
+
+    def _call(self, action: str, container_id: str) -> None:
+        if container_id in self.broken:
+            raise EngineError("context deadline exceeded")
+        self.calls.append((action, container_id))
+
+    def pause(self, container_id: str) -> None:
+        """Have it stand still."""
+        self._call("pause", container_id)
+        assert self.pids[container_id] and container_id not in self.paused
+        self.paused.add(container_id)
+
+    def unpause(self, container_id: str) -> None:
+        """Let it go on."""
+        self._call("unpause", container_id)
+        self.paused.remove(container_id)
+
+    def kill(self, container_id: str) -> None:
+        """End it; as with Docker, it stays so."""
+        self._call("kill", container_id)
+        self.run(container_id, 0)
+
+    def stop(self, container_id: str) -> None:
+        """The same, gently."""
+        self._call("stop", container_id)
+        self.run(container_id, 0)
+
+    def start(self, container_id: str) -> None:
+        """Start it: another process."""
+        self._call("start", container_id)
+        self.run(container_id, 500 + len(self.calls), str(len(self.calls)))
 
     def update(self, container_id: str, changes: dict[str, int]) -> None:
         """Write what the kernel would hold: all that is known, as Docker does."""
@@ -145,6 +181,7 @@ class Bench:
         (self.root / "clients").mkdir(parents=True)
         for name in ("a", "b"):
             self.baseline(name, BASELINE)
+            (self.root / "scratch" / name).mkdir(parents=True)
         self.engine = Engine(root / "cgroup", root / "proc", version, ["a", "b"])
         self.links = Links(monkeypatch)
         self.agent = self.start()

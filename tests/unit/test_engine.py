@@ -64,7 +64,8 @@ class DockerHandler(BaseHTTPRequestHandler):
             self.reply({"message": "No such container: zzz"}, 404)
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        text = self.rfile.read(int(self.headers["Content-Length"]))
+        body = json.loads(text) if text else None
         self.server.seen.append(("POST", self.path, body))
         self.reply({"Warnings": None})
 
@@ -98,6 +99,13 @@ def test_only_this_federations_clients_are_asked_for(engine: Engine, docker: Doc
 def test_update_is_sent_as_it_is(engine: Engine, docker: Docker) -> None:
     engine.update("abc", {"CpuQuota": 5000})
     assert docker.seen == [("POST", "/containers/abc/update", {"CpuQuota": 5000})]
+
+
+def test_a_container_is_paused_killed_stopped_and_started(engine: Engine, docker: Docker) -> None:
+    for action in (engine.pause, engine.unpause, engine.kill, engine.stop, engine.start):
+        action("abc")
+    paths = ("pause", "unpause", "kill?signal=SIGKILL", "stop?t=5", "start")
+    assert docker.seen == [("POST", f"/containers/abc/{path}", None) for path in paths]
 
 
 def test_events_are_a_stream(engine: Engine) -> None:

@@ -17,7 +17,7 @@ import pytest
 from flwr.cli.build import build_fab_from_disk
 
 from coldframe import cgroups
-from coldframe.recording import apps, files, task_log
+from coldframe.recording import apps, files, task_log, task_note
 from coldframe.recording.journal import read_journal
 from tests.unit.flower import SERVER, Federation, federation, tool, wait_until, write_app
 from tests.unit.forkserver import ADAPTED
@@ -118,6 +118,8 @@ def test_an_app_has_a_directory_a_home_and_no_more_room_than_its_bounds(
         assert "may take 0.0 GB: they were removed" in together["reason"]
         assert after["found"] == [], "the next message works"
     assert list((run / "app" / "files").iterdir()) == [], "the ServerApp's own directory"
+    noted = json.loads((started.scratch / task_note.NAME).read_text())
+    assert noted == {"run": run.name, "round": None, "phase": "query"}, "for the machine's agent"
     events = read_journal(run / "journal.jsonl")
     recorded = [event["system"] for event in events if event["event"] == "reply"]
     assert len(recorded) == len([answer for answer in answers if "code" not in answer])
