@@ -28,6 +28,7 @@ from typing import Any
 
 import yaml
 
+from coldframe.controller import scenario
 from coldframe.controller.settings import RUN, RUN_CONFIG_KEYS, RUN_NAME, Finding, cast, nearest
 from coldframe.limits import LIMITS
 
@@ -84,12 +85,15 @@ class Point:
         that they were deployed with.
     until : mapping
         What ends a run early: ``accuracy`` or ``loss`` that a round reaches, ``seconds``.
+    scenario : str
+        The hash of what its scenario says, wherever the file lies; empty where there is none.
     """
 
     factors: Mapping[str, str]
     values: Mapping[str, Any]
     limits: Sequence[Mapping[str, Any]] = ()
     until: Mapping[str, float] = field(default_factory=dict)
+    scenario: str = ""
 
     @property
     def id(self) -> str:
@@ -99,7 +103,8 @@ class Point:
             for name, variable in RUN.items()
             if name not in OWN and self.values[name] != variable.default
         }
-        text = json.dumps([varied, list(self.limits), dict(self.until)], sort_keys=True, default=str)
+        what = [varied, list(self.limits), dict(self.until), *([self.scenario] if self.scenario else [])]
+        text = json.dumps(what, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     @property
@@ -383,7 +388,8 @@ def _points(
             findings += [finding for finding in found if finding not in findings]
         values, found = cast("run", given)
         findings += [told for told in map(reworded, found) if told not in findings]
-        points.append(Point(factors, values, tuple(limits), until))
+        of_scenario = scenario.digest(scenario.path_of(values, Path.cwd()))
+        points.append(Point(factors, values, tuple(limits), until, of_scenario))
     seen: dict[str, Point] = {}
     for point in [] if findings else points:
         if point.id in seen:

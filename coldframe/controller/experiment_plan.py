@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Protocol
 
-from coldframe.controller import experiment, experiment_runs, throttle, training_set
+from coldframe.controller import experiment, experiment_runs, scenario, throttle, training_set
 from coldframe.controller.checks import Machine
 from coldframe.controller.experiment import Experiment, PlannedRun, Point
 from coldframe.controller.records import duration, named
@@ -83,7 +83,8 @@ def check_points(it: Judged, prepared: Path) -> None:
     divided = set()
     for point in it.experiment.points:
         it.requests[point.id] = limit_requests(it, point)
-        found = check_clients(point.values, it.clients) + check_policy(point.values, it.clients)
+        found = plan_scenario(it, point.id, point.values)
+        found += check_clients(point.values, it.clients) + check_policy(point.values, it.clients)
         for seed in it.experiment.seeds:
             values = {**point.values, "seed": seed}
             names = ("dataset", "partitioner", "partitioner_args", "max_samples", "seed")
@@ -93,6 +94,16 @@ def check_points(it: Judged, prepared: Path) -> None:
                 found += training_set.check_training_set(values, folder, len(it.roster), prepared)
         for finding in found:
             it.findings += [] if finding in it.findings else [finding]
+
+
+def plan_scenario(it: Judged, key: str, values: Mapping[str, Any]) -> list[Finding]:
+    """Note by `key` what becomes of the scenario that a run's variables name; the findings about it."""
+    table, reference = it.variable("coldframe_profiles"), it.variable("coldframe_reference_speed")
+    it.scenarios[key], findings, warned = scenario.for_run(
+        values, it.call.base, it.roster, it.answered, table, reference
+    )
+    it.warnings += [warning for warning in warned if warning not in it.warnings]
+    return findings
 
 
 def limit_requests(it: Judged, point: Point) -> dict[str, dict[str, dict[str, Any]]]:
@@ -151,7 +162,11 @@ def plan(it: Judged, results: Path) -> dict[str, Any]:
         "text": (it.call.base / it.values["file"]).read_text(encoding="utf-8"),
         "limits": [wanted for wanted in it.requests.values() if wanted],
         "retries": it.experiment.retries,
-        "runs": [planned(it.experiment, run, it.requests[run.point.id], world) for run in left],
+        "runs": [
+            planned(it.experiment, run, it.requests[run.point.id], world)
+            | {"scenario": it.scenarios.get(run.point.id, {})}
+            for run in left
+        ],
         "lines": lines(it.experiment, runs, left, seconds),
         "seconds": seconds,
         "count": len(runs),

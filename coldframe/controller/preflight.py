@@ -110,6 +110,9 @@ class Preflight:
     requests : dict
         What to ask of the agents: of throttle.yml by machine; of an experiment the limits by point, machine
         and client.
+    scenarios : dict
+        What becomes of the run's scenario, as `scenario.for_run` says it: of run.yml and site.yml by an empty
+        name, of an experiment by point.
     packed : dict
         The packed app of the user's: `path`, `commit`, `clean`; empty where our own is to run.
     """
@@ -131,6 +134,7 @@ class Preflight:
     going: list[str] = field(default_factory=list)
     requests: dict[str, Any] = field(default_factory=dict)
     experiment: Experiment | None = None
+    scenarios: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def server(self) -> Machine | None:
@@ -268,6 +272,8 @@ def check_run(it: Preflight) -> None:
             folder = training_set.data_folder(it.settings, it.call.base)
             prepared = it.path("coldframe_cache") / "data"
             it.findings += training_set.check_training_set(it.values, folder, len(it.roster), prepared)
+        if it.server and it.roster and it.values.get("train", True) and not any(map(it.values.get, EARLIER)):
+            it.findings += experiment_plan.plan_scenario(it, "", it.values)
     # An earlier run can be fetched or stopped, too, while other machines than the server are away.
     alone = verb == "connect" or any(it.values.get(name) for name in EARLIER)
     spared = it.server.name if it.server and alone else ""

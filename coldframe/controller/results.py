@@ -26,7 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from coldframe.controller import oversubscription, plots, report, submission
+from coldframe.controller import oversubscription, plots, report, scenario_outcome, submission
 from coldframe.controller.records import Event, Run, duration, folders_of, gather, iso, natural
 from coldframe.controller.records import named as named_clients
 from coldframe.controller.terminal import ansible_playbook, plain
@@ -414,6 +414,7 @@ def closing_words(
         lines.append(f"  late        {names}: {summary['late']} replies in all")
     elif summary["policy"] not in (None, "applied"):
         lines.append(f"  note        round_deadline was {summary['policy']}")
+    lines += scenario_outcome.lines(summary.get("scenario"))
     lines += throttle_lines(events)
     lines += failure_lines(summary["failures"])
     lines += file_lines(out)
@@ -553,6 +554,9 @@ def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, P
     out.mkdir(parents=True, exist_ok=True)
     inventory, events = write_surroundings(arguments, noted, run, out)
     alone = summary["experiment"] is None
+    summary["scenario"] = scenario_outcome.outcome(noted, events)
+    if summary["scenario"]:
+        (out / "scenario.yml").write_text(noted["scenario"]["text"], encoding="utf-8")
     exceeded = oversubscription.reasons(inventory, events, run.first or 0.0, alone)
     if exceeded is not None:
         summary |= {"oversubscribed": bool(exceeded), "oversubscribed_because": exceeded}

@@ -364,3 +364,75 @@ def _never_left(entry: Entry, name: str, resolved: Sequence[tuple[Entry, Sequenc
     )
     problem = f"timeline entry {entry.number}: {name} joins, and has not left before"
     return [] if mixed else [Finding(problem, f"write do: leave for {name} before it")]
+
+
+def for_run(
+    values: Mapping[str, Any],
+    base: Path,
+    roster: Sequence[Mapping[str, Any]],
+    machines: Sequence[Machine],
+    profiles: Mapping[str, Any],
+    reference: float,
+) -> tuple[dict[str, Any], list[Finding], list[str]]:
+    """What becomes of the scenario that a run's variables name.
+
+    Parameters
+    ----------
+    values : mapping
+        All variables of run.yml, typed.
+    base : Path
+        Where relative paths start.
+
+    Returns
+    -------
+    planned : dict
+        ``name``, ``text``, ``entries`` (what each is, for people, by its number), and ``machines``: what each
+        agent gets. Empty where there is no scenario.
+    findings, warnings : lists
+    """
+    path = path_of(values, base)
+    if path is None:
+        return {}, [], []
+    known = None if values["app"] else int(values["rounds"])
+    found, findings = read(path, str(values["scenario"]), known)
+    if found is None:
+        return {}, findings, []
+    requests, findings, warnings = plan(found, roster, machines, profiles, reference)
+    # A phase ends by its time-out: without a task for longer than that of two, the run is over.
+    common = {
+        "name": found.name,
+        "rounds": known,
+        "quiet": values["wait_timeout"] + 2 * values["round_timeout"],
+    }
+    planned = {
+        "name": found.name,
+        "text": found.text,
+        "entries": {str(entry.number): entry.words for entry in found.entries},
+        "machines": {machine: {**common, "entries": entries} for machine, entries in requests.items()},
+    }
+    return planned, findings, warnings
+
+
+def coldframe_scenario(plan: Mapping[str, Any], machine: str, run_id: str = "") -> dict[str, Any]:
+    """What to ask of a machine's agent when a run is submitted: to stage its part of the run's scenario;
+    where it has none, to end one that an earlier run has left; nothing, else.
+
+    Parameters
+    ----------
+    plan : mapping
+        The result of preflight.
+    run_id : str
+        Empty before the run is submitted: then the agent is only asked whether it can.
+    """
+    mine = (plan["scenario"].get("machines") or {}).get(machine)
+    if mine:
+        return {**mine, "run": run_id}
+    staged = plan["staged"].get(machine, "")
+    over = staged and run_id and staged != run_id and not plan["run"]["concurrent"]
+    return {"run": staged, "entries": []} if over else {}
+
+
+def coldframe_scenario_end(plan: Mapping[str, Any], machine: str, run_id: str) -> dict[str, Any]:
+    """What to ask of a machine's agent when a run has ended: to end its scenario, if it can have one."""
+    mine = machine in (plan["scenario"].get("machines") or {}) or plan["staged"].get(machine) == run_id
+    return {"run": run_id, "entries": []} if run_id and mine else {}

@@ -133,6 +133,7 @@ RUN = _table(
     Variable("app", "path", "path/to/app", ""),
     Variable("app_data", "path", "path/to/data", ""),
     Variable("run_config", "dictionary", '{"num-server-rounds": 3}', {}),
+    Variable("scenario", "path", "scenarios/slow-then-gone.yml", "", empty=True),
     Variable("collect", "text", "RUN_ID", "", pattern=r"\d+"),
     Variable("stop", "text", "RUN_ID", "", pattern=r"\d+"),
     Variable("follow", "text", "RUN_ID", "", pattern=r"\d+"),

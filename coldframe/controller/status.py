@@ -143,7 +143,7 @@ def coldframe_submission(
             )
     run = plan["run"]
     # Of our own training's variables nothing reaches another app.
-    of_app = ["app", "run_config", *(name for name in ("app_data", *POLICY) if run[name])]
+    of_app = ["app", "run_config", *(name for name in ("app_data", "scenario", *POLICY) if run[name])]
     names = of_app if run["app"] else [n for n in RUN if n not in CALL]
     machines = coldframe_inventory([], [], groups, hostvars, who["federation"])["machines"]
     return {
@@ -153,6 +153,9 @@ def coldframe_submission(
         "clients": clients,
         "machines": machines,
         "experiment": plan.get("experiment_note"),
+        "scenario": {key: plan["scenario"][key] for key in ("name", "text", "entries")}
+        if plan.get("scenario")
+        else None,
     }
 
 

@@ -89,6 +89,12 @@ def _answer(it: Preflight) -> dict[str, Any]:
         "roster": deployment.shown(it),
         "oversubscribed": it.oversubscribed,
         "requests": it.requests,
+        "scenario": it.scenarios.get("", {}),
+        "staged": {
+            machine.name: staged["run"]
+            for machine in it.answered
+            if (staged := ((machine.facts or {}).get("agent") or {}).get("scenario"))
+        },
         "going": it.going,
         "checkout": {**deployment.checkout(), **app.commit(it.packed)} if it.deploys else {},
         "verb_arguments": it.verb_arguments,

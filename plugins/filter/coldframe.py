@@ -13,6 +13,7 @@ from coldframe.controller import (
     openpgp,
     resolution,
     roster,
+    scenario,
     status,
     throttle_text,
 )
@@ -25,6 +26,7 @@ MODULES = (
     openpgp,
     resolution,
     roster,
+    scenario,
     status,
     throttle_text,
 )

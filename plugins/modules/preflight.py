@@ -43,9 +43,19 @@ run_config:
 experiment:
   description: >-
     For experiment.yml: C(lines) that tell the plan, C(runs) that are left, each with C(run), C(run_config),
-    C(limits) and C(note), C(folder), and C(about), which the comparison reads.
+    C(limits), C(scenario) and C(note), C(folder), and C(about), which the comparison reads.
   type: dict
   returned: for C(experiment)
+scenario:
+  description: >-
+    What becomes of the run's scenario: C(name), C(text), C(entries), and C(machines), what each agent gets.
+    Empty where the run has none.
+  type: dict
+  returned: success
+staged:
+  description: The machines whose agents have a scenario staged, each with the id of its run.
+  type: dict
+  returned: success
 fab:
   description: The packed app of the user's; empty where our own is to run, which is packed later.
   type: str

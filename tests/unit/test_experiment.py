@@ -33,6 +33,19 @@ def build(text: str) -> Experiment:
     return found
 
 
+def test_a_point_is_known_by_what_its_scenario_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, seconds in (("a", 1), ("b", 1), ("c", 2)):
+        text = f"# {name}\ntimeline: [{{at: {seconds}s, do: pause, clients: '*'}}]\n"
+        (tmp_path / f"{name}.yml").write_text(text)
+    text = "grid: {{scenario: [none, {}.yml]}}"
+    plain, paused = build(text.format("a")).points
+    assert (plain.name, paused.name) == ("scenario none", "scenario a.yml")
+    assert plain.id == build("base: {rounds: 5}").points[0].id, "as before there were scenarios"
+    assert paused.id == build(text.format("b")).points[1].id
+    assert len({plain.id, paused.id, build(text.format("c")).points[1].id}) == 3
+
+
 def wrong(text: str) -> list[str]:
     found, findings = experiment.build(yaml.safe_load(text), "file")
     assert found is None

@@ -23,6 +23,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "set": {"clients": {"a": {"changed": True, "before": {"cpu": 1}, "desired": {"cpu": 0.5}}}},
     "undo": {"refused": {"a": ["no", "not now"], "b": ["no"]}},
     "status": {"error": "the engine does not answer"},
+    "scenario": {"clients": {"a": {"changed": True}}},
 }
 
 
@@ -98,6 +99,58 @@ def test_request_reaches_the_agent_and_its_answer_the_task(
     assert refused["failed"] and refused["msg"] == "- a, b: no\n- a: not now\n\nNothing was changed."
     assert failed["failed"] and failed["msg"] == "the engine does not answer"
     assert gone["failed"] and f"no agent answers at {path}.gone" in gone["msg"]
+
+
+def test_a_run_asks_stages_and_ends_its_scenario(tmp_path: Path) -> None:
+    """By the tasks of the playbooks; a machine without a part in it is not asked."""
+    (tmp_path / "agent").mkdir()
+    server = Agent(tmp_path / "agent" / "agent.sock")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    mine = {
+        "name": "x.yml",
+        "rounds": 5,
+        "quiet": 900.0,
+        "entries": [{"number": 1, "do": "pause", "at": 2.5}],
+    }
+    asked = [
+        ("{{ coldframe_plan | coldframe_scenario('here') }}", True),
+        ("{{ coldframe_plan | coldframe_scenario('here', '77') }}", False),
+        ("{{ coldframe_plan | coldframe_scenario('there', '77') }}", False),
+        ("{{ coldframe_plan | coldframe_scenario_end('here', '77') }}", False),
+    ]
+    tasks = [
+        {
+            "ansible.builtin.include_tasks": {
+                "file": str(ROOT / "playbooks" / "tasks" / "scenario.yml"),
+                "apply": {"check_mode": check},
+            },
+            "vars": {"coldframe_request": request},
+        }
+        for request, check in asked
+    ]
+    known = {
+        "ansible_become": False,
+        "coldframe_state": str(tmp_path),
+        "coldframe_plan": {
+            "scenario": {"machines": {"here": mine}},
+            "staged": {},
+            "run": {"concurrent": False},
+        },
+    }
+    play = {"hosts": "all", "gather_facts": False, "vars": known, "tasks": tasks}
+    (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
+    command = [str(Path(sys.executable).with_name("ansible-playbook")), str(tmp_path / "play.yml")]
+    done = subprocess.run(
+        [*command, "-i", "here,", "-c", "local"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    server.shutdown()
+    server.server_close()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert server.seen == [
+        {"do": "scenario", **mine, "run": "", "check": True},
+        {"do": "scenario", **mine, "run": "77", "check": False},
+        {"do": "scenario", "run": "77", "entries": [], "check": False},
+    ]
 
 
 def test_it_waits_until_the_agent_answers_and_all_limits_hold(tmp_path: Path) -> None:

@@ -87,6 +87,44 @@ def test_everything_that_is_wrong_is_found_at_once_and_nothing_is_changed(
     assert not (tmp_path / "results").exists() and not (tmp_path / "root").exists()
 
 
+SCENARIO = """
+timeline:
+  - {round: 2, do: pause, clients: one-1, for: 5s}
+  - {at: 1s, do: throttle, clients: one-0, cpu: 0.1}
+"""
+
+
+def test_a_scenario_is_judged_and_planned_for_each_point(preflight: Judge, tmp_path: Path) -> None:
+    (tmp_path / "late.yml").write_text(SCENARIO)
+    text = "base: {rounds: 2, dataset: synthetic}\ngrid: {scenario: [none, late.yml]}\n"
+    refused, said, answer = preflight(text)
+    assert not refused, said
+    plain, late = answer["experiment"]["runs"]
+    assert plain["scenario"] == {} and answer["scenario"] == {} and answer["staged"] == {}
+    mine = late["scenario"]["machines"]["one"]
+    assert [entry["do"] for entry in mine["entries"]] == ["pause", "throttle"]
+    assert (mine["rounds"], mine["quiet"], mine["name"]) == (2, 1500.0, "late.yml")
+    assert late["scenario"]["entries"]["1"] == "entry 1 (round 2, pause)"
+    refused, said, _ = preflight(text.replace("rounds: 2", "rounds: 1"))
+    assert refused and "timeline entry 1: round 2 is beyond the run's 1 rounds" in said
+
+
+def test_run_yml_takes_a_scenario(preflight: Judge, tmp_path: Path) -> None:
+    """With run.yml, and so with site.yml, it is judged for the one run."""
+    (tmp_path / "late.yml").write_text(SCENARIO)
+    run = ["rounds=2", "dataset=synthetic"]
+    refused, said, answer = preflight("", *run, "scenario=late.yml", verb="run")
+    assert not refused, said
+    assert list(answer["scenario"]["machines"]) == ["one"] and answer["scenario"]["text"] == SCENARIO
+    assert "-e scenario=late.yml" in answer["run_arguments"]
+    (tmp_path / "late.yml").write_text(SCENARIO.replace("one-1", "two-1"))
+    for verb in ("run", "site"):
+        refused, said, _ = preflight("", *run, "scenario=late.yml", verb=verb)
+        assert refused and "timeline entry 1: clients=two-1 matches none of one-0" in said
+    refused, said, answer = preflight("", *run, "scenario=none", verb="run")
+    assert not refused and answer["scenario"] == {}, said
+
+
 def test_clients_that_are_nowhere_are_found(preflight: Judge) -> None:
     refused, said, _ = preflight("base: {dataset: synthetic, limits: {clients: 'c9-*', cpu: 0.2}}")
     assert refused and "limits of base: clients=c9-* matches none of one-0, one-1, one-2" in said

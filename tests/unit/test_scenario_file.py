@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from coldframe.controller import scenario
+from coldframe.controller import scenario, scenario_outcome
 from coldframe.controller.checks import Machine
 from coldframe.controller.settings import Finding
 
@@ -200,3 +200,44 @@ def test_a_scenario_is_what_it_says(tmp_path: Path) -> None:
     assert scenario.digest(None) == scenario.digest(tmp_path / "no") == ""
     assert scenario.path_of({"scenario": "none"}, tmp_path) is None
     assert scenario.path_of({"scenario": "a"}, tmp_path) == tmp_path / "a"
+
+
+def test_an_agent_is_asked_what_is_its_own() -> None:
+    """To stage its part; to end what an earlier run has left; nothing, where there is nothing to do."""
+    mine = {"name": "x.yml", "entries": [{"number": 1}]}
+    plan: dict[str, Any] = {"scenario": {"machines": {"c1": mine}}, "staged": {"c2": "5"}}
+    plan["run"] = {"concurrent": False}
+    ask, end = scenario.coldframe_scenario, scenario.coldframe_scenario_end
+    assert ask(plan, "c1", "7") == {**mine, "run": "7"} and ask(plan, "c1")["run"] == ""
+    assert ask(plan, "c2", "7") == {"run": "5", "entries": []}
+    assert ask(plan, "c2") == ask(plan, "c2", "5") == ask(plan, "c3", "7") == {}
+    assert ask({**plan, "run": {"concurrent": True}}, "c2", "7") == {}
+    assert end(plan, "c1", "7") == {"run": "7", "entries": []} and end(plan, "c2", "5")["run"] == "5"
+    assert end(plan, "c2", "7") == end(plan, "c3", "7") == end(plan, "c1", "") == {}
+
+
+def test_what_became_of_it_is_in_the_summary_and_the_closing_words() -> None:
+    entries = {"1": "entry 1 (at 5 s, pause)", "2": "entry 2 (round 9, kill)", "3": "entry 3 (at 9 s, leave)"}
+    noted = {"scenario": {"name": "x.yml", "entries": entries, "text": ""}}
+
+    def event(client: str, entry: int, holds: bool, cause: str = "scenario") -> dict[str, Any]:
+        return {"cause": cause, "client": client, "entry": entry, "holds": holds, "lateness": entry / 10}
+
+    events = [
+        event("a", 1, True),
+        event("b", 1, False),
+        event("a", 1, True, "scenario ended"),
+        event("a", 3, True),
+    ]
+    found = scenario_outcome.outcome(noted, [*events, {"cause": "oom", "client": "a", "kills": 1}])
+    assert found is not None
+    assert found["entries"][0] == {
+        **{"number": 1, "what": entries["1"], "clients": ["a", "b"], "not_hold": ["b"], "lateness": 0.1}
+    }
+    assert found["entries"][1]["lateness"] is None
+    assert scenario_outcome.lines(found) == [
+        "  scenario    x.yml: 2 of 3 entries done, at most 0.30 s late",
+        "              entry 2 (round 9, kill) was never due",
+        "              entry 1 (at 5 s, pause) does not hold for b",
+    ]
+    assert scenario_outcome.outcome({}, events) is None and scenario_outcome.lines(None) == []
