@@ -42,6 +42,7 @@ class Judged(Protocol):
     roster: list[dict[str, Any]]
     clients: int | None
     packed: dict[str, Any]
+    scenarios: dict[str, Any]
 
     @property
     def answered(self) -> list[Machine]: ...
@@ -335,6 +336,7 @@ def coldframe_outcome(ended: Mapping[str, Any], told: Sequence[str], problems: S
         said |= {label: line.strip().removeprefix(label).strip()} if line else {}
     folder = said.pop("results", "")
     facts = [f"{label} {value}" for label, value in said.items()]
+    facts += [line.strip() for line in told if line.strip().startswith("FAILED: ")]  # what was asserted
     status = ended["sub_status"] or ended["status"]
     why = [str(ended["details"])] if ended.get("details") and status == "failed" else []
     note = ended.get("experiment") or {}

@@ -22,11 +22,12 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from coldframe.controller import oversubscription, plots, report, scenario_outcome, submission
+from coldframe.controller import assertions, oversubscription, plots, report, scenario_outcome, submission
 from coldframe.controller.records import Event, Run, duration, folders_of, gather, iso, natural
 from coldframe.controller.records import named as named_clients
 from coldframe.controller.terminal import ansible_playbook, plain
@@ -415,6 +416,7 @@ def closing_words(
     elif summary["policy"] not in (None, "applied"):
         lines.append(f"  note        round_deadline was {summary['policy']}")
     lines += scenario_outcome.lines(summary.get("scenario"))
+    lines += assertions.lines(summary.get("assertions") or [])
     lines += throttle_lines(events)
     lines += failure_lines(summary["failures"])
     lines += file_lines(out)
@@ -528,6 +530,12 @@ def write_config(noted: dict[str, Any], run: Run, target: Path) -> dict[str, Any
     return dict(known)
 
 
+def judge(noted: dict[str, Any], summary: dict[str, Any], events: Sequence[Event]) -> list[dict[str, Any]]:
+    """Judge what the run's scenario asserts."""
+    asserted = (noted.get("scenario") or {}).get("asserts", [])
+    return [asdict(assertions.judge(assertions.parse(text), summary, events)) for text in asserted]
+
+
 def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, Path, list[Event]]:
     """Write the whole results folder, and move `latest` last."""
     source: Path = arguments.source
@@ -557,6 +565,11 @@ def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, P
     summary["scenario"] = scenario_outcome.outcome(noted, events)
     if summary["scenario"]:
         (out / "scenario.yml").write_text(noted["scenario"]["text"], encoding="utf-8")
+    summary["assertions"] = judge(noted, summary, events) or None
+    if summary["assertions"]:
+        named_so = summary["run_name"] or summary["run_id"]
+        text = assertions.junit(f"coldframe.{named_so}", summary["assertions"])
+        (out / "assertions.xml").write_text(text, encoding="utf-8")
     exceeded = oversubscription.reasons(inventory, events, run.first or 0.0, alone)
     if exceeded is not None:
         summary |= {"oversubscribed": bool(exceeded), "oversubscribed_because": exceeded}
@@ -619,7 +632,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the folder, say the closing words; 1 if the inputs cannot be used."""
+    """Write the folder, say the closing words; 1 if the inputs cannot be used, 3 if an assertion failed."""
     arguments = parse(argv)
     try:
         if arguments.purge is not None:
@@ -631,7 +644,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"results: {problem}", file=sys.stderr)
         return 1
     print(closing_words(summary, run, out, arguments.verb_arguments, arguments.run_arguments, events))
-    return 0
+    return 0 if all(verdict["passed"] for verdict in summary["assertions"] or ()) else assertions.FAILED
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
       - {at: 20s, do: throttle, clients: 'c1-*', cpu: 0.1, for: 60s}
       - {round: 3, do: partition, clients: {fraction: 0.3, seed: 1}, for: 90s}
       - {round: 5, phase: evaluate, do: kill, clients: c1-0}
+    assert: [accuracy >= 0.9]
 
 An entry has one trigger, one action, and the clients that it is about. The agents know neither the controller
 nor the server: each machine counts `at` from the first task of the run that one of its clients begins, and a
@@ -22,13 +23,13 @@ from typing import Any
 
 import yaml
 
-from coldframe.controller import throttle
+from coldframe.controller import assertions, throttle
 from coldframe.controller.checks import Machine
 from coldframe.controller.settings import MONTH, VERBS, Finding, Variable, cast, cast_value, nearest
 from coldframe.limits import LIMITS
 
 NONE = "none"  # instead of a file
-KEYS = ("timeline",)
+KEYS = ("timeline", "assert")
 ACTIONS = ("throttle", "partition", "pause", "kill", "leave", "join", "undo")
 LASTING = ("throttle", "partition", "pause", "leave")  # until `for` is over, or they are taken back
 TAKES_BACK = {"partition": ("undo",), "pause": ("undo",), "leave": ("join",)}
@@ -88,6 +89,7 @@ class Scenario:
     name: str
     text: str
     entries: tuple[Entry, ...]
+    asserts: tuple[str, ...] = ()
 
 
 def when(trigger: Mapping[str, Any]) -> str:
@@ -147,9 +149,12 @@ def read(path: Path, shown: str, rounds: int | None = None) -> tuple[Scenario | 
         entry, found = _entry(number, item, rounds)
         findings += found
         entries += [entry] if entry else []
-    if not timeline and not findings:
+    asserts, found = assertions.read(f"scenario={shown}", content.get("assert", []))
+    findings += found
+    if not timeline and not asserts and not findings:
         findings.append(Finding(f"scenario={shown} has no timeline", FORM))
-    return (None if findings else Scenario(shown, text, tuple(entries))), findings
+    told = tuple(item.text for item in asserts)
+    return (None if findings else Scenario(shown, text, tuple(entries), told)), findings
 
 
 def unknown(place: str, given: Iterable[Any], known: Sequence[str]) -> list[Finding]:
@@ -386,8 +391,8 @@ def for_run(
     Returns
     -------
     planned : dict
-        ``name``, ``text``, ``entries`` (what each is, for people, by its number), and ``machines``: what each
-        agent gets. Empty where there is no scenario.
+        ``name``, ``text``, ``entries`` (what each is, for people, by its number), ``asserts``, and
+        ``machines``: what each agent gets. Empty where there is no scenario.
     findings, warnings : lists
     """
     path = path_of(values, base)
@@ -408,6 +413,7 @@ def for_run(
         "name": found.name,
         "text": found.text,
         "entries": {str(entry.number): entry.words for entry in found.entries},
+        "asserts": list(found.asserts),
         "machines": {machine: {**common, "entries": entries} for machine, entries in requests.items()},
     }
     return planned, findings, warnings

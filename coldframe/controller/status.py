@@ -153,7 +153,7 @@ def coldframe_submission(
         "clients": clients,
         "machines": machines,
         "experiment": plan.get("experiment_note"),
-        "scenario": {key: plan["scenario"][key] for key in ("name", "text", "entries")}
+        "scenario": {key: plan["scenario"][key] for key in ("name", "text", "entries", "asserts")}
         if plan.get("scenario")
         else None,
     }

@@ -7,7 +7,7 @@
 - `clients`: name, machine, partition_id, profile, the limits that the kernel held, `desired`, `baseline`, and
   `read_at` (unix time of the client's machine)
 - `machines`, `federation`, `server`, `versions`
-- `scenario`: of a run that has one its name, text, and what its entries are
+- `scenario`: of a run that has one its name, text, what its entries are, and what it asserts
 - `experiment`: of a run of an experiment its name, point, factors, seed, repetition and key
 
 A run that was submitted with Flower's own command has no such note. Then the agents tell at the collection

@@ -237,6 +237,9 @@ def test_a_run_that_ended_is_one_line() -> None:
     assert experiment_plan.coldframe_outcome(ended, told, []) == [
         "    limits slow, seed 1, repetition 2: completed, accuracy 0.9312, wall time 8.4 s, in r/x/"
     ]
+    told.insert(3, "              FAILED: accuracy >= 0.95 (found: 0.9312)")
+    [line] = experiment_plan.coldframe_outcome(ended, told, [])
+    assert line.endswith("8.4 s, FAILED: accuracy >= 0.95 (found: 0.9312), in r/x/")
     ended |= {"sub_status": "failed", "details": "no module pandas", "experiment": None}
     assert experiment_plan.coldframe_outcome(ended, [], ["results: no"]) == [
         "    run 7: failed, no module pandas",

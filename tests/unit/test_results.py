@@ -18,6 +18,7 @@ SUMMARY_KEYS = {
     *("run_id", "run_name", "status", "error", "rounds", "clients", "strategy", "dataset", "partitioner"),
     *("seed", "accuracy", "loss", "wall_seconds", "round_seconds", "model_sha256", "oversubscribed"),
     *("started", "finished", "versions", "failures", "concurrent_with", "experiment"),
+    *("scenario", "assertions"),
     *("strategy_args", "dp", "dp_args", "partitioner_args", "oversubscribed_because"),
     *("round_deadline", "round_goal", "round_minimum", "policy", "late"),
 }
@@ -145,6 +146,8 @@ def test_completed_run_is_summed_up(tmp_path: Path) -> None:
         "strategy_args": {"proximal_mu": 0.1},
         "dp": None,
         "dp_args": None,
+        "scenario": None,
+        "assertions": None,
         "dataset": "mnist",
         "partitioner": "dirichlet",
         "partitioner_args": {"alpha": 0.5},

@@ -9,8 +9,9 @@ import pytest
 
 from coldframe.controller import scenario, scenario_outcome
 from coldframe.controller.checks import Machine
-from coldframe.controller.settings import Finding
+from coldframe.controller.settings import RUN, Finding
 
+ROOT = Path(__file__).parents[2]
 ROSTER = [{"name": f"{machine}-{k}", "machine": machine} for machine in ("c1", "c2") for k in range(2)]
 PROFILES = {"raspberry-pi-4": {"cpu": 1.0, "memory": "4g"}}
 GOOD = """
@@ -131,6 +132,8 @@ def test_what_is_wrong_is_one_finding_with_what_to_write(
         ("timeline: [pause]", "timeline is not a list of entries"),
         ("timeline: []", "has no timeline"),
         ("timelin: []", "unknown key 'timelin'"),
+        ("assert: [accurracy >= 0.9]", "assert: 'accurracy >= 0.9': accurracy is not known"),
+        ("assert: accuracy >= 0.9", "assert is not a list of lines"),
     ],
 )
 def test_a_file_that_is_no_scenario_is_refused(tmp_path: Path, text: str, problem: str) -> None:
@@ -184,6 +187,15 @@ def test_between_two_of_a_kind_it_can_be_taken_back(tmp_path: Path) -> None:
 def test_whoever_leaves_by_time_may_join_by_round(tmp_path: Path) -> None:
     text = "timeline: [{at: 9s, do: leave, clients: c1-0}, {round: 2, do: join, clients: c1-0}]"
     assert judge(tmp_path, text)[1] == []
+
+
+def test_a_file_may_only_assert(tmp_path: Path) -> None:
+    path = tmp_path / "x.yml"
+    path.write_text("assert:\n  - accuracy >= 0.9\n  - failures{reason=timeout} <= 2\n")
+    values = {"scenario": "x.yml", "app": "", "rounds": 3, "wait_timeout": 300.0, "round_timeout": 60.0}
+    planned, findings, _ = scenario.for_run(values, tmp_path, ROSTER, [machine("c1")], PROFILES, 10.0)
+    assert findings == [] and planned["machines"] == {}
+    assert planned["asserts"] == ["accuracy >= 0.9", "failures{reason=timeout} <= 2"]
 
 
 def test_rounds_of_another_app_are_not_known(tmp_path: Path) -> None:
@@ -241,3 +253,11 @@ def test_what_became_of_it_is_in_the_summary_and_the_closing_words() -> None:
         "              entry 1 (at 5 s, pause) does not hold for b",
     ]
     assert scenario_outcome.outcome({}, events) is None and scenario_outcome.lines(None) == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scenarios").glob("*.yml")), ids=lambda path: path.name)
+def test_scenarios_that_ship_fit_the_default_run(path: Path) -> None:
+    found, findings = scenario.read(path, path.name, RUN["rounds"].default)
+    assert findings == [] and found is not None
+    _, findings, _ = scenario.plan(found, ROSTER, [machine("c1"), machine("c2")], PROFILES, reference=10.0)
+    assert findings == []

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from coldframe.controller import results
 from tests.unit.test_results import NAMES, collect, make_events, unpainted, write_journal
 
 __all__ = ["unpainted"]  # for the tests here, too
@@ -155,3 +156,31 @@ def test_a_run_of_flowers_own_command_has_the_limits_that_the_agents_can_still_t
         ("lab-2", "throttle", {"memory": 1 << 29}),
     ]
     assert "rounds" not in yaml.safe_load((out / "config.yml").read_text(encoding="utf-8"))
+
+
+def test_scenario_and_what_it_asserts_are_in_the_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An assertion that failed is the command's status, and the folder is there all the same."""
+    start = 1_700_000_000.0
+    source = write_journal(tmp_path / "run", make_events(start=start))
+    entries = {"1": "entry 1 (at 5 s, throttle)", "2": "entry 2 (round 9, kill)"}
+    asserts = ["rounds >= 1", "limits_verified", "lateness.max <= 0.1", "accuracy >= 1.5"]
+    scenario = {"name": "x.yml", "text": "timeline: []\n", "entries": entries, "asserts": asserts}
+    (source / "submitted.json").write_text(json.dumps({**NOTE, "scenario": scenario}), encoding="utf-8")
+    more = {"do": "throttle", "entry": 1, "lateness": 0.04}
+    line = json.loads(throttle(start + 5, "lab-1", "scenario", cpu=0.1)) | more
+    (tmp_path / "events").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    options = ["--results", str(tmp_path / "out"), "--run-id", "99", "--events", str(tmp_path / "events")]
+    assert results.main([str(source), *options]) == 3
+    out = tmp_path / "out" / "latest"
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    assert [entry["lateness"] for entry in summary["scenario"]["entries"]] == [0.04, None]
+    assert [verdict["passed"] for verdict in summary["assertions"]] == [True, True, True, False]
+    assert (out / "scenario.yml").read_text(encoding="utf-8") == scenario["text"]
+    assert 'failures="1"' in (out / "assertions.xml").read_text(encoding="utf-8")
+    said = capsys.readouterr().out
+    assert "entry 2 (round 9, kill) was never due" in said and "FAILED: accuracy >= 1.5" in said
+    assert "lab-1: throttled during the run" in said
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "throttle: cpu 0.1 cores" in page and "an entry of the scenario" in page
