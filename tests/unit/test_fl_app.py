@@ -16,6 +16,7 @@ import pytest
 import torch
 from flwr.proto.control_pb2 import StopRunRequest
 
+from coldframe.recording import task_note
 from coldframe.recording.journal import read_journal
 from fl import data, model
 from tests.unit.flower import ROOT, Federation, federation, tool, wait_until
@@ -78,7 +79,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[F
     with federation(home / "federation") as it, TemporaryDirectory(prefix="cf") as scratch:
         it.environment |= {"COLDFRAME_STATE": str(home / "state"), "COLDFRAME_DATA": str(root)}
         it.start_recorded_link()
-        it.start_clients(2, Path(scratch))
+        it.scratch = Path(scratch)
+        it.start_clients(2, it.scratch)
         yield it
 
 
@@ -103,6 +105,8 @@ def test_all_that_is_known_of_a_run_of_it_is_learned_beneath_it(recorded: Federa
     assert [event["phase"] for event in replies] == ["train", "train", "evaluate", "evaluate"]
     for event in replies:
         assert {"threads", "cpu_seconds", "task_seconds", "samples_per_second"} <= set(event["system"])
+    notes = [task_note.parse((recorded.scratch / part / task_note.NAME).read_bytes()) for part in "01"]
+    assert notes == [task_note.Note(folder.name, 1, "evaluate")] * 2, "of the last task, for a scenario"
     assert [sum(event["class_counts"]) for event in events(folder, "partition")] == [32, 32]
     (saved,) = events(folder, "model_saved")
     state = torch.load(folder / "app" / "files" / "model.pt", weights_only=True)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +16,11 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from coldframe.agent import links, reconciler, scenario
+from coldframe.agent import links, reconciler, scenario, service
 from coldframe.recording import task_note
 from coldframe.recording.task_note import Note
 from tests.unit.bench import Bench
+from tests.unit.flower import wait_until
 
 RUN = "77"
 NOW = 1_800_000_000.0  # of the tests' clock
@@ -357,6 +359,18 @@ def test_limits_that_the_kernel_refuses_do_not_hold(bench: Bench, monkeypatch: p
     assert (event["holds"], event["problem"]) == (False, "not now")
     bench.tick(time.time() + 2 * reconciler.RETRY)
     assert bench.held()["down"] == 5_000_000
+
+
+def test_a_scenario_that_is_staged_wakes_the_player(bench: Bench) -> None:
+    threading.Thread(target=service.play, args=(bench.agent,), daemon=True).start()
+    now = time.time()
+    stage(bench, {"do": "pause"}, now=now)
+    begin(bench, now)
+    wait_until(lambda: bench.engine.paused == {"a"}, 10, "nobody plays")
+    bench.agent.answer({"do": "scenario", "run": RUN, "entries": []})
+    wait_until(lambda: not (bench.root / "agent" / "scenario.json").exists(), 10, "nobody tidies up")
+    wait_until(lambda: not bench.agent.scenario.awake.is_set(), 10, "nobody goes to sleep")
+    assert bench.engine.paused == set()
 
 
 def test_state_of_another_version_does_not_keep_the_agent_from_starting(bench: Bench) -> None:
