@@ -185,7 +185,7 @@ VERBS: dict[str, dict[str, Variable]] = {
     "export": _table(
         Variable("run", "text", "RUN_ID", ""),
         Variable("to", "choice", "rocrate", "rocrate", choices=("rocrate", "tensorboard", "mlflow")),
-        Variable("tracking_uri", "text", "https://mlflow.example.org", ""),
+        Variable("tracking_uri", "text", "https://mlflow.example.org", "", pattern=r"\S+"),
     ),
     "status": _table(Variable("output", "choice", "json", "table", choices=("table", "json"))),
     "connect": _table(Variable("close", "truth", "true", False)),

@@ -62,7 +62,11 @@ def looking_back(
     for client in clients:
         then = {**client, "desired": dict(client["desired"]), "unknown": []}
         for key in limits.LIMITS:
-            own = [item for item in events if item["client"] == client["name"] and key in item["requested"]]
+            own = [
+                item
+                for item in events
+                if item["client"] == client["name"] and key in (item.get("requested") or {})
+            ]
             if not any(item["time"] >= first for item in own):
                 continue
             before = next((item for item in reversed(own) if item["time"] < first), {})
