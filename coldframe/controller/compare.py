@@ -28,7 +28,7 @@ from coldframe.controller.comparison import (
     of_runs,
     seconds_text,
 )
-from coldframe.controller.results import write_table
+from coldframe.controller.tables import write_table
 
 COMPARISONS = "comparisons"  # below the results: a folder for each comparison of any runs
 

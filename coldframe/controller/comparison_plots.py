@@ -89,6 +89,8 @@ def curves(comparison: Comparison, key: str) -> Figure:
             if along == "round":
                 axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         grid[0].set(ylabel=key.capitalize())
+        if key == "accuracy":  # an interval may go beyond what there is
+            grid[0].set(ylim=(max(grid[0].get_ylim()[0], 0.0), min(grid[0].get_ylim()[1], 1.0)))
         handles, labels = grid[0].get_legend_handles_labels()
         if len(labels) > 1:
             columns = 1 if max(map(len, labels)) > 60 else 2 if max(map(len, labels)) > 28 else 4

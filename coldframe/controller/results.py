@@ -15,7 +15,6 @@ With `--purge` the results of one federation are removed, and their folders name
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import re
@@ -30,6 +29,7 @@ from typing import Any
 from coldframe.controller import assertions, oversubscription, plots, report, scenario_outcome, submission
 from coldframe.controller.records import Event, Run, duration, folders_of, gather, iso, natural
 from coldframe.controller.records import named as named_clients
+from coldframe.controller.tables import write_table
 from coldframe.controller.terminal import ansible_playbook, plain
 from coldframe.recording import task_log
 from coldframe.recording.journal import read_journal
@@ -195,27 +195,6 @@ def client_rows(run: Run) -> list[dict[str, Any]]:
     )
 
 
-def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows with the same keys as CSV; no rows make an empty file.
-
-    A text that a spreadsheet would take for a formula gets an apostrophe in front: then it is none.
-    """
-    with path.open("w", newline="", encoding="utf-8") as file:
-        if rows:
-            writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({key: no_formula(value) for key, value in row.items()} for row in rows)
-
-
-def no_formula(value: Any) -> Any:
-    """Return a cell that no spreadsheet computes.
-
-    >>> no_formula('=HYPERLINK("http://example.org")'), no_formula(-1.5)
-    ('\'=HYPERLINK("http://example.org")', -1.5)
-    """
-    return f"'{value}" if isinstance(value, str) and value.startswith(tuple("=+-@\t\r\n")) else value
-
-
 def write_json(path: Path, content: Any) -> None:
     """Write JSON that people can read and compare."""
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -358,7 +337,12 @@ def named(summary: dict[str, Any], key: str) -> str:
 def throttle_lines(events: Sequence[Event]) -> list[str]:
     """Say which clients had other limits than their own when the run began, and whose were changed in it."""
     lines = report.in_force_words(events)
-    during = {str(event["client"]) for event in events if event["cause"] in ("throttle", "trace", "scenario")}
+    during = {
+        str(event["client"])
+        for event in events
+        if event["cause"] in ("throttle", "trace")
+        or (event["cause"] == "scenario" and event.get("do") == "throttle")
+    }
     lines += [f"{named_clients(during)}: throttled during the run, see events.jsonl"] if during else []
     return [f"  {'throttled' if index == 0 else '':<11} {line}" for index, line in enumerate(lines)]
 

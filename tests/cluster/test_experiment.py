@@ -17,13 +17,27 @@ from tests.cluster.federation import CLIENTS, CPU, FEDERATION
 from tests.cluster.lab import Lab, Play
 
 SLOW = 0.16  # cores
-FILE = {
+FILE: dict[str, Any] = {
     "base": {"rounds": 2, "dataset": "synthetic", "max_samples": 800},
     "grid": {"limits": ["none", {"name": "slow", "clients": "c1-*", "cpu": SLOW}]},
     "seeds": [0, 1],
     "target": {"accuracy": 0.3},
 }
 RUNS = 4
+SCENARIO = {
+    "timeline": [
+        {"at": "0s", "do": "pause", "clients": "c1-0", "for": "1s"},
+        {"round": 2, "do": "throttle", "clients": "c2-0", "cpu": SLOW},
+    ],
+    "assert": ["limits_verified", "failures == 0"],
+}
+# What it does, in the order of time, whatever else becomes of a run.
+PLAYED = [
+    ("c1-0", "scenario", {"paused": True}),
+    ("c1-0", "scenario ended", {"paused": False}),
+    ("c2-0", "scenario", {"cpu": SLOW}),
+    ("c2-0", "scenario ended", {"cpu": CPU}),
+]
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -65,7 +79,9 @@ class Study:
 def study(federation: Lab) -> Study:
     """Hurts the controller."""
     path = federation.directory / "study.yml"
-    path.write_text(yaml.safe_dump(FILE))
+    (federation.directory / "scenario.yml").write_text(yaml.safe_dump(SCENARIO))
+    described = {**FILE, "base": {**FILE["base"], "scenario": str(federation.directory / "scenario.yml")}}
+    path.write_text(yaml.safe_dump(described))
     plan = federation.must("experiment.yml", "--check", file=str(path))
     assert f"Experiment study: {RUNS} runs (2 points x 2 seeds)" in plan.output
     assert not (federation.results / "experiments").exists() and known(federation) == []
@@ -73,6 +89,12 @@ def study(federation: Lab) -> Study:
     play, wait = federation.start("experiment.yml", file=str(path))
     federation.wait_for("the second run", lambda: f"run 2 of {RUNS}" in play.output or play.code >= 0, 240)
     federation.wait_for("its submission", lambda: len(known(federation)) == 2 or play.code >= 0, 60)
+    staged = f"/var/lib/coldframe/{FEDERATION}/agent/scenario.json"
+
+    def second_is_staged() -> bool:
+        return known(federation)[1]["run_id"] in federation.on_machine(f"cat {staged}", check=False)
+
+    federation.wait_for("its scenario", lambda: play.code >= 0 or second_is_staged(), 60)
     assert play.code < 0, play.output
     os.kill(play.pid, signal.SIGKILL)
     wait()
@@ -88,7 +110,7 @@ def test_experiment_goes_on_where_its_controller_was_killed(study: Study) -> Non
     assert {run["sub_status"] for run in runs} == {"completed"}
     table = rows(study.folder / "runs.csv")
     assert {row["run_id"] for row in table} == {run["run_id"] for run in runs}
-    assert {(row["limits"], row["seed"]) for row in table} == {
+    assert {(row["factor_limits"], row["seed"]) for row in table} == {
         (limits, seed) for limits in ("none", "slow") for seed in "01"
     }
     page = (study.folder / "comparison.html").read_text()
@@ -105,9 +127,27 @@ def test_runs_have_the_limits_of_their_points(study: Study) -> None:
     for row in rows(study.folder / "runs.csv"):
         held = json.loads((study.folder / "runs" / row["folder"] / "inventory.json").read_text())["clients"]
         slow = {client["name"] for client in held if client["cpu"] == SLOW}
-        assert slow == ({"c1-0", "c1-1"} if row["limits"] == "slow" else set()), row
+        assert slow == ({"c1-0", "c1-1"} if row["factor_limits"] == "slow" else set()), row
         assert {client["cpu"] for client in held} <= {CPU, SLOW}
     assert quotas(study.lab) == pytest.approx(dict.fromkeys(CLIENTS, CPU))
+
+
+def test_every_run_has_the_same_scenario(study: Study) -> None:
+    """Played by the agents of two machines, in time, and read back; also where the controller was killed."""
+    for row in rows(study.folder / "runs.csv"):
+        folder = study.folder / "runs" / row["folder"]
+        events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+        played = [event for event in events if event["cause"].startswith("scenario")]
+        told = [(event["client"], event["cause"], event["verified"]) for event in played]
+        lasting = [item for item in told if item[0] == "c2-0"]
+        assert [item for item in told if item[0] == "c1-0"] == PLAYED[:2], row
+        # The last one comes with the end of the run, or right after it.
+        assert lasting[:1] == PLAYED[2:3] and lasting in (PLAYED[2:], PLAYED[2:3]), row
+        assert all(event["holds"] for event in played)
+        assert all(event["lateness"] <= 0.5 for event in played), played
+        summary = json.loads((folder / "summary.json").read_text())
+        assert [item["passed"] for item in summary["assertions"]] == [True, True]
+        assert "<testsuite" in (folder / "assertions.xml").read_text()
 
 
 def test_any_runs_are_compared(study: Study) -> None:
@@ -115,7 +155,9 @@ def test_any_runs_are_compared(study: Study) -> None:
     table = rows(study.folder / "runs.csv")
     ids = [row["run_id"] for row in table if row["seed"] == "0"]
     play = study.lab.must("compare.yml", runs=",".join(ids), target="0.9", oversubscribed="true")
-    assert f"client cpu {CPU:g} " in play.output and f"client cpu {SLOW:g} {CPU:g}" in play.output
+    count = len(CLIENTS)
+    assert f"clients' cpu {CPU:g} x {count}" in play.output
+    assert f"clients' cpu {SLOW:g} x 2, {CPU:g} x {count - 2}" in play.output
     (page,) = study.lab.results.glob("comparisons/*/comparison.html")
     assert page.read_text().count("report.html") == 2
     wrong = study.lab.play("compare.yml", runs=f"{ids[0]},12345")

@@ -19,6 +19,7 @@ from coldframe.controller import (
     experiment_runs,
     intervals,
     results,
+    tables,
 )
 from coldframe.controller.records import gather
 from tests.unit.journals import START, make_inventory, make_journal
@@ -48,7 +49,7 @@ def make_run(folder: Path, name: str, **about: Any) -> Path:
     summary = results.summarise(run, run_id=name, status=status, versions={"commit": "abc"})
     summary |= {"experiment": note, "run_id": name, "oversubscribed": False, **about}
     results.write_json(out / "summary.json", summary)
-    results.write_table(out / "clients.csv", results.client_rows(run))
+    tables.write_table(out / "clients.csv", results.client_rows(run))
     (out / "journal.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     (out / "inventory.json").write_text(json.dumps(make_inventory(CLIENTS)))
     return out

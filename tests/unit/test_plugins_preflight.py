@@ -369,7 +369,7 @@ def test_purge_names_what_it_deletes_and_wants_a_yes(play, preflight, with_resul
     assert code != 0 and plan is None
     for line in (
         "purge=true deletes for good what federation unittest has:",
-        f"1 result of its runs in {tmp_path}/results/:\n      20260101-000000-a",
+        f"1 result of its runs in {tmp_path}/results/, with what was made of them:\n      20260101-000000-a",
         "/unittest on one: runs and models",
         f"{tmp_path}/state/coldframe/unittest on this controller",
         "Nothing was changed.",
