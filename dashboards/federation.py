@@ -470,7 +470,7 @@ def _inventory(built: Board) -> None:
                 " wait for, at its deadline or because it had enough.",
                 "none",
                 Query(f"sum by (reason) (fl_run_failures_total{{{RUN}}})", "{{reason}}"),
-                Query(f"sum by (reason) (fl_run_late_total{{{RUN}}}) > 0", "late ({{reason}})"),
+                Query(f"sum by (reason) (fl_run_late_total{{{RUN}}})", "late ({{reason}})"),
                 limits=((None, GREEN), (1, RED)),
             ),
         ),

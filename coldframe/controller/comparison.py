@@ -15,7 +15,7 @@ import yaml
 
 from coldframe.controller import experiment_runs, intervals
 from coldframe.controller.experiment import called, label
-from coldframe.controller.experiment_plan import RUNS
+from coldframe.controller.experiment_runs import RUNS
 from coldframe.controller.records import Event, Run, duration, gather
 from coldframe.limits import LIMITS
 from coldframe.recording.journal import reaches, read_journal

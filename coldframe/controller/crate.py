@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 from coldframe.controller import comparison, experiment_runs
-from coldframe.controller.experiment_plan import RUNS
+from coldframe.controller.experiment_runs import RUNS
 from coldframe.controller.settings import RUN
 
 METADATA = "ro-crate-metadata.json"

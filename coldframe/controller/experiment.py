@@ -101,7 +101,7 @@ class Point:
         varied = {
             name: self.values[name]
             for name, variable in RUN.items()
-            if name not in OWN and self.values[name] != variable.default
+            if name not in (*OWN, "scenario") and self.values[name] != variable.default
         }
         what = [varied, list(self.limits), dict(self.until), *([self.scenario] if self.scenario else [])]
         text = json.dumps(what, sort_keys=True, default=str)

@@ -23,8 +23,6 @@ from coldframe.controller.settings import Finding, check_clients
 from coldframe.controller.settings import cast as cast_values
 from coldframe.limits import LIMITS, differences
 
-FOLDER = "experiments"  # below the results: a folder for each experiment
-RUNS = "runs"  # below the experiment's: the results folders of its runs
 BAR = 20  # characters
 SHOWN = 12  # points of the plan
 HISTORY = 5  # runs from before that an estimate is made of
@@ -146,9 +144,9 @@ def plan(it: Judged, results: Path) -> dict[str, Any]:
         The folder that holds a folder per run.
     """
     assert it.experiment is not None
-    folder = results / FOLDER / it.experiment.name
+    folder = results / experiment_runs.FOLDER / it.experiment.name
     world = world_of(it)
-    done = experiment_runs.done(folder / RUNS, world)
+    done = experiment_runs.done(folder / experiment_runs.RUNS, world)
     runs = it.experiment.runs()
     left = [run for run in runs if run.key not in done]
     seconds = estimate(left, done, results)
@@ -211,7 +209,7 @@ def planned(of: Experiment, run: PlannedRun, limits: Mapping[str, Any], world: s
     }
     return {
         "key": run.key,
-        "title": title(note),
+        "title": experiment_runs.title(note),
         "run": values,
         "run_config": run_config(values),
         "limits": limits,
@@ -340,12 +338,6 @@ def coldframe_outcome(ended: Mapping[str, Any], told: Sequence[str], problems: S
     status = ended["sub_status"] or ended["status"]
     why = [str(ended["details"])] if ended.get("details") and status == "failed" else []
     note = ended.get("experiment") or {}
-    what = title(note) if note else f"run {ended['run_id']}"
+    what = experiment_runs.title(note) if note else f"run {ended['run_id']}"
     words = ", ".join([status, *why, *facts])
     return [f"    {what}: {words}" + (f", in {folder}" if folder else ""), *problems]
-
-
-def title(note: Mapping[str, Any]) -> str:
-    """Say which run a note is of, for people."""
-    again = f", repetition {note['repeat'] + 1}" if note["repeat"] else ""
-    return f"{experiment.label(note['factors'])}, seed {note['seed']}{again}"

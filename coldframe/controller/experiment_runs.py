@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from coldframe.controller.experiment import label
 from coldframe.recording.journal import reaches, read_journal
 
+FOLDER = "experiments"  # below the results: a folder for each experiment
+RUNS = "runs"  # below the experiment's: the results folders of its runs
 GOOD = ("completed", "diverged")  # a model that diverged is a result
 SLACK = 0.5  # seconds that a run which was stopped in time may have ended before
 CHANGES = ("throttle", "undo", "expiry", "trace")  # causes of events that somebody's throttle has
@@ -98,3 +101,9 @@ def read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) and {"status", "run_id"} <= content.keys() else {}
+
+
+def title(note: Mapping[str, Any]) -> str:
+    """Say which run a note is of, for people."""
+    again = f", repetition {note['repeat'] + 1}" if note["repeat"] else ""
+    return f"{label(note['factors'])}, seed {note['seed']}{again}"

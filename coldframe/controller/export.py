@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from coldframe.controller import comparison, crate, experiment_runs
-from coldframe.controller.experiment_plan import FOLDER, title
+from coldframe.controller.experiment_runs import FOLDER, title
 
 EXPORTS = "exports"  # below the results
 TO = ("rocrate", "tensorboard", "mlflow")

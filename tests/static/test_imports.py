@@ -79,3 +79,25 @@ def test_nobody_edits_the_import_path() -> None:
     for folder in ("plugins", "coldframe"):
         for path in (ROOT / folder).rglob("*.py"):
             assert "sys.path" not in path.read_text(encoding="utf-8"), path
+
+
+def test_commands_of_the_controller_start_without_ansible() -> None:
+    """They are processes of their own, and Ansible takes half a second to import."""
+    commands = [
+        module
+        for module, path in MODULES.items()
+        if module.startswith("coldframe.controller.")
+        and "\nif __name__ ==" in path.read_text(encoding="utf-8")
+    ]
+    assert {"coldframe.controller.results", "coldframe.controller.compare"} <= set(commands)
+    wrong = {}
+    for command in commands:
+        below, waiting = set(), [command]
+        while waiting:
+            module = waiting.pop()
+            if module not in below:
+                below.add(module)
+                waiting += GRAPH[module]
+        with_ansible = [m for m in below if any(name.split(".")[0] == "ansible" for name in names(m))]
+        wrong |= {command: sorted(with_ansible)} if with_ansible else {}
+    assert wrong == {}
