@@ -131,7 +131,7 @@ def test_status_and_run_show_the_runtime(
     monkeypatch.setattr(version.metadata, "version", lambda _: FAKE)
     monkeypatch.setattr(control, "connect", lambda: SimpleNamespace(close=lambda: None))
     monkeypatch.setattr(control, "list_nodes", lambda _: [])
-    monkeypatch.setattr(control, "follow", lambda *_: {"status": "finished"})
+    monkeypatch.setattr(control, "follow", lambda *_, until: {"status": "finished"})
     monkeypatch.setattr(sys, "argv", ["control", "nodes"])
     control.main()
     shown = f"stock (flwr {FAKE} is untested)"
