@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from flwr.app import Error, Message
-from flwr.common.constant import ErrorCode
+from flwr.common.constant import ErrorCode, Status, SubStatus
 
 from coldframe.flower import http_server, transport
 from coldframe.flower.changes import POLL_SECONDS, change, is_traced, replace
@@ -121,6 +121,14 @@ def serve_tasks_on_fast_path() -> None:
     no_message_arriving.set()
     paths: list[FastPath] = []
 
+    def drop_tasks(state: Any, run_id: int) -> None:
+        """End the task of a message that is not taken.
+
+        Where the run was stopped meanwhile flwr leaves it, and its reply is taken for the next message's.
+        """
+        for task in state.get_tasks(run_ids=[run_id], statuses=[Status.PENDING]):
+            state.finish_task(task.task_id, SubStatus.FAILED, "its message was not received")
+
     def create_app_with_fast_path(*args: Any, **kwargs: Any) -> Any:
         app = create_app(*args, **kwargs)
 
@@ -147,6 +155,8 @@ def serve_tasks_on_fast_path() -> None:
             start, message = time.monotonic(), None
             try:
                 run_id = pull_and_store(receive=receive_and_hold_tasks, **kwargs)
+                if run_id is None and message is not None:
+                    drop_tasks(kwargs["state"], message.metadata.run_id)
             finally:
                 no_message_arriving.set()
             for path in paths:

@@ -19,13 +19,15 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
 import httpx
+import numpy as np
 import pytest
 import uvicorn
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from flwr.common.constant import TIMESTAMP_HEADER
+from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.common.constant import TIMESTAMP_HEADER, Status, SubStatus
 from flwr.proto import fleet_pb2, message_pb2, runtime_pb2
 from flwr.proto.node_pb2 import Node
 from flwr.server.superlink.linkstate import LinkStateFactory
@@ -36,17 +38,22 @@ from flwr.supercore.constant import (
     TASK_TOKEN_HEADER,
 )
 from flwr.supercore.date import now
+from flwr.supercore.inflatable.inflatable_object import get_object_tree
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes, sign_message
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
+from flwr.supercore.run import Run, RunNotRunningException
+from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink import main as superlink
 from flwr.superlink.federation import NoOpFederationManager
 from flwr.supernode import main as supernode
+from flwr.supernode import start_client_internal
 from flwr.supernode.nodestate import NodeStateFactory
 from flwr.supernode.runtime import run_clientapp
 
 from coldframe.flower import clientapp, fast_path, http_server
 from coldframe.flower import superlink as superlink_changes
+from coldframe.flower import supernode as supernode_changes
 from coldframe.flower.fast_path import FastPath, PendingMessages
 from coldframe.flower.fast_path_calls import acquire_when, superlink_calls, supernode_calls
 from coldframe.flower.http_client import HttpClient
@@ -282,6 +289,46 @@ def test_a_message_whose_sender_has_stopped_is_not_waited_for_without_end(
     assert pending.incomplete_for("node")
     monkeypatch.setattr(fast_path, "STALLED_SECONDS", -1.0)
     assert not pending.incomplete_for("node")
+
+
+@pytest.mark.parametrize("failure", [RunNotRunningException, ConnectionError])
+def test_a_message_that_is_not_received_leaves_no_task(
+    failure: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its run was stopped meanwhile, or the connection was lost: it has one reply, an error, and no task;
+    the reply of one would be taken for the next message's."""
+    for owner, name in ((supernode, "create_app"), (start_client_internal, "_pull_and_store_message")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # put back at the end
+    for key, value in (("_task_id", 1), ("_run_id", 7), ("_node_id", 5)):
+        monkeypatch.setattr(TaskIdentity, key, value)
+    supernode_changes.serve_tasks_on_fast_path()
+    objects = ObjectStoreFactory()
+    state, store = NodeStateFactory(objects).state(), objects.store()
+    state.set_node_id(5)
+    state.store_run(Run.create_empty(7))
+    content = RecordDict({"arrays": ArrayRecord([np.zeros(3)])})
+    sent = Message(content, dst_node_id=5, message_type="train")
+    sent.metadata.__dict__["_message_id"] = sent.object_id
+
+    def fail(*_: Any) -> bytes:
+        raise failure
+
+    run_id = start_client_internal._pull_and_store_message(
+        state=state,
+        object_store=store,
+        node_config={},
+        receive=lambda: (sent, get_object_tree(sent)),
+        get_run=fail,
+        get_fab=fail,
+        pull_object=fail,
+        confirm_message_received=fail,
+        trusted_entities=None,
+    )
+    assert run_id == 7
+    assert state.get_tasks(statuses=[Status.PENDING]) == []
+    assert [task.status.sub_status for task in state.get_tasks()] == [SubStatus.FAILED]
+    (reply,) = state.get_messages_legacy(is_reply=True)
+    assert reply.has_error() and reply.metadata.reply_to_message_id == sent.metadata.message_id
 
 
 def test_a_request_that_was_held_in_vain_leaves_nothing_behind() -> None:
