@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import math
 from pathlib import Path
@@ -191,7 +192,7 @@ def test_tables_are_long_and_name_their_units(written: Path) -> None:
 
 @pytest.mark.parametrize("reader", ["pandas", "polars", "duckdb"])
 def test_tables_are_read_by_what_people_use(written: Path, reader: str) -> None:
-    library = pytest.importorskip(reader)
+    library = importlib.import_module(reader)
     path = str(written / "rounds.csv")
     if reader == "pandas":
         mean = library.read_csv(path).groupby("point")["accuracy"].mean()["bbbb2222"]

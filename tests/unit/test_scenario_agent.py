@@ -444,7 +444,10 @@ def test_a_note_is_read_by_whoever_is_not_its_owner(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {"run": "77", "round": None, "phase": "query"}
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="gives a directory to another user")
+@pytest.mark.skipif(
+    os.getuid() != 0,
+    reason="not tested without root: whether the agent may read a note that another user owns",
+)
 def test_the_agent_reads_a_note_by_its_group(tmp_path: Path) -> None:
     """As root without the right to pass over modes, and a directory as roles/fl_client makes it."""
     folder = tmp_path / "a"
