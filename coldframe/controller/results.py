@@ -514,10 +514,22 @@ def write_config(noted: dict[str, Any], run: Run, target: Path) -> dict[str, Any
     return dict(known)
 
 
-def judge(noted: dict[str, Any], summary: dict[str, Any], events: Sequence[Event]) -> list[dict[str, Any]]:
-    """Judge what the run's scenario asserts."""
+def write_scenario(
+    noted: dict[str, Any], summary: dict[str, Any], events: Sequence[Event], out: Path
+) -> dict[str, Any]:
+    """Write the run's scenario and what became of its assertions; give both for `summary.json`."""
+    played = scenario_outcome.outcome(noted, events)
+    if played:
+        (out / "scenario.yml").write_text(noted["scenario"]["text"], encoding="utf-8")
+    # An assertion may be about the scenario itself.
+    known = {**summary, "scenario": played}
     asserted = (noted.get("scenario") or {}).get("asserts", [])
-    return [asdict(assertions.judge(assertions.parse(text), summary, events)) for text in asserted]
+    judged = [asdict(assertions.judge(assertions.parse(text), known, events)) for text in asserted]
+    if judged:
+        named_so = summary["run_name"] or summary["run_id"]
+        text = assertions.junit(f"coldframe.{named_so}", judged)
+        (out / "assertions.xml").write_text(text, encoding="utf-8")
+    return {"scenario": played, "assertions": judged or None}
 
 
 def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, Path, list[Event]]:
@@ -546,14 +558,7 @@ def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, P
     out.mkdir(parents=True, exist_ok=True)
     inventory, events = write_surroundings(arguments, noted, run, out)
     alone = summary["experiment"] is None
-    summary["scenario"] = scenario_outcome.outcome(noted, events)
-    if summary["scenario"]:
-        (out / "scenario.yml").write_text(noted["scenario"]["text"], encoding="utf-8")
-    summary["assertions"] = judge(noted, summary, events) or None
-    if summary["assertions"]:
-        named_so = summary["run_name"] or summary["run_id"]
-        text = assertions.junit(f"coldframe.{named_so}", summary["assertions"])
-        (out / "assertions.xml").write_text(text, encoding="utf-8")
+    summary |= write_scenario(noted, summary, events, out)
     exceeded = oversubscription.reasons(inventory, events, run.first or 0.0, alone)
     if exceeded is not None:
         summary |= {"oversubscribed": bool(exceeded), "oversubscribed_because": exceeded}
