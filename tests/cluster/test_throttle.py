@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import subprocess
 import sys
 import time
@@ -30,6 +31,15 @@ BUSY = "python3 -c 'while True: pass'"
 ACCEPT = "import socket; b=bytes(65536); s=socket.create_server(('', {port})).accept()[0]"
 CONNECT = "import socket; b=bytes(65536); s=socket.create_connection(('{host}', {port}))"
 SEND, RECEIVE = "\nwhile True: s.sendall(b)", "\nwhile s.recv(65536): pass"
+
+STEPS = 19  # of a client in an epoch of the synthetic data
+
+
+def core_speed() -> float:
+    """Training steps per second of a core of this machine."""
+    command = [sys.executable, "-m", "fl.calibrate", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return float(json.loads(done.stdout)["steps_per_second"])
 
 
 class Pacing:
@@ -131,9 +141,10 @@ def test_limits_change_while_clients_train(pacing: Pacing) -> None:
     That the model is the same too is shown by test_main_job.py::test_one_seed_gives_one_model."""
     lab = pacing.lab
     variables = {"seed": "5", "rounds": "4", **EVERYBODY}
-    # Enough work in a round that what a task's first steps cost on top counts for little.
-    variables["local_epochs"] = "3"
-    variables |= {"dataset": "synthetic", "max_samples": "0"}  # all of it: rounds long enough to be caught
+    # Some four seconds of CPU time a round on any machine: what a task's first steps cost on top counts for
+    # little, and a round under the limit takes longer than the calibration beside it.
+    variables["local_epochs"] = str(max(1, round(4 * core_speed() / STEPS)))
+    variables |= {"dataset": "synthetic", "max_samples": "0"}
     before = {client: pacing.identity(client) for client in CLIENTS}
     play, wait = lab.start("run.yml", **variables)
     lab.wait_for("the first round", lambda: "round 0/4" in play.output, 120)
@@ -143,7 +154,7 @@ def test_limits_change_while_clients_train(pacing: Pacing) -> None:
     # A core in slices of a tenth is slower than one in one piece, and one beside a busy core than one that is
     # beside an idle one: the hosts are calibrated under the same limit and in the round that is looked at.
     # All quotas together stay below the cores.
-    calibration, calibrated = lab.start("calibrate.yml", cpu="0.1", seconds="1")
+    calibration, calibrated = lab.start("calibrate.yml", cpu="0.1", seconds="2")
     lab.wait_for("a whole round under the limit", lambda: f"round {done + 2}/4" in play.output, 180)
     assert calibrated().code == 0, calibration.output
     assert "round 4/4" not in play.output, "the run was over before the limit could be taken back"
@@ -163,13 +174,16 @@ def test_limits_change_while_clients_train(pacing: Pacing) -> None:
     loading = {e["client"]: e["system"]["cpu_seconds"] for e in whole if e["phase"] == "evaluate"}
     # A process that is limited to 0.1 needs ten seconds for a second of work. No client gets more, and what
     # its training does not get of that tenth is taken by its SuperNode: the more of it, the slower the
-    # machine. The work is a fixed one: as much CPU time as calibrated, however busy the machine is.
-    speed = pacing.limited_speed(0.1)
+    # machine. The work is a fixed one, however busy the machine is. On a machine that others share, steps per
+    # CPU-second in slices differ by up to 15 % between two processes at once and from one ten seconds to the
+    # next: measured by fl.calibrate alone, 26 to 35. So the bounds are twice that.
+    costs = {}
     for event in trained:
         system, steps = event["system"], -(-event["examples"] // 32) * int(variables["local_epochs"])
         assert 0.08 < system["cpu_seconds"] / system["train_seconds"] < 0.103, event
-        work = system["cpu_seconds"] - loading[event["client"]]
-        assert work == pytest.approx(steps / speed, rel=0.15), (speed, loading, event)
+        costs[event["client"]] = (system["cpu_seconds"] - loading[event["client"]]) / steps
+    assert costs == pytest.approx(dict.fromkeys(costs, statistics.median(costs.values())), rel=0.3)
+    assert statistics.median(costs.values()) == pytest.approx(1 / pacing.limited_speed(0.1), rel=0.3), costs
     events = [json.loads(line) for line in (lab.results / "latest" / "events.jsonl").read_text().splitlines()]
     assert {event["client"] for event in events} == set(CLIENTS)
     assert [event["cause"] for event in events if event["client"] == "c1-0"] == ["throttle", "undo"]
