@@ -63,8 +63,13 @@ class Straggler:
 
     def __call__(self, node: int, message: Message, reply: Message) -> Message | None:
         if self.kept and self.released_by(node, message):
-            self.grid.inbox.update([self.kept])
+            identity, late = self.kept
+            self.grid.inbox[identity] = late
             self.kept = None
+            # Another thread takes it, and a phase can be over before that.
+            deadline = time.monotonic() + 30
+            while identity in self.grid.inbox and time.monotonic() < deadline:
+                time.sleep(0.001)
         if node != SLOW or self.begun:
             return reply
         self.begun = True
