@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 Event = dict[str, Any]
+# What an event `folded` says of the work of a late reply.
+FOLDED = ("into", "staleness", "weight", "examples", "metrics", "system", "bytes_down", "bytes_up")
 
 
 @dataclass
@@ -26,7 +28,8 @@ class Run:
         Round number -> `round` event. Round 0 is the evaluation before any training.
     replies, failures, late
         The `reply`, `failure` and `late` events in the order of the journal. Of those that are late `came`
-        has the seconds after which there was a reply after all, if there was.
+        has the seconds after which there was a reply after all, if there was; and those that are in the
+        model of a later round have that as `into`, with what their `folded` event says of the work.
     policy
         The last `policy` event; empty without one.
     model_sha256
@@ -53,6 +56,26 @@ class Run:
         """The `round` events of completed training rounds, in order."""
         return [self.rounds[number] for number in sorted(self.rounds) if number > 0]
 
+    @property
+    def folded(self) -> list[Event]:
+        """Those of `late` that are in the model of a later round."""
+        return [event for event in self.late if "into" in event]
+
+    def updates(self) -> dict[str, int]:
+        """Count by client what it has trained that is in the model: replies in time, and late ones folded in.
+
+        A round that is void has none; of a client that never trained there is a zero.
+        """
+        counts = dict.fromkeys((client["name"] for client in self.started.get("clients", [])), 0)
+        in_time = [
+            event
+            for event in self.replies
+            if event["phase"] == "train" and not self.rounds.get(event["round"], {}).get("void")
+        ]
+        for event in [*in_time, *self.folded]:
+            counts[event["client"]] = counts.get(event["client"], 0) + 1
+        return counts
+
 
 def gather(events: Iterable[Event]) -> Run:
     """Sort a journal's events by kind; of two events for one round the later counts."""
@@ -76,7 +99,9 @@ def gather(events: Iterable[Event]) -> Run:
         elif kind in outcomes:
             outcomes[kind].append(event)
         elif kind == "late_reply":
-            _came_late(run, event)
+            _note_late(run, event, {"came": event["seconds"]})
+        elif kind == "folded":
+            _note_late(run, event, {key: event[key] for key in FOLDED})
         elif kind == "policy":
             run.policy = event
         elif kind == "model_saved":
@@ -86,13 +111,27 @@ def gather(events: Iterable[Event]) -> Run:
     return run
 
 
-def _came_late(run: Run, event: Event) -> None:
-    """Note when a reply came that a phase had not waited for."""
+def _note_late(run: Run, event: Event, found: Event) -> None:
+    """Note what became of a message whose reply a phase had not waited for."""
     for place in reversed(range(len(run.late))):
         late = run.late[place]
         if all(late[key] == event[key] for key in ("round", "phase", "node_id")):
-            run.late[place] = {**late, "came": event["seconds"]}
+            run.late[place] = {**late, **found}
             return
+
+
+def jain(counts: Iterable[int]) -> float | None:
+    """Return Jain's index of fairness: 1 where all have as much, 1/n where one of n has all.
+
+    R. Jain, D. Chiu, W. Hawe: A quantitative measure of fairness and discrimination for resource allocation
+    in shared computer systems, DEC-TR-301, 1984. None where nobody has anything.
+
+    >>> jain([4, 4, 4, 4]), jain([1, 0, 0, 0]), jain([])
+    (1.0, 0.25, None)
+    """
+    values = list(counts)
+    squares = sum(value * value for value in values)
+    return sum(values) ** 2 / (len(values) * squares) if squares else None
 
 
 def natural(name: str) -> list[tuple[bool, int, str]]:

@@ -27,27 +27,15 @@ from pathlib import Path
 from typing import Any
 
 from coldframe.controller import assertions, oversubscription, plots, report, scenario_outcome, submission
-from coldframe.controller.records import Event, Run, duration, folders_of, gather, iso, natural
+from coldframe.controller.records import Event, Run, duration, folders_of, gather, iso, jain, natural
 from coldframe.controller.records import named as named_clients
+from coldframe.controller.rows import client_rows, round_rows
 from coldframe.controller.tables import write_table
 from coldframe.controller.terminal import ansible_playbook, plain
 from coldframe.recording import task_log
 from coldframe.recording.journal import read_journal
 
 STATUSES = ("completed", "failed", "diverged", "stopped", "running")
-PHASES = ("configure", "train", "aggregate", "evaluate", "server_evaluate")
-SYSTEM_FIGURES = (
-    "cpu_limit",
-    "memory_limit",
-    "threads",
-    "train_seconds",
-    "cpu_seconds",
-    "throttled_share",
-    "cpu_pressure",
-    "samples_per_second",
-    "memory_peak",
-)
-CLIENT_STATUS = {"reply": "ok", "failure": "failed", "late": "late"}
 CLIENTS_SAID = 12  # of the closing words: more clients than this that failed are a number
 REASONS_SAID = 4  # of the closing words: why more was asked of machines than they have
 LEFT_OUT = "left_out.json"  # of `files/`: by client, or `server`, what was not collected, and why
@@ -85,7 +73,8 @@ def summarise(
     Accuracy and loss are those of the last round that the server evaluated; `rounds` counts the
     training rounds that were completed, and `round_seconds` has one entry for each. `concurrent_with` names
     the runs that ran on the same clients at the same time. `policy` is null where no round_deadline was asked
-    for; `late` counts the messages that a phase did not wait for.
+    for; `late` counts the messages that a phase did not wait for, `folded` those of them whose replies are in
+    the model of a later round. `updates_jain` is Jain's index of the clients' replies that are in the model.
     """
     status, error = outcome(run, status, error)
     trained = run.trained_rounds
@@ -114,9 +103,11 @@ def summarise(
         "wall_seconds": wall,
         "round_seconds": [event["seconds"] for event in trained],
         "model_sha256": run.model_sha256,
-        **{f"round_{name}": run.policy.get(name) for name in ("deadline", "goal", "minimum")},
+        **{f"round_{name}": run.policy.get(name) for name in ("deadline", "goal", "minimum", "late")},
         "policy": policy_words(run.policy),
         "late": len(run.late) if started else None,
+        "folded": len(run.folded) if started else None,
+        "updates_jain": jain(run.updates().values()),
         "oversubscribed": started.get("oversubscribed"),
         "oversubscribed_because": [],
         "concurrent_with": concurrent_with,
@@ -134,65 +125,9 @@ def policy_words(policy: Event) -> str | None:
     """Say whether the policy that was asked for was applied, and why not."""
     if not policy:
         return None
+    if policy["applied"] and policy.get("late_reason"):
+        return f"applied, but round_late={policy['late']}: {policy['late_reason']}"
     return "applied" if policy["applied"] else f"not applied: {policy['reason']}"
-
-
-def round_rows(run: Run) -> list[dict[str, Any]]:
-    """Make the rows of `rounds.csv`: one per round, round 0 included; all times in seconds.
-
-    Phases that only this app has come after those that every table has.
-    """
-    others = sorted(
-        {phase for event in run.rounds.values() for phase in event.get("phases", {})} - set(PHASES)
-    )
-    return [
-        {
-            "round": number,
-            **{key: event.get(key) for key in ("accuracy", "loss", "client_accuracy", "client_loss")},
-            "train_loss": event.get("train_loss"),
-            "seconds": event.get("seconds"),
-            **{f"{phase}_seconds": event.get("phases", {}).get(phase) for phase in [*PHASES, *others]},
-            "clients": event.get("clients"),
-            "failures": event.get("failures"),
-            "late": event.get("late", 0),
-        }
-        for number, event in sorted(run.rounds.items())
-    ]
-
-
-def client_rows(run: Run) -> list[dict[str, Any]]:
-    """Make the rows of `clients.csv`: one per client, round and phase, failures and late clients included.
-
-    `seconds` is the time from sending the message to having its reply, also where that was late; the client's
-    own figures keep their names, and each metric of the reply has a column `metric_<name>`.
-    """
-    metrics = sorted({name for reply in run.replies for name in reply.get("metrics", {})})
-    rows = []
-    for event in [*run.replies, *run.failures, *({**late, "seconds": late.get("came")} for late in run.late)]:
-        system = event.get("system", {})
-        rows.append(
-            {
-                **{key: event.get(key) for key in ("round", "phase", "client", "partition_id", "node_id")},
-                "status": CLIENT_STATUS[event["event"]],
-                **{key: event.get(key) for key in ("seconds", "examples", "bytes_down", "bytes_up")},
-                **{key: system.get(key) for key in SYSTEM_FIGURES},
-                **{f"metric_{name}": event.get("metrics", {}).get(name) for name in metrics},
-                "code": event.get("code"),
-                "reason": event.get("reason"),
-            }
-        )
-    order = {"train": 0, "evaluate": 1}
-    nowhere = -1  # messages of no round come first, clients without a partition last
-    return sorted(
-        rows,
-        key=lambda row: (
-            nowhere if row["round"] is None else row["round"],
-            order.get(row["phase"], 2),
-            row["partition_id"] is None,
-            row["partition_id"] or 0,
-            natural(row["client"]),
-        ),
-    )
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -396,8 +331,9 @@ def closing_words(
         )
     if summary["late"]:
         names = named_clients(event["client"] for event in run.late)
-        lines.append(f"  late        {names}: {summary['late']} replies in all")
-    elif summary["policy"] not in (None, "applied"):
+        folded = f", {summary['folded']} folded into later rounds" if summary["folded"] else ""
+        lines.append(f"  late        {names}: {summary['late']} replies in all{folded}")
+    if summary["policy"] not in (None, "applied") and (not summary["late"] or run.policy["applied"]):
         lines.append(f"  note        round_deadline was {summary['policy']}")
     lines += scenario_outcome.lines(summary.get("scenario"))
     lines += assertions.lines(summary.get("assertions") or [])

@@ -1,4 +1,4 @@
-"""Whether a run's round_deadline, round_goal and round_minimum can work, before anything is submitted."""
+"""Whether what a run demands of its rounds can work (round_deadline and the like), before it is submitted."""
 
 from __future__ import annotations
 
@@ -8,19 +8,36 @@ from typing import Any
 from coldframe.controller.settings import EARLIER, POLICY, Finding
 from fl import arguments
 
+FOLD = "fold"
+# Strategies that take late work, and why others cannot.
+FOLDING = ("fedavg", "fedavgm", "fedprox", "fedadagrad", "fedadam", "fedyogi")
+MALICIOUS = "a client could send what it likes as late work, which is compared with that of another model"
+NOT_FOLDING = {
+    "fedmedian": "a median has no weights, so old work would count as much as new",
+    "fedtrimmedavg": "a trimmed mean has no weights, so old work would count as much as new",
+    "krum": MALICIOUS,
+    "multikrum": MALICIOUS,
+    "bulyan": MALICIOUS,
+    "qfedavg": "it weighs work with the loss of the present model, and that of late work is another's",
+}
+OWN_WAY = "it has rules of its own for old work"  # asynchronous ones
 LOCAL = "local"  # differential privacy that each client adds by itself: it needs no other client
 
 
 def check_policy(values: Mapping[str, Any], clients: int | None) -> list[Finding]:
     """Findings about the policy of a round, in a federation of so many clients (None: it is not known)."""
-    deadline, goal, minimum = (values.get(name) for name in POLICY)
+    deadline, goal, minimum, late = (values.get(name) for name in POLICY)
     if any(values[name] for name in EARLIER) or not values.get("train", True):
         return []
     if not deadline:
         return [
-            Finding(f"{name}={values[name]} has no deadline", "type -e round_deadline=auto too, or seconds")
-            for name in POLICY[1:]
-            if values[name]
+            Finding(f"{name}={value} has no deadline", "type -e round_deadline=auto too, or seconds")
+            for name, value in (
+                ("round_goal", goal),
+                ("round_minimum", minimum),
+                ("round_late", late == FOLD and FOLD),
+            )
+            if value
         ]
     findings = []
     if goal and goal > 1 and minimum and goal < minimum:
@@ -30,7 +47,7 @@ def check_policy(values: Mapping[str, Any], clients: int | None) -> list[Finding
 
 
 def _of_our_app(values: Mapping[str, Any], clients: int | None) -> list[Finding]:
-    deadline, _, minimum = (values[name] for name in POLICY)
+    deadline, _, minimum, late = (values[name] for name in POLICY)
     findings = []
     if values["fl_dp"] not in ("", LOCAL):
         problem = (
@@ -47,6 +64,9 @@ def _of_our_app(values: Mapping[str, Any], clients: int | None) -> list[Finding]
         problem = f"round_minimum={minimum} is more than the {sampled} clients of a round"
         findings.append(Finding(problem, f"type -e round_minimum={sampled}"))
     strategy, args = values["fl_strategy"], values["strategy_args"]
+    if late == FOLD and strategy not in FOLDING:
+        problem = f"{strategy} takes no late work: {NOT_FOLDING.get(strategy, OWN_WAY)}"
+        findings.append(Finding(problem, f"leave round_late out, or type -e fl_strategy={FOLDING[0]}"))
     if not arguments.judge("", arguments.STRATEGIES[strategy], args):
         need, least = arguments.replies_needed(strategy, args), minimum or asked
         if least < need:

@@ -23,7 +23,8 @@ PARTITIONER_ARGUMENTS: dict[str, tuple[str, ...]] = {
 DATASETS = ("mnist", "fashion_mnist", "cifar10", "synthetic")
 
 # Variables of run.yml that no app gets: they travel beneath it.
-POLICY = ("round_deadline", "round_goal", "round_minimum")  # which replies a round waits for
+# Which replies a round waits for, and what becomes of the others.
+POLICY = ("round_deadline", "round_goal", "round_minimum", "round_late")
 SETTINGS = ("run_name", "wait_timeout", *POLICY)
 
 
@@ -126,6 +127,7 @@ RUN = _table(
     Variable("round_deadline", "deadline", "60", "", above=0, most=MONTH, empty=True),
     Variable("round_goal", "goal", "0.75", "", above=0, most=100_000, empty=True),
     Variable("round_minimum", "whole", "2", "", low=1, most=100_000, empty=True),
+    Variable("round_late", "choice", "fold", "drop", choices=("drop", "fold")),
     Variable("run_name", "text", "baseline", "", pattern=RUN_NAME, empty=True),
     Variable("wait", "truth", "true", True),
     Variable("concurrent", "truth", "true", False),

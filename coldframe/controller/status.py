@@ -143,7 +143,8 @@ def coldframe_submission(
             )
     run = plan["run"]
     # Of our own training's variables nothing reaches another app.
-    of_app = ["app", "run_config", *(name for name in ("app_data", "scenario", *POLICY) if run[name])]
+    given = (name for name in ("app_data", "scenario", *POLICY) if run[name] != RUN[name].default)
+    of_app = ["app", "run_config", *given]
     names = of_app if run["app"] else [n for n in RUN if n not in CALL]
     machines = coldframe_inventory([], [], groups, hostvars, who["federation"])["machines"]
     return {

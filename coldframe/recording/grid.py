@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,7 +79,8 @@ class RecordingGrid(Grid):
         self._rules = rules
         self._wait_timeout = wait_timeout
         self._policy = policy
-        self._left_behind = LeftBehind(grid, recorder)
+        late_work = policy.late_work if policy is not None else None
+        self._left_behind = LeftBehind(grid, recorder, late_work, self._lost)
         self._forms: dict[str, Form] = {}  # by message type, of the last replies
         self._asked = False  # for the clients
         self._activated: dict[int, str] = {}  # node -> when it was last activated
@@ -204,9 +205,9 @@ class RecordingGrid(Grid):
         batch = list(messages)
         terms = self._policy.begin(batch) if self._policy is not None else Terms()
         for message in batch:
-            if (limit := terms.limit(timeout)) is not None and message.metadata.ttl == DEFAULT_TTL:
+            if (lifetime := terms.lifetime(timeout)) is not None and message.metadata.ttl == DEFAULT_TTL:
                 # A task that hangs is ended when its message expires; then the client is free again.
-                message.metadata.ttl = limit + EXPIRY_MARGIN
+                message.metadata.ttl = lifetime + EXPIRY_MARGIN
         start = time.monotonic()
         waiting = {message_id for message_id in self._push(batch) if message_id}
         sent = time.monotonic()  # from here on the clients have the time of a deadline
@@ -226,17 +227,24 @@ class RecordingGrid(Grid):
             waiting.difference_update(reply.metadata.reply_to_message_id for reply in arrived)
             if waiting and not arrived:
                 time.sleep(max(0.0, UNHELD_SECONDS - (time.monotonic() - asked)))
-        late = self._leave_behind(phase, waiting, terms.reason(phase.good, left), timeout)
+        late = self._leave_behind(phase, waiting, terms, terms.reason(phase.good, left), timeout)
         if self._rules is not None:
             self._refuse_odd_ones(phase)
             self._check_divergence(phase)
         if self._policy is not None and batch:
             kind = phase_of(batch[0].metadata.message_type)
             self._policy.ended(kind, terms, phase.seconds, late, phase.good)
+            if self._policy.folds(terms):
+                self._fold(phase)
         return [phase.replies[key] for key in sorted(phase.replies, key=self._place(phase))]
 
     def _leave_behind(
-        self, phase: Phase, waiting: Collection[str], reason: str | None, timeout: float | None
+        self,
+        phase: Phase,
+        waiting: Collection[str],
+        terms: Terms,
+        reason: str | None,
+        timeout: float | None,
     ) -> int:
         """End a phase without the replies to some messages; return how many are late by the policy."""
         if reason is None:
@@ -245,6 +253,9 @@ class RecordingGrid(Grid):
             return 0
         for message_id in waiting:
             self._recorder.late(message_id, reason)
+            if terms.fold and self._policy is not None and message_id in phase.pending:
+                pending, sent = phase.pending[message_id], phase.sent[message_id]
+                self._policy.late_work.expect(message_id, pending, sent)
         self._left_behind.add(
             {
                 key: (phase.pending[key], phase.sent[key].metadata.ttl)
@@ -253,6 +264,30 @@ class RecordingGrid(Grid):
             }
         )
         return len(waiting)
+
+    def _fold(self, phase: Phase) -> None:
+        """Add the late replies to earlier phases to the good ones of a phase, as replies to its model."""
+        assert self._policy is not None
+        good = next(key for key in sorted(phase.replies) if not phase.replies[key].has_error())
+        like, late_work = contents.form(phase.replies[good].content), self._policy.late_work
+        for expected in late_work.take():
+            assert expected.reply is not None
+            message_id = expected.reply.metadata.reply_to_message_id
+            try:
+                folded = late_work.fold(expected, phase.sent[good], like, self._rules)
+            except BadReply as bad:
+                self._recorder.not_folded(expected.pending, str(bad))
+                continue
+            phase.sent[message_id], phase.replies[message_id] = expected.sent, folded.reply
+            # Takes its figures out, as `_take` does.
+            self._recorder.folded(
+                expected.pending,
+                folded.reply,
+                _take_system(folded.reply),
+                seconds=expected.seconds,
+                staleness=folded.staleness,
+                weight=folded.weight,
+            )
 
     def close_policy(self) -> None:
         """End the policy with the run."""
@@ -267,7 +302,9 @@ class RecordingGrid(Grid):
         """Return the replies that have come, and errors in place of those that cannot come any more."""
         wanted = list(message_ids)
         replies = list(self._grid.pull_messages(wanted))
-        return replies + self._lost(wanted, {reply.metadata.reply_to_message_id for reply in replies})
+        known = self._recorder.pending
+        pending = {key: known[key] for key in wanted if key in known}
+        return replies + self._lost(pending, {reply.metadata.reply_to_message_id for reply in replies})
 
     def _activations(self, age: float) -> dict[int, str]:
         """Return when each node was last activated, as of so many seconds ago or less."""
@@ -276,16 +313,15 @@ class RecordingGrid(Grid):
             self._activated = {node.node_id: node.last_activated_at for node in self._grid.get_nodes()}
         return self._activated
 
-    def _lost(self, wanted: list[str], answered: set[str]) -> list[Message]:
+    def _lost(self, waiting: Mapping[str, Pending], answered: Collection[str]) -> list[Message]:
         """Make error replies for clients that restarted: their work died with the process before.
 
         The SuperLink tells of a lost node only who asks while it is away; an app would wait for ever.
         """
         activated = self._activations(RESTART_CHECK)
         errors = []
-        for message_id in wanted:
-            pending = self._recorder.pending.get(message_id)
-            if pending is None or message_id in answered:
+        for message_id, pending in waiting.items():
+            if message_id in answered:
                 continue
             now, before = activated.get(pending.message.metadata.dst_node_id), self._since.get(message_id)
             if now and before and now != before:

@@ -13,18 +13,23 @@ Events (each line has `time`, unix seconds, and `event`):
 - `phase_extended`: round, phase, clients [names] (more of the phase that was started last)
 - `unanswered`: round, phase, clients [names] (the app never asked for their replies)
 - `failure`: round, phase, client, partition_id, node_id, code, reason
-- `policy`: applied, reason (why not), deadline (seconds or "auto"), goal, minimum (of the policy that was
-  asked for, as soon as it is known; no event without one)
+- `policy`: applied, reason (why not), deadline (seconds or "auto"), goal, minimum, late (drop or fold),
+  late_reason (why late replies are not folded all the same) (of the policy that was asked for, as soon as it
+  is known; no event without one)
 - `late`: round, phase, client, partition_id, node_id, reason (deadline or goal: why the phase ended without
   it), seconds (that it had)
 - `late_reply`: round, phase, client, partition_id, node_id, seconds (sent to received), error (in the place
-  of a reply; else null): of a client that was late; not used
+  of a reply; else null): of a client that was late; not used, unless one of these follows
+- `folded`: round, phase, client, partition_id, node_id, into (the round whose aggregate it is in), staleness
+  (aggregations since it was sent), weight (of what the client has learnt, by its staleness), and all of
+  `reply` from seconds on: of a client that was late; a late message without this event is in no model
+- `not_folded`: round, phase, client, partition_id, node_id, reason (why a late reply cannot be used)
 - `round_void`: round, replies (good ones), minimum (they are not aggregated: the global model stays as it is)
 - `not_aggregated`: round, messages, replies, reason (the strategy made no model: the global one stays)
 - `round`: round (0 = before training), accuracy, loss (server-side), client_accuracy, client_loss,
   train_loss, seconds, phases {configure, train, aggregate, evaluate, server_evaluate} (seconds),
-  clients (that trained), failures, late and void (only with a policy), keys {figure: the app's own name of
-  it}, derived [figures that are the mean of the replies, weighted with their examples]
+  clients (that trained), failures, late, folded and void (only with a policy), keys {figure: the app's own
+  name of it}, derived [figures that are the mean of the replies, weighted with their examples]
 - `model_saved`: path, sha256, bytes
 - `run_finished`: status (completed, failed, diverged or stopped), error
 

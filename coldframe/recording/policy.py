@@ -11,7 +11,7 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,9 +20,11 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from coldframe.recording import fold
+from coldframe.recording.fold import LateWork
 from coldframe.recording.replies import clean
 from coldframe.recording.rounds import IN_ROUNDS, Pending, Recorder, innermost, phase_of
-from coldframe.recording.settings import AUTO, Settings
+from coldframe.recording.settings import AUTO, FOLD, Settings
 from coldframe.supervise import say
 
 DEADLINE, GOAL = "deadline", "goal"  # why a client is late
@@ -54,16 +56,23 @@ class Terms:
         Good replies below which the phase is void.
     applied : bool
         Whether the policy holds for the phase.
+    fold : bool
+        Whether late replies to it are kept for a later phase, and it takes those to earlier ones.
     """
 
     applied: bool = False
     deadline: float | None = None
     goal: int | None = None
     minimum: int = 0
+    fold: bool = False
 
     def limit(self, timeout: float | None) -> float | None:
         """Return the seconds after which the phase ends, by the deadline or by the app's time-out."""
         return min((value for value in (self.deadline, timeout) if value is not None), default=None)
+
+    def lifetime(self, timeout: float | None) -> float | None:
+        """Return the seconds after which nobody waits for a reply any more, late ones included."""
+        return timeout if self.fold else self.limit(timeout)
 
     def reached(self, good: int) -> bool:
         """Say whether so many good replies are enough."""
@@ -125,7 +134,8 @@ class Policy:
         self._armed: Strategy | None = None  # it has chosen clients, and nothing is sent to them yet
         self._arrivals: dict[str, Arrivals] = {}  # by phase
         self._void = False
-        self._decision: tuple[bool, str | None] | None = None
+        self._decision: tuple[bool, str | None, str | None] | None = None
+        self.late_work = LateWork()
 
     # What strategies tell.
 
@@ -144,6 +154,10 @@ class Policy:
         void, self._void = self._void, False
         return void
 
+    def aggregated(self) -> None:
+        """Note that a strategy has made a model of a phase of training."""
+        self.late_work.version += 1
+
     # What the grid sees.
 
     def pushed(self, messages: Sequence[Message]) -> None:
@@ -160,7 +174,8 @@ class Policy:
                 self.pushed(messages)
             return Terms()
         minimum = self._minimum(strategy)
-        self._decide(True, None, minimum)
+        late_reason = fold.why_not(strategy) if self._asked.round_late == FOLD else None
+        self._decide(True, None, minimum, late_reason)
         phase = kind_of(messages[0])
         deadline = self._asked.round_deadline
         if deadline == AUTO:
@@ -168,7 +183,9 @@ class Policy:
         known = None if deadline is None else float(deadline)
         if phase != "train":
             return Terms(True, known)
-        return Terms(True, known, None if known is None else self._goal(len(messages), minimum), minimum)
+        goal = None if known is None else self._goal(len(messages), minimum)
+        folds = self._asked.round_late == FOLD and late_reason is None
+        return Terms(True, known, goal, minimum, folds)
 
     def ended(self, phase: str, terms: Terms, seconds: list[float], late: int, good: int) -> None:
         """Take in a phase that has ended: the seconds of its replies, and how many of them are good."""
@@ -180,8 +197,13 @@ class Policy:
         if self._void:
             self._recorder.void(good, terms.minimum)
 
+    def folds(self, terms: Terms) -> bool:
+        """Whether the phase that has ended takes the late replies to earlier ones: a void one does not."""
+        return terms.fold and not self._void
+
     def close(self) -> None:
         """Say at the end of the run that there was nothing to apply it to."""
+        self.late_work.close()
         if self._decision is None:
             self._decide(False, NOTHING)
 
@@ -196,11 +218,13 @@ class Policy:
         wanted = math.ceil(goal * sent - 1e-9) if goal <= 1 else int(goal)
         return min(max(wanted, minimum), sent)
 
-    def _decide(self, applied: bool, reason: str | None, minimum: int | None = None) -> None:
+    def _decide(
+        self, applied: bool, reason: str | None, minimum: int | None = None, late_reason: str | None = None
+    ) -> None:
         """Write down whether the policy is applied, where that is new."""
-        if self._decision == (applied, reason):
+        if self._decision == (applied, reason, late_reason):
             return
-        self._decision = (applied, reason)
+        self._decision = (applied, reason, late_reason)
         self._recorder.policed = self._recorder.policed or applied
         asked = self._asked
         self._recorder.journal.append(
@@ -210,13 +234,17 @@ class Policy:
             deadline=asked.round_deadline,
             goal=asked.round_goal,
             minimum=minimum or asked.round_minimum,
+            late=asked.round_late,
+            late_reason=late_reason,
         )
         if reason:
             say(f"round_deadline is not applied: {reason}")
+        elif late_reason:
+            say(f"round_late=fold is not applied: {late_reason}")
 
 
 class LeftBehind:
-    """Messages that a phase left behind: their replies are taken from the SuperLink, and thrown away.
+    """Messages that a phase left behind: their replies are taken from the SuperLink, and thrown away or kept.
 
     Else the SuperLink would keep each of them, with its model, until the run ends. A thread does it, since a
     reply comes when it comes: while the server aggregates, evaluates, or waits for the next phase.
@@ -225,11 +253,23 @@ class LeftBehind:
     ----------
     grid : Grid
         Flower's own. Of a message that has expired it has an error.
+    late_work : LateWork, optional
+        What keeps the replies that are to be folded.
+    lost : callable, optional
+        Returns errors for those of some messages whose client has lost them.
     """
 
-    def __init__(self, grid: Grid, recorder: Recorder) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        recorder: Recorder,
+        late_work: LateWork | None = None,
+        lost: Callable[[Mapping[str, Pending], Collection[str]], list[Message]] | None = None,
+    ) -> None:
         self._grid = grid
         self._recorder = recorder
+        self._late_work = late_work
+        self._lost = lost
         self._lock = threading.Lock()
         self._messages: dict[str, tuple[Pending, float]] = {}  # with when it expires
         self._collector: threading.Thread | None = None
@@ -267,7 +307,9 @@ class LeftBehind:
         while wanted := self._wanted():
             asked = time.monotonic()
             try:
-                replies = list(self._grid.pull_messages(wanted))
+                replies = list(self._grid.pull_messages(list(wanted)))
+                if self._lost is not None:
+                    replies += self._lost(wanted, {reply.metadata.reply_to_message_id for reply in replies})
             except Exception as error:
                 replies = []
                 with self._lock:
@@ -280,23 +322,26 @@ class LeftBehind:
             if not replies:
                 time.sleep(max(0.0, PAUSE - (time.monotonic() - asked)))
 
-    def _wanted(self) -> list[str]:
+    def _wanted(self) -> dict[str, Pending]:
         with self._lock:
             if self._closed or not self._messages:
                 self._collector = None
-                return []
-            return list(self._messages)
+                return {}
+            return {message_id: pending for message_id, (pending, _) in self._messages.items()}
 
     def _settle(self, reply: Message) -> None:
-        pending, _ = self._messages.pop(reply.metadata.reply_to_message_id, (None, 0.0))
+        message_id = reply.metadata.reply_to_message_id
+        pending, _ = self._messages.pop(message_id, (None, 0.0))
         if pending is None or self._closed:
             return
+        seconds = time.monotonic() - pending.sent
         expired = reply.has_error() and reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE
         if not expired:
             error = clean(reply.error.reason or "no reason given") if reply.has_error() else None
-            seconds = round(time.monotonic() - pending.sent, 3)
             about = self._recorder.about(pending)
-            self._recorder.journal.append("late_reply", **about, seconds=seconds, error=error)
+            self._recorder.journal.append("late_reply", **about, seconds=round(seconds, 3), error=error)
+        if self._late_work is not None:
+            self._late_work.settle(message_id, None if reply.has_error() else reply, seconds)
 
 
 def is_private(strategy: Any) -> bool:

@@ -184,6 +184,8 @@ class Probes:
                 pass  # not what Flower asks for: whoever called it will say so
             elif phase == "train":
                 arrays, metrics = found
+                if arrays and self.policy is not None:
+                    self.policy.aggregated()
                 self.recorder.aggregated(strategy, arrays)
                 self.recorder.told("train", TRAINED, metrics or {})
             else:

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
-import re
 import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, RecordDict
@@ -32,20 +29,12 @@ from coldframe.recording.app_errors import readable
 from coldframe.recording.delivery import died_with_it
 from coldframe.recording.flower import CLASS_COUNTS, PARTITION_RECORD
 from coldframe.recording.journal import Journal
-from coldframe.recording.replies import (
-    BAD_REPLY,
-    LONGEST_NAME,
-    MOST_EXAMPLES,
-    MOST_METRICS,
-    NO_REPLY,
-    SYSTEM_FIGURES,
-    clean,
-)
+from coldframe.recording.messages import is_number, metrics_of, pick, size_of, told_round
+from coldframe.recording.replies import BAD_REPLY, MOST_EXAMPLES, NO_REPLY, SYSTEM_FIGURES, clean
 from coldframe.recording.roster import Client, read_roster
 from coldframe.supervise import say
 
 IN_ROUNDS = ("train", "evaluate")  # phases that make a round
-LONGEST_LIST = 64  # numbers of a metric that is a list; longer ones are data
 MOST_CLASSES = 1000
 
 
@@ -109,6 +98,7 @@ class Round:
     told: set[str] = field(default_factory=set)  # phases whose aggregate the app has told
     failures: int = 0
     late: int = 0
+    folded: int = 0  # late replies of earlier rounds that are in this one's aggregate
     void: bool = False
 
     @property
@@ -343,23 +333,27 @@ class Recorder:
                 reason = reply.error.reason or "no reason given"
                 self._failed(pending.exchange, node_id, reply.error.code, reason)
                 return
-            phase = phase_of(pending.exchange.kind)
-            examples, metrics = metrics_of(reply.content, self.examples_key)
-            figures = self._figures(system, phase, examples)
-            self.journal.append(
-                "reply",
-                **self.about(pending),
-                seconds=round(now - pending.sent, 3),
-                examples=examples,
-                metrics=metrics,
-                system=figures,
-                bytes_down=pending.down,
-                bytes_up=size_of(reply),
-            )
+            work = self._work(pending, reply, system, now - pending.sent)
+            self.journal.append("reply", **self.about(pending), **work)
             if self._round is not None and pending.exchange.round == self._round.number:
+                phase = phase_of(pending.exchange.kind)
                 self._round.last = now
-                self._round.replies.append((phase, node_id, examples, metrics))
+                self._round.replies.append((phase, node_id, work["examples"], work["metrics"]))
             self._note_classes(node_id, reply.content)
+
+    def _work(
+        self, pending: Pending, reply: Message, system: Mapping[str, Any], seconds: float
+    ) -> dict[str, Any]:
+        """Return what the journal says of a reply's work."""
+        examples, metrics = metrics_of(reply.content, self.examples_key)
+        return {
+            "seconds": round(seconds, 3),
+            "examples": examples,
+            "metrics": metrics,
+            "system": self._figures(system, phase_of(pending.exchange.kind), examples),
+            "bytes_down": pending.down,
+            "bytes_up": size_of(reply),
+        }
 
     def _figures(self, system: Mapping[str, Any], phase: str, examples: int | None) -> dict[str, Any]:
         """Return a client's figures of its own work, and its speed."""
@@ -422,6 +416,31 @@ class Recorder:
             if self._round is not None and pending.exchange.round == self._round.number:
                 self._round.late += 1
                 self._round.last = now
+
+    @harmless
+    def folded(
+        self,
+        pending: Pending,
+        reply: Message,
+        system: Mapping[str, Any],
+        *,
+        seconds: float,
+        staleness: int,
+        weight: float,
+    ) -> None:
+        """Write down that a late reply is in the aggregate of the round that goes on."""
+        with self._lock:
+            work = self._work(pending, reply, system, seconds)
+            into = {"into": self.round_number, "staleness": staleness, "weight": round(weight, 6)}
+            self.journal.append("folded", **self.about(pending), **into, **work)
+            if self._round is not None:
+                self._round.folded += 1
+            self._note_classes(pending.message.metadata.dst_node_id, reply.content)
+
+    @harmless
+    def not_folded(self, pending: Pending, reason: str) -> None:
+        """Write down that a late reply cannot be used."""
+        self.journal.append("not_folded", **self.about(pending), reason=clean(reason))
 
     @harmless
     def void(self, replies: int, minimum: int) -> None:
@@ -494,7 +513,7 @@ class Recorder:
             phases={phase: round(seconds, 3) for phase, seconds in this.phases.items()},
             clients=len(this.trained),
             failures=this.failures,
-            **({"late": this.late, "void": this.void} if self.policed else {}),
+            **({"late": this.late, "folded": this.folded, "void": this.void} if self.policed else {}),
             keys=this.keys,
             derived=this.derived,
         )
@@ -558,59 +577,6 @@ def innermost(strategy: Any) -> Any:
 def phase_of(kind: str) -> str:
     """Return the phase of a message type: `train` of `train.apply_gradients`."""
     return kind.partition(".")[0]
-
-
-def told_round(message: Message) -> int | None:
-    """Return the round that a message names: in a config, or as a number for its group; from 1."""
-    for record in message.content.config_records.values():
-        value = record.get("server-round")
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-    group = message.metadata.group_id
-    return int(group) if re.fullmatch(r"[1-9]\d{0,8}", group) else None
-
-
-def size_of(message: Message) -> int:
-    """Return the bytes of a message's records."""
-    if not message.has_content():
-        return 0
-    total = 0
-    for record in message.content.values():
-        with suppress(IndexError):  # flwr cannot count a list of nothing
-            total += record.count_bytes()
-    return total
-
-
-def is_number(value: Any) -> TypeGuard[int | float]:
-    """Whether a value is a number, truth values left out."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def metrics_of(content: RecordDict, examples_key: str) -> tuple[int | None, dict[str, Any]]:
-    """Return the number of examples and the metrics of a reply, those of the legacy API as well."""
-    metrics: dict[str, Any] = {}
-    examples: int | None = None
-    for name, record in content.metric_records.items():
-        for key, value in record.items():
-            counts = key in (examples_key, "num-examples") or name.endswith("res.num_examples")
-            if counts and is_number(value):
-                examples = int(value)
-            elif not isinstance(value, list) or len(value) <= LONGEST_LIST:
-                metrics[key] = value
-    for name in ("fitres.metrics", "evaluateres.metrics"):
-        legacy: Mapping[str, Any] = content.config_records.get(name, {})
-        metrics |= {key: value for key, value in legacy.items() if is_number(value)}
-    kept = itertools.islice(metrics.items(), MOST_METRICS)
-    return examples, {clean(key, LONGEST_NAME): value for key, value in kept}
-
-
-def pick(metrics: Mapping[str, Any], name: str, pattern: str) -> tuple[str, float] | None:
-    """Return the metric of this name, else the only one that matches, with its name."""
-    numbers = {key: float(value) for key, value in metrics.items() if is_number(value)}
-    if name in numbers:
-        return name, numbers[name]
-    found = [(key, value) for key, value in numbers.items() if re.search(pattern, key, re.IGNORECASE)]
-    return found[0] if len(found) == 1 else None
 
 
 def named_arrays(model: ArrayRecord | Sequence[np.ndarray] | None) -> dict[str, np.ndarray]:

@@ -17,6 +17,7 @@ from typing import Any
 LOCK = "submit.lock"  # below the state directory
 NOTE = "submitted.json"  # below the run's
 AUTO = "auto"  # a deadline that follows from the replies of recent rounds
+DROP, FOLD = "drop", "fold"  # what becomes of a late reply
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Settings:
         Good replies that end a phase of training: a share up to 1, or a whole number.
     round_minimum : int, optional
         Good replies below which a phase of training is void; None: the strategy's own minimum of clients.
+    round_late : "drop" or "fold"
+        What becomes of replies to a phase of training that has ended: nothing, or they are in the next one.
     """
 
     run_name: str | None = None
@@ -45,6 +48,7 @@ class Settings:
     round_deadline: float | str | None = None
     round_goal: float | int | None = None
     round_minimum: int | None = None
+    round_late: str = DROP
 
 
 @contextmanager
@@ -90,4 +94,5 @@ def read(state: Path, run_id: str) -> Settings:
         round_deadline=given.get("round_deadline") or None,
         round_goal=given.get("round_goal") or None,
         round_minimum=given.get("round_minimum") or None,
+        round_late=given.get("round_late") or DROP,
     )

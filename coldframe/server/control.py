@@ -261,6 +261,8 @@ def round_line(event: dict[str, Any], rounds: int | None) -> str:
             parts.append(f"{event['failures']} failed")
         if event.get("late"):
             parts.append(f"{event['late']} late")
+        if event.get("folded"):
+            parts.append(f"{event['folded']} folded in")
         if event.get("void"):
             parts.append("void: too few replies")
     else:
@@ -323,6 +325,10 @@ class Follower:
             self.expected += len(event["clients"])
         if kind == "policy" and not event["applied"]:
             return [f"round_deadline is not applied: {event['reason']}"]
+        if kind == "policy" and event.get("late_reason"):
+            return [f"round_late={event['late']} is not applied: {event['late_reason']}"]
+        if kind == "not_folded":
+            return [f"{place(event)}the late reply of {event['client']} cannot be used: {event['reason']}"]
         if kind in ("reply", "failure", "late"):
             self.replies += 1
             lines = [self.bar(f"{place(event)}{event['phase']} {self.replies}/{self.expected}")]

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from coldframe.controller.round_policy import check_policy
-from coldframe.controller.settings import cast
+from coldframe.controller.round_policy import OWN_WAY, check_policy
+from coldframe.controller.settings import STRATEGIES, cast
 
 DP = {"fl_dp": "server-fixed", "dp_args": {"noise_multiplier": 0.1, "clipping_norm": 10}}
 LOCAL = {
@@ -60,6 +60,15 @@ def findings(clients: int | None = 10, verb: str = "run", **given: Any) -> list[
             | {"strategy_args": {"num_malicious_nodes": 1}},
             "bulyan needs 7 replies, and a round with a deadline may have 6: type -e round_minimum=7",
         ),
+        (
+            {"round_late": "fold"},
+            "round_late=fold has no deadline: type -e round_deadline=auto too, or seconds",
+        ),
+        (
+            {"round_deadline": 60, "round_late": "fold", "fl_strategy": "fedmedian"},
+            "fedmedian takes no late work: a median has no weights, so old work would count as much as new:"
+            " leave round_late out, or type -e fl_strategy=fedavg",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused(given: dict[str, Any], message: str) -> None:
@@ -78,10 +87,21 @@ def test_what_cannot_work_is_refused(given: dict[str, Any], message: str) -> Non
         {"round_deadline": 60, **LOCAL},
         {"round_deadline": 60, "round_minimum": 5, **KRUM},
         {"round_goal": 3, "collect": "1"},
+        {"round_late": "drop"},
+        {"round_deadline": 60, "round_late": "fold", **LOCAL},
     ],
 )
 def test_what_can_work_is_not(given: dict[str, Any]) -> None:
     assert findings(**given) == []
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_only_weighted_averages_take_late_work_and_each_refusal_has_a_reason(name: str) -> None:
+    found = findings(round_deadline=60, round_late="fold", round_minimum=5, fl_strategy=name)
+    takes = name in ("fedavg", "fedavgm", "fedprox", "fedadagrad", "fedadam", "fedyogi")
+    assert (found == []) == takes
+    assert takes or (found[0].startswith(f"{name} takes no late work: ") and OWN_WAY not in found[0])
+    assert findings(app="x", round_deadline=60, round_late="fold", fl_strategy=name) == []
 
 
 def test_of_another_app_only_the_options_themselves_are_judged() -> None:
@@ -97,6 +117,7 @@ def test_of_another_app_only_the_options_themselves_are_judged() -> None:
         ({"round_deadline": 0}, "is not auto or a duration in seconds > 0: type -e round_deadline=60"),
         ({"round_goal": 1.5}, "is not a share up to 1, or a whole number, > 0: type -e round_goal=0.75"),
         ({"round_goal": 0}, "is not a share up to 1, or a whole number, > 0: type -e round_goal=0.75"),
+        ({"round_late": "keep"}, "round_late=keep"),
         ({"round_minimum": 0}, "is not a whole number ≥ 1: type -e round_minimum=2"),
     ],
 )

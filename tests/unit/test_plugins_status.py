@@ -196,6 +196,7 @@ def test_submission_notes_what_was_typed_and_what_the_agents_read() -> None:
     assert found["settings"] == {
         **{"run_name": "pilot", "wait_timeout": 300.0, "oversubscribed": True},
         **dict.fromkeys(("round_deadline", "round_goal", "round_minimum"), ""),
+        "round_late": "drop",
     }
     assert {key: found[key] for key in who} == who
     one, two = found["clients"]
@@ -211,6 +212,10 @@ def test_submission_notes_what_was_typed_and_what_the_agents_read() -> None:
     plan["run"]["round_deadline"] = 60.0
     noted = coldframe_submission(plan, groups, hostvars, who)
     assert noted["settings"]["round_deadline"] == noted["variables"]["round_deadline"] == 60.0
+    assert "round_late" not in noted["variables"], "it is as ever"
+    plan["run"]["round_late"] = "fold"
+    noted = coldframe_submission(plan, groups, hostvars, who)
+    assert noted["settings"]["round_late"] == noted["variables"]["round_late"] == "fold"
 
 
 def test_clients_sort_as_people_count() -> None:

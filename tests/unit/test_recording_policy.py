@@ -141,11 +141,11 @@ def test_a_policy_that_nobody_needs_changes_nothing_and_without_one_nothing_is_t
     kept, _ = start(note=asked(round_deadline=60.0, round_goal=1.0, round_minimum=3))
     assert sha(plain) == sha(kept)
     assert not {"policy", "late", "late_reply", "round_void"} & {event["event"] for event in plain}
-    assert not {"late", "void"} & {key for event in of(plain, "round") for key in event}
+    assert not {"late", "folded", "void"} & {key for event in of(plain, "round") for key in event}
     assert {message.metadata.ttl for message in grid.sent} == {600.0 + EXPIRY_MARGIN}
 
     def shape(journal: list[dict[str, Any]]) -> list[list[str]]:
-        added = ("late", "void")
+        added = ("late", "folded", "void")
         return [[key for key in event if key not in added] for event in journal if event["event"] != "policy"]
 
     assert shape(plain) == shape(kept)

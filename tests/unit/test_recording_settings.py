@@ -32,8 +32,8 @@ def test_a_policy_that_was_not_asked_for_is_none(tmp_path: Path) -> None:
     for given, expected in (
         ({"round_deadline": "", "round_goal": "", "round_minimum": ""}, Settings()),
         (
-            {"round_deadline": "auto", "round_goal": 0.5, "round_minimum": 3},
-            Settings(round_deadline="auto", round_goal=0.5, round_minimum=3),
+            {"round_deadline": "auto", "round_goal": 0.5, "round_minimum": 3, "round_late": "fold"},
+            Settings(round_deadline="auto", round_goal=0.5, round_minimum=3, round_late="fold"),
         ),
     ):
         settings.write(tmp_path, "7", json.dumps({"settings": given}))

@@ -20,7 +20,16 @@ SUMMARY_KEYS = {
     *("started", "finished", "versions", "failures", "concurrent_with", "experiment"),
     *("scenario", "assertions"),
     *("strategy_args", "dp", "dp_args", "partitioner_args", "oversubscribed_because"),
-    *("round_deadline", "round_goal", "round_minimum", "policy", "late"),
+    *(
+        "round_deadline",
+        "round_goal",
+        "round_minimum",
+        "round_late",
+        "policy",
+        "late",
+        "folded",
+        "updates_jain",
+    ),
 }
 
 
@@ -157,8 +166,9 @@ def test_completed_run_is_summed_up(tmp_path: Path) -> None:
         "wall_seconds": 63.0,
         "round_seconds": [20.0, 20.0, 20.0],
         "model_sha256": "ab" * 32,
-        **dict.fromkeys(("round_deadline", "round_goal", "round_minimum", "policy")),
-        "late": 0,
+        **dict.fromkeys(("round_deadline", "round_goal", "round_minimum", "round_late", "policy")),
+        **dict.fromkeys(("late", "folded"), 0),
+        "updates_jain": pytest.approx((3 + 2 + 3) ** 2 / (3 * (9 + 4 + 9))),
         "oversubscribed": True,
         "oversubscribed_because": [],
         "concurrent_with": None,

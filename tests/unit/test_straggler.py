@@ -62,10 +62,10 @@ def counts():
         return {table: database.execute(count + table).fetchone()[0] for table in TABLES}
 
 class Waiting(FedAvg):
-    def aggregate_train(self, server_round, replies):
+    def configure_evaluate(self, server_round, arrays, config, grid):
         if server_round == 2:
             open(GO, "w").close()
-        return super().aggregate_train(server_round, replies)
+        return super().configure_evaluate(server_round, arrays, config, grid)
 
     def configure_train(self, server_round, arrays, config, grid):
         begin = time.monotonic()
@@ -81,22 +81,23 @@ def main(grid, context):
 """
 
 
-def run_app(it: Federation, home: Path) -> Path:
+def run_app(it: Federation, home: Path, late: str) -> Path:
     """Run the app with a deadline, as run.yml submits it; return the run's directory."""
     app = write_app(home / "app", f"GO = {str(home / 'go')!r}\n{CLIENT}")
     about = f"GO, DATABASE, TABLES = {str(home / 'go')!r}, {str(home / 'link.db')!r}, {TABLES!r}\n"
     (app / "probe" / "server.py").write_text(about + SERVER)
     with settings.submitting(it.state):
         run_id = it.submit(app)
-        settings.write(it.state, run_id, json.dumps({"settings": {"round_deadline": DEADLINE}}))
+        asked = {"round_deadline": DEADLINE, "round_late": late}
+        settings.write(it.state, run_id, json.dumps({"settings": asked}))
     status = it.ended(run_id, 200)
     assert status.sub_status == "completed", status
     return it.state / "runs" / run_id
 
 
-@pytest.mark.parametrize("link", ["ours", "stock"])
+@pytest.mark.parametrize(("link", "late_work"), [("ours", "drop"), ("stock", "drop"), ("stock", "fold")])
 def test_a_late_client_holds_nobody_up_and_nothing_is_lost_or_counted_twice(
-    tmp_path: Path, link: str
+    tmp_path: Path, link: str, late_work: str
 ) -> None:
     """Flower's own SuperLink keeps objects in its database, where they can be counted; ours in memory."""
     with federation(tmp_path / "federation") as it, TemporaryDirectory(prefix="cf") as scratch:
@@ -115,7 +116,7 @@ def test_a_late_client_holds_nobody_up_and_nothing_is_lost_or_counted_twice(
             for partition, (node, name) in enumerate(zip(nodes, NAMES, strict=True))
         }
         (it.state / "nodes.json").write_text(json.dumps(roster))
-        folder = run_app(it, tmp_path)
+        folder = run_app(it, tmp_path, late_work)
         journal = read_journal(folder / "journal.jsonl")
     (late,) = [event for event in journal if event["event"] == "late"]
     assert (late["round"], late["phase"], late["client"], late["reason"]) == (1, "train", "a", "deadline")
@@ -139,7 +140,11 @@ def test_a_late_client_holds_nobody_up_and_nothing_is_lost_or_counted_twice(
     assert Counter(row["status"] for row in client_rows(run)) == {"ok": len(run.replies), "late": 1}
     with np.load(folder / "model.npz") as model:
         (weights,) = model.values()
-    assert set(weights) == {3.0}, "each round adds 1, and the late reply would have added 100"
+    folded = [(e["round"], e["into"], e["staleness"]) for e in journal if e["event"] == "folded"]
+    assert folded == ([(1, 3, 2)] if late_work == "fold" else [])
+    # Each round adds 1. The late reply has learnt 100, which counts for 1 / sqrt(3) after two aggregations.
+    expected = 2 + (3 + 100 / 3**0.5) / 4 if late_work == "fold" else 3.0
+    assert np.allclose(weights, expected, atol=1e-6)
     (left,) = (folder / "app").rglob("counts.json")
     assert json.loads(left.read_text()) == dict.fromkeys(TABLES, 0), "nothing is left with the SuperLink"
 
