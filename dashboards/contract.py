@@ -36,6 +36,7 @@ _RUN_CLIENT = """
 fl_client_train_seconds fl_client_round_seconds fl_client_samples_per_second
 fl_client_cpu_limit_cores fl_client_threads
 fl_client_throttled_ratio fl_client_memory_peak_bytes fl_client_examples fl_client_failures_total
+fl_client_updates_total
 """
 _RULE_CLIENT = """
 client:cpu_usage:rate client:cpu_use:ratio client:cpu_throttled:ratio client:memory_use:ratio
@@ -83,6 +84,7 @@ METRICS: dict[str, tuple[str, ...]] = {
     "fl_run_seconds_total": ("run", "phase"),
     "fl_run_failures_total": ("run", "reason"),
     "fl_run_late_total": ("run", "reason"),
+    "fl_run_folded_total": ("run",),
     "fl_run_bytes_total": ("run", "direction"),
     "fl_run_metric": ("run", "phase", "metric", "stat"),
     **_all(_RUN_CLIENT, "run", "client", "partition"),

@@ -36,6 +36,9 @@ from dashboards.panels import (
 )
 
 SLOWEST = 6  # clients that have a bar each
+UPDATES = f"fl_client_updates_total{{{RUN}}}"
+# Jain's index: (sum of x)^2 / (n * sum of x^2). It is 0 as long as nobody has replied.
+EVENNESS = f"sum({UPDATES}) ^ 2 / clamp_min(count({UPDATES}) * sum({UPDATES} ^ 2), 1)"
 STATES = {"running": BLUE, "completed": GREEN, "failed": RED, "diverged": RED, "stopped": AMBER}
 
 
@@ -375,6 +378,48 @@ def _limits(built: Board) -> None:
                 steps=True,
                 decimals=0,
                 overrides={"participants": fixed(GREEN)},
+            ),
+        ),
+    )
+    built.line(
+        7,
+        (
+            8,
+            curves(
+                "Late replies",
+                "Replies of the run that a round did not wait for, and those of them that are in the model of"
+                " a later round (round_late=fold).",
+                "none",
+                Query(f"sum(fl_run_late_total{{{RUN}}})", "late"),
+                Query(f"sum(fl_run_folded_total{{{RUN}}})", "folded in"),
+                steps=True,
+                decimals=0,
+                overrides={"late": fixed(AMBER), "folded in": fixed(BLUE)},
+            ),
+        ),
+        (
+            8,
+            bands(
+                "Updates by client",
+                "How many replies of each client are in the model.",
+                "none",
+                of_clients("fl_client_updates_total", selector=RUN),
+                extremes=("highest", "lowest"),
+                steps=True,
+                decimals=0,
+            ),
+        ),
+        (
+            8,
+            curves(
+                "Evenness of updates",
+                "Jain's index of the clients' updates: 1 where all have as many, 1/n where one of n has all.",
+                "none",
+                Query(EVENNESS, "Jain's index"),
+                steps=True,
+                high=1,
+                decimals=2,
+                overrides={"Jain's index": fixed(GREEN)},
             ),
         ),
     )

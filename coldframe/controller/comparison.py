@@ -137,6 +137,7 @@ class RunData:
                     "clients": event.get("clients"),
                     "failures": event.get("failures"),
                     "late": event.get("late"),
+                    "folded": event.get("folded"),
                 }
             )
         return rows
@@ -248,6 +249,8 @@ class Comparison:
             "clients": summary.get("clients"),
             "failures": len(summary.get("failures") or []),
             "late": summary.get("late"),
+            "folded": summary.get("folded"),
+            "updates_jain": summary.get("updates_jain"),
             "wall_seconds": summary.get("wall_seconds"),
             "round_seconds_mean": fmean(seconds) if seconds else None,
             "traffic_bytes": traffic(events) if events else None,

@@ -37,6 +37,7 @@ COLUMNS = {
     "clients": ("Clients", "d"),
     "failures": ("Failures", "d"),
     "late": ("Late", "d"),
+    "folded": ("Folded in", "d"),
 }
 
 
@@ -157,8 +158,9 @@ def headline(run: Run, summary: Mapping[str, Any], record: Mapping[str, Any]) ->
         done = str(summary["rounds"]) if planned is None else f"{summary['rounds']} of {planned}"
         note = f"{len(run.failures)} failures" if run.failures else "no failures"
         note += f", {len(run.late)} late" if run.late else ""
+        note += f" ({len(run.folded)} folded in)" if run.folded else ""
         found.append(("Rounds", done, note))
-        found.append(("Clients", str(summary["clients"]), str(summary["partitioner"] or "")))
+        found.append(("Clients", str(summary["clients"]), client_words(summary)))
     if summary["wall_seconds"] is not None:
         seconds = summary["round_seconds"]
         note = f"median round {duration(median(seconds))}" if seconds else ""
@@ -167,6 +169,13 @@ def headline(run: Run, summary: Mapping[str, Any], record: Mapping[str, Any]) ->
     if traffic:
         found.append(("Traffic", size(traffic), "sent and received by the server"))
     return found
+
+
+def client_words(summary: Mapping[str, Any]) -> str:
+    """Say how the data were divided, and how evenly the clients took part where they did not alike."""
+    jain = summary["updates_jain"]
+    words = [str(summary["partitioner"] or ""), "" if jain in (None, 1) else f"evenness {jain:.2f}"]
+    return ", ".join(filter(None, words))
 
 
 def figures(

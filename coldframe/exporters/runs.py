@@ -2,9 +2,9 @@
 
 It reads what the ServerApps append, and the SuperLink's own records for what no journal says: who is
 connected, and the runs of apps that keep none. It lives in the server's container, on its loopback; the
-gateway publishes it. The newest RUNS runs are shown, closed ones too, after any restart: 42 series per run
-and 3 per metric that its clients report, of MOST_METRICS metrics at most. The 9 series per run and client are
-there for the newest run, for those that go on, and for the newest others: CLIENTS clients of all runs.
+gateway publishes it. The newest RUNS runs are shown, closed ones too, after any restart: 43 series per run
+and 3 per metric that its clients report, of MOST_METRICS metrics at most. The 10 series per run and client
+are there for the newest run, for those that go on, and for the newest others: CLIENTS clients of all runs.
 `python3 -m coldframe.exporters.runs PORT [USERS]`: with the file of users it asks for a password.
 """
 
@@ -98,6 +98,7 @@ FAMILIES: Families = {
     "fl_round_straggler_gap_seconds": ("gauge", "Slowest minus median train reply of the last round."),
     "fl_run_failures_total": ("counter", "Failed tasks, by reason."),
     "fl_run_late_total": ("counter", "Replies that a phase did not wait for, by what ended it."),
+    "fl_run_folded_total": ("counter", "Late replies that are in the model of a later round."),
     "fl_run_bytes_total": ("counter", "Bytes of models to the clients (down) and from them (up)."),
     "fl_run_metric": (
         "gauge",
@@ -114,6 +115,10 @@ FAMILIES: Families = {
     "fl_client_throttled_ratio": ("gauge", "Share of throttled periods while the client trained."),
     "fl_client_memory_peak_bytes": ("gauge", "Most memory that the client ever used."),
     "fl_client_examples": ("gauge", "Examples that the client trained on in its last round."),
+    "fl_client_updates_total": (
+        "counter",
+        "Replies of the client that are in the model, late ones too.",
+    ),
     "fl_client_failures_total": ("counter", "Failed tasks of the client in the run."),
     "fl_client_last_seen_timestamp_seconds": ("gauge", "Last heartbeat or reply of the client."),
     "fl_client_connected": ("gauge", "Whether the SuperLink hears the client's heartbeats."),
@@ -194,6 +199,8 @@ class Run:
         self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self.failures: Counter[str] = Counter()
         self.late: Counter[str] = Counter()
+        self.folded = 0
+        self.trained: Counter[str] = Counter()  # replies by client in the round that goes on
         self.bytes: Counter[str] = Counter()
         self.clients: dict[str, dict[str, Any]] = {}
         self.metrics = Metrics()
@@ -236,6 +243,7 @@ class Run:
         self.bytes["up"] += event.get("bytes_up") or 0
         client = self._client(event["client"], event["partition_id"])
         client["seen"] = event["time"]
+        self.trained[event["client"]] += event["phase"] == "train"
         phase, seconds = event["phase"], event.get("seconds") or 0.0
         spent = self.spent.setdefault(phase, {})
         spent[event["client"]] = spent.get(event["client"], 0.0) + seconds
@@ -268,6 +276,15 @@ class Run:
     def _on_late(self, event: dict[str, Any]) -> None:
         self.late[event["reason"]] += 1
 
+    def _on_folded(self, event: dict[str, Any]) -> None:
+        self.folded += 1
+        self.bytes["down"] += event.get("bytes_down") or 0
+        self.bytes["up"] += event.get("bytes_up") or 0
+        client = self._client(event["client"], event["partition_id"])
+        client["seen"] = event["time"]
+        client["updates"] += 1
+        self._work(client, event, event.get("seconds") or 0.0)
+
     def _on_round(self, event: dict[str, Any]) -> None:
         if all(event.get(key) is None for key in EVALUATION):  # not in this round: the last ones still hold
             event = {**event, **{key: self.round.get(key) for key in EVALUATION}}
@@ -280,6 +297,9 @@ class Run:
         if spent:
             self.gap = max(spent.values()) - statistics.median(spent.values())
         self.spent = {}
+        for name, count in self.trained.items():
+            self.clients[name]["updates"] += 0 if event.get("void") else count
+        self.trained = Counter()
         self.metrics.close()
 
     def _on_run_finished(self, event: dict[str, Any]) -> None:
@@ -289,7 +309,10 @@ class Run:
     def _client(self, name: str, partition_id: int | None) -> dict[str, Any]:
         return self.clients.setdefault(
             name,
-            {"partition": "" if partition_id is None else partition_id, "failures": 0, "system": {}},
+            {
+                "partition": "" if partition_id is None else partition_id,
+                **{"failures": 0, "updates": 0, "system": {}},
+            },
         )
 
     @property
@@ -345,6 +368,7 @@ class Run:
             page.add("fl_run_failures_total", f'{own},reason="{reason}"', self.failures[reason])
         for reason in LATE:
             page.add("fl_run_late_total", f'{own},reason="{reason}"', self.late[reason])
+        page.add("fl_run_folded_total", own, self.folded)
         for (phase, metric), values in self.metrics.shown.items():
             for stat, value in zip(("mean", "min", "max"), values, strict=True):
                 text = labels({"run": self.run_id, "phase": phase, "metric": metric, "stat": stat})
@@ -354,6 +378,7 @@ class Run:
         for name, client in self.clients.items():
             text = labels({"run": self.run_id, "client": name, "partition": client["partition"]})
             page.add("fl_client_failures_total", text, client["failures"])
+            page.add("fl_client_updates_total", text, client["updates"])
             page.add("fl_client_round_seconds", text, client.get("seconds"))
             page.add("fl_client_examples", text, client.get("examples"))
             for metric, field in SYSTEM_FIELDS.items():

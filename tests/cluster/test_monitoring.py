@@ -253,6 +253,8 @@ def of_the_journal(watched: WatchedLab) -> dict[str, float]:
         f'fl_run_bytes_total{{{run},direction="up"}}': sum(event["bytes_up"] for event in replies),
         f'fl_run_bytes_total{{{run},direction="down"}}': sum(event["bytes_down"] for event in replies),
         f"sum(fl_run_failures_total{{{run}}})": 0,
+        f"fl_run_folded_total{{{run}}}": 0,
+        f"sum(fl_client_updates_total{{{run}}})": sum(event["phase"] == "train" for event in replies),
         f"fl_run_started_timestamp_seconds{{{run}}}": journal[0]["time"],
     }
     for phase in ("configure", "train", "aggregate", "evaluate", "server_evaluate"):

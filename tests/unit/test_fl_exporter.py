@@ -193,6 +193,34 @@ def test_late_replies_are_counted_by_what_ended_the_phase(journal: Journal, expo
     assert found == {"deadline": 1, "goal": 2}
 
 
+def test_updates_are_counted_by_client_with_late_ones_and_without_void_rounds(
+    journal: Journal, exporter: Exporter
+) -> None:
+    def updates() -> list[float]:
+        samples = scrape(exporter)
+        return [value(samples, "fl_client_updates_total", client=f"c1-{client}") for client in (0, 1)]
+
+    assert updates() == [0, 0] and value(scrape(exporter), "fl_run_folded_total") == 0
+    reply(journal, 0, 1.0)
+    reply(journal, 1, 1.0)
+    reply(journal, 1, 1.0, "evaluate")
+    assert updates() == [0, 0], "the round goes on"
+    finish_round(journal)
+    assert updates() == [1, 1]
+    reply(journal, 0, 1.0)
+    finish_round(journal, 2, void=True)
+    assert updates() == [1, 1]
+    about = {"phase": "train", "client": "c1-1", "partition_id": 1, "node_id": "1", "round": 2}
+    work = {"seconds": 9.0, "examples": 40, "metrics": {}, "system": SYSTEM, "bytes_down": 5, "bytes_up": 6}
+    before = value(scrape(exporter), "fl_run_bytes_total", direction="up")
+    journal.append("folded", **about, into=3, staleness=0, weight=1.0, **work)
+    samples = scrape(exporter)
+    assert updates() == [1, 2] and value(samples, "fl_run_folded_total") == 1
+    assert value(samples, "fl_run_bytes_total", direction="up") == before + 6
+    assert value(samples, "fl_client_round_seconds", client="c1-1") == 9.0
+    assert value(samples, "fl_client_examples", client="c1-1") == 40
+
+
 def state_of(samples: Samples, run: str = "7") -> str:
     found = {labels["state"]: number for labels, number in samples["fl_run_state"] if labels["run"] == run}
     assert set(found) == set(STATES)
@@ -312,7 +340,7 @@ def test_series_of_many_clients_and_runs_are_bounded(tmp_path: Path, exporter: E
     assert len({labels["run"] for labels, _ in samples["fl_run_info"]}) == RUNS
     assert CLIENTS == 3 * 200
     lines = [line for line in exporter.page().splitlines() if not line.startswith(("#", "process_"))]
-    assert len(lines) <= 9 * (CLIENTS + 200) + (42 + 3 * MOST_METRICS) * RUNS
+    assert len(lines) <= 10 * (CLIENTS + 200) + (43 + 3 * MOST_METRICS) * RUNS
 
 
 def test_no_more_than_the_newest_runs_are_shown(tmp_path: Path, exporter: Exporter) -> None:
@@ -336,7 +364,7 @@ def test_a_run_has_as_few_series_as_the_readme_says(tmp_path: Path, exporter: Ex
     run = exporter.runs["7"]
     text = run.page().text() + run.clients_page().text()
     series = [line for line in text.splitlines() if not line.startswith("#")]
-    assert len(series) == 41 + 9 * clients  # one more where the app has made up a phase
+    assert len(series) == 42 + 10 * clients  # one more where the app has made up a phase
 
 
 def test_clients_and_foreign_runs_come_from_flowers_own_database(tmp_path: Path, exporter: Exporter) -> None:

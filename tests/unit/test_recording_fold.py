@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from coldframe.controller import results
-from coldframe.controller.records import gather
+from coldframe.controller import report, results
+from coldframe.controller.records import gather, jain
 from coldframe.controller.round_policy import FOLDING
 from coldframe.recording import fold, replies
 from coldframe.recording import grid as recording_grid
@@ -279,6 +279,12 @@ def check_records(journal: list[dict[str, Any]]) -> None:
     assert summary["updates_jain"] == 1.0
     words = results.closing_words(summary, run, Path("out"))
     assert "  late        lab-0: 1 replies in all, 1 folded into later rounds" in words
+
+
+def test_the_report_says_how_evenly_clients_took_part_where_they_did_not_alike() -> None:
+    for jain_index, words in ((1.0, "iid"), (None, "iid"), (0.844, "iid, evenness 0.84")):
+        assert report.client_words({"partitioner": "iid", "updates_jain": jain_index}) == words
+    assert jain([4, 4, 4, 0]) == 0.75 and jain([0, 0]) is None
 
 
 def test_a_void_round_takes_no_late_work_and_makes_none_old(start: Start) -> None:
