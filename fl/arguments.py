@@ -172,6 +172,14 @@ def judge_privacy(dp: str, given: Mapping[str, Any], sampled: int) -> list[Probl
     return [Problem(text, {**given, "clipped_count_stddev": noise})]
 
 
+def judge_work(seconds: float, dp: str) -> list[Problem]:
+    """Return what is wrong with a limit of the clients' work, in a run with a privacy wrapper (or none)."""
+    if not seconds or dp in ("", "local"):
+        return []
+    text = f"fl_dp={dp} computes its noise for equal shares, and partial work makes them unequal"
+    return [Problem(text, hint="leave round_work or fl_dp out")]
+
+
 def replies_needed(strategy: str, args: Mapping[str, Any]) -> int:
     """Return without how many replies a strategy that withstands malicious clients cannot aggregate.
 

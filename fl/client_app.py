@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import math
+import time
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ from flwr.clientapp.mod import LocalDpMod, adaptiveclipping_mod, fixedclipping_m
 from flwr.clientapp.typing import ClientAppCallable
 from torch import Tensor, nn
 
-from fl import data, model, partition, training
+from fl import data, model, partition, training, work
 
 app = ClientApp()
 
@@ -31,26 +33,35 @@ def privacy(message: Message, context: Context, call_next: ClientAppCallable) ->
 @app.train(mods=[privacy])
 def train(message: Message, context: Context) -> Message:
     """Train on the own partition and return the weights."""
+    begin = time.monotonic()
     run, config = context.run_config, message.content.config_records["config"]
     seed = seed_task(message, context)
     net = received_model(message, context)
     x, y = load(context, "train")
-    metrics = training.train(
+    seconds, epochs = float(str(config.get(work.SECONDS, math.inf))), int(run["local-epochs"])
+    setup = time.monotonic() - begin
+    trained = training.train(
         net,
         x,
         y,
-        epochs=int(run["local-epochs"]),
+        epochs=epochs,
         batch_size=int(run["batch-size"]),
         learning_rate=float(run["learning-rate"]),
         momentum=float(run["momentum"]),
         proximal_mu=float(str(config.get("proximal-mu", 0.0))),
         seed=seed,
+        limit=training.Limit(int(str(config.get(work.STEPS, 0))), begin + seconds),
     )
+    examples = len(y)
+    told: dict[str, float] = {}
+    if work.SECONDS in config:
+        examples = work.weight(str(run["strategy"]), len(y), trained.examples, epochs)
+        told = work.report(trained.steps, trained.examples, trained.seconds, setup)
     arrays = {key: Array(array) for key, array in model.pack(net.state_dict()).items()}
     content = RecordDict(
         {
             "arrays": ArrayRecord(arrays),
-            "metrics": MetricRecord({**metrics, "num-examples": len(y)}),
+            "metrics": MetricRecord({**trained.metrics, **told, "num-examples": examples}),
         }
     )
     if not run["dp"]:  # else they are nobody's business

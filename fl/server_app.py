@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from torch import nn
 
+from fl import arguments as limits
 from fl import data, model, partition, strategy, training
 
 MODEL_FILE = "model.pt"  # in the working directory
@@ -75,7 +76,12 @@ def build_strategy(run: Mapping[str, Any], clients: int) -> strategy.Reproducibl
         dp=str(run["dp"]),
         dp_args=arguments(run, "dp"),
     )
-    return strategy.Reproducible(chosen, int(run["seed"]), finite=not run["allow-nonfinite"])
+    seconds = float(run["round-work"])
+    if problems := limits.judge_work(seconds, str(run["dp"])):
+        raise strategy.StrategyError(limits.together(problems))
+    return strategy.Reproducible(
+        chosen, int(run["seed"]), finite=not run["allow-nonfinite"], work_seconds=seconds
+    )
 
 
 def evaluation(net: nn.Module, run: Mapping[str, Any]) -> Callable[[int, ArrayRecord], MetricRecord | None]:

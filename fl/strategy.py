@@ -13,7 +13,7 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
-from fl import arguments, model
+from fl import arguments, model, work
 
 STRATEGIES: dict[str, type[Strategy]] = {
     kind.__name__.lower(): kind
@@ -157,10 +157,13 @@ class Reproducible(Strategy):
         One that `build` has made.
     finite : bool
         Whether a model with NaN or infinite values ends the run.
+    work_seconds : float
+        That each client has for its work in a round; 0: each does all of it.
     """
 
-    def __init__(self, strategy: Strategy, seed: int, finite: bool = True) -> None:
+    def __init__(self, strategy: Strategy, seed: int, finite: bool = True, work_seconds: float = 0.0) -> None:
         self.strategy, self.seed, self.finite = strategy, seed, finite
+        self.pace = work.Pace(work_seconds) if work_seconds else None
         self._state: Mapping[str, torch.Tensor] = {}
 
     def configure_train(
@@ -169,7 +172,8 @@ class Reproducible(Strategy):
         """Seed what the strategy samples with (the module `random`) and draws noise with (numpy)."""
         random.seed(f"{self.seed} {server_round} train")
         np.random.seed((self.seed * 1_000_003 + server_round) % 2**32)
-        return self.strategy.configure_train(server_round, self._pack(arrays), config, grid)
+        messages = self.strategy.configure_train(server_round, self._pack(arrays), config, grid)
+        return self.pace.assign(messages) if self.pace else messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -181,6 +185,9 @@ class Reproducible(Strategy):
         FloatingPointError
             If it has NaN or infinite values, and must not.
         """
+        replies = list(replies)
+        if self.pace:
+            self.pace.learn(replies)
         packed, metrics = self.strategy.aggregate_train(server_round, replies)
         if not packed:
             return None, metrics

@@ -1,10 +1,58 @@
 """Local training and evaluation on tensors in memory; knows nothing of Flower."""
 
+import math
+import time
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 EVALUATION_BATCH = 64  # bounds the memory of the activations; the result does not depend on it
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a training may do; one step is made at least.
+
+    Attributes
+    ----------
+    steps : int
+        Of the optimiser, at most; 0: as many as all epochs have.
+    until : float
+        When no step is begun any more, by `time.monotonic`.
+    """
+
+    steps: int = 0
+    until: float = math.inf
+
+    def reached(self, steps: int) -> bool:
+        """Whether so many steps were the last."""
+        return steps >= (self.steps or math.inf) or time.monotonic() >= self.until
+
+
+NO_LIMIT = Limit()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training did.
+
+    Attributes
+    ----------
+    metrics : dict
+        `train_loss` and `train_accuracy` over the last epoch, or what was done of it, as seen while training
+        (dropout on, the proximal term left out).
+    steps, examples : int
+        Of all epochs together.
+    seconds : float
+        That they took.
+    """
+
+    metrics: dict[str, float]
+    steps: int
+    examples: int
+    seconds: float
 
 
 def train(
@@ -18,8 +66,9 @@ def train(
     momentum: float = 0.9,
     proximal_mu: float = 0.0,
     seed: int = 0,
-) -> dict[str, float]:
-    """Train in place with SGD; one seed gives one result for a given number of threads.
+    limit: Limit = NO_LIMIT,
+) -> Trained:
+    """Train in place with SGD; one seed gives one result for a given number of threads and steps.
 
     Parameters
     ----------
@@ -28,24 +77,25 @@ def train(
     proximal_mu : float
         Weight of FedProx's proximal term, mu/2 * ||w - w0||^2, where w0 are the weights at the start
         (Li et al. 2020, arXiv:1812.06127).
-
-    Returns
-    -------
-    dict
-        `train_loss` and `train_accuracy` over the last epoch, as seen while training (dropout on, the
-        proximal term left out).
+    limit : Limit
+        Where it ends before all epochs are done.
     """
     if len(y) == 0:
         raise ValueError("there are no samples to train on")
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=momentum)
     start = [p.detach().clone() for p in model.parameters()] if proximal_mu else []
+    begin = time.monotonic()
+    steps = examples = seen = 0
     loss_sum = correct = 0.0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # dropout
         order = torch.Generator().manual_seed(seed)
         for _ in range(epochs):
+            if steps and limit.reached(steps):
+                break
             loss_sum = correct = 0.0
+            seen = 0
             for batch in torch.randperm(len(y), generator=order).split(batch_size):
                 target = y[batch]
                 optimizer.zero_grad()
@@ -59,7 +109,11 @@ def train(
                     )
                 loss.backward()
                 optimizer.step()
-    return {"train_loss": loss_sum / len(y), "train_accuracy": correct / len(y)}
+                steps, seen, examples = steps + 1, seen + len(batch), examples + len(batch)
+                if limit.reached(steps):
+                    break
+    metrics = {"train_loss": loss_sum / seen, "train_accuracy": correct / seen}
+    return Trained(metrics, steps, examples, time.monotonic() - begin)
 
 
 @torch.inference_mode()

@@ -29,8 +29,9 @@ def check_policy(values: Mapping[str, Any], clients: int | None) -> list[Finding
     deadline, goal, minimum, late = (values.get(name) for name in POLICY)
     if any(values[name] for name in EARLIER) or not values.get("train", True):
         return []
+    work = [] if values["app"] else _check_work(values)
     if not deadline:
-        return [
+        return work + [
             Finding(f"{name}={value} has no deadline", "type -e round_deadline=auto too, or seconds")
             for name, value in (
                 ("round_goal", goal),
@@ -39,11 +40,25 @@ def check_policy(values: Mapping[str, Any], clients: int | None) -> list[Finding
             )
             if value
         ]
-    findings = []
+    findings = work
     if goal and goal > 1 and minimum and goal < minimum:
         problem = f"round_goal={goal} ends rounds with fewer replies than round_minimum={minimum}"
         findings.append(Finding(problem, f"type -e round_goal={minimum}"))
     return findings if values["app"] else findings + _of_our_app(values, clients)
+
+
+def _check_work(values: Mapping[str, Any]) -> list[Finding]:
+    """Findings about how long our app's clients may work in a round."""
+    seconds, deadline = values["round_work"], values["round_deadline"]
+    findings = [Finding(it.text, it.hint) for it in arguments.judge_work(seconds, values["fl_dp"])]
+    ends = {"round_timeout": values["round_timeout"]}
+    if isinstance(deadline, float):
+        ends["round_deadline"] = deadline
+    name, end = min(ends.items(), key=lambda item: item[1])
+    if seconds >= end:
+        problem = f"round_work={seconds:g} leaves no time for messages before {name}={end:g}"
+        findings.append(Finding(problem, f"type -e round_work={0.8 * end:g}"))
+    return findings
 
 
 def _of_our_app(values: Mapping[str, Any], clients: int | None) -> list[Finding]:

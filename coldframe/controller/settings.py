@@ -117,6 +117,7 @@ TRAINING = _configured(
     Variable("partitioner_args", "dictionary", '{"alpha": 0.5}', {}),
     Variable("seed", "whole", "0", 0, low=0, high=2**32 - 1),
     Variable("round_timeout", "duration", "600", 600.0, above=0, most=MONTH),
+    Variable("round_work", "duration", "45", 0.0, low=0, most=MONTH),
     Variable("allow_nonfinite", "truth", "true", False),
     Variable("evaluate_every", "whole", "5", 1, low=1, most=1_000_000),
     Variable("evaluate_samples", "whole", "1000", 0, low=0, most=1_000_000_000),

@@ -34,6 +34,7 @@ from coldframe.recording.replies import BAD_REPLY, MOST_EXAMPLES, NO_REPLY, SYST
 from coldframe.recording.roster import Client, read_roster
 from coldframe.supervise import say
 
+PROCESSED = "examples_processed"  # the metric of an app that tells how many it has processed in all passes
 IN_ROUNDS = ("train", "evaluate")  # phases that make a round
 MOST_CLASSES = 1000
 
@@ -350,12 +351,16 @@ class Recorder:
             "seconds": round(seconds, 3),
             "examples": examples,
             "metrics": metrics,
-            "system": self._figures(system, phase_of(pending.exchange.kind), examples),
+            "system": self._figures(
+                system, phase_of(pending.exchange.kind), examples, metrics.get(PROCESSED)
+            ),
             "bytes_down": pending.down,
             "bytes_up": size_of(reply),
         }
 
-    def _figures(self, system: Mapping[str, Any], phase: str, examples: int | None) -> dict[str, Any]:
+    def _figures(
+        self, system: Mapping[str, Any], phase: str, examples: int | None, processed: Any = None
+    ) -> dict[str, Any]:
         """Return a client's figures of its own work, and its speed."""
         figures = {
             key: value
@@ -365,7 +370,9 @@ class Recorder:
         seconds = figures.get("train_seconds")
         if examples is not None and seconds:
             passes = self.epochs if phase == "train" else 1
-            figures["samples_per_second"] = passes * examples / seconds
+            told = is_number(processed) and 0 <= processed <= MOST_EXAMPLES
+            done = processed if told else passes * examples
+            figures["samples_per_second"] = done / seconds
         return figures
 
     def _note_classes(self, node_id: int, content: RecordDict) -> None:

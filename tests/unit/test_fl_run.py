@@ -136,7 +136,7 @@ def test_every_client_shuffles_differently_in_every_round_and_the_same_in_every_
     seeds: list[int] = []
     original = training.train
 
-    def train(*args: Any, seed: int, **kwargs: Any) -> dict[str, float]:
+    def train(*args: Any, seed: int, **kwargs: Any) -> training.Trained:
         seeds.append(seed)
         return original(*args, seed=seed, **kwargs)
 

@@ -1,5 +1,7 @@
 """Local training learns, repeats itself for a seed, and stays near the global model if FedProx says so."""
 
+import itertools
+import time
 from pathlib import Path
 
 import pytest
@@ -48,7 +50,7 @@ def sha(net: nn.Module) -> str:
 def test_a_few_epochs_learn_the_synthetic_set(samples: dict[str, tuple[Tensor, Tensor]]) -> None:
     net = small()
     before = training.evaluate(net, *samples["test"])
-    metrics = training.train(net, *samples["train"], epochs=2, learning_rate=0.02)
+    metrics = training.train(net, *samples["train"], epochs=2, learning_rate=0.02).metrics
     after = training.evaluate(net, *samples["test"])
     assert before["accuracy"] < 0.3
     assert after["accuracy"] > 0.9
@@ -108,6 +110,42 @@ def test_batches_cover_the_samples_and_the_last_one_is_shorter(
     x, y = samples["train"]
     training.train(net, x[:70], y[:70], epochs=2, batch_size=32)
     assert seen == [32, 32, 6, 32, 32, 6]
+
+
+def test_a_limit_of_steps_ends_the_training_in_the_midst_of_an_epoch(
+    samples: dict[str, tuple[Tensor, Tensor]],
+) -> None:
+    seen: list[int] = []
+    net = small()
+    net.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))
+    x, y = samples["train"]
+    found = training.train(net, x[:70], y[:70], epochs=3, limit=training.Limit(steps=4))
+    assert seen == [32, 32, 6, 32]
+    assert (found.steps, found.examples) == (4, 102) and found.seconds > 0
+    assert found.metrics["train_accuracy"] * 32 == pytest.approx(round(found.metrics["train_accuracy"] * 32))
+    at_the_end = training.train(small(), x[:70], y[:70], epochs=3, limit=training.Limit(steps=3))
+    assert (at_the_end.steps, at_the_end.examples) == (3, 70)
+    assert 0 < at_the_end.metrics["train_loss"] < 10, "of the epoch that it did"
+
+
+def test_the_clock_ends_a_training_after_a_step_at_least(
+    samples: dict[str, tuple[Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr(training.time, "monotonic", lambda: float(next(ticks)))
+    x, y = samples["train"]
+    # It looks at the clock when it begins, after each step, and before each further epoch.
+    assert training.train(small(), x[:320], y[:320], limit=training.Limit(until=4.0)).steps == 4
+    assert training.train(small(), x[:320], y[:320], limit=training.Limit(until=-1.0)).steps == 1
+
+
+def test_a_limit_that_nobody_reaches_changes_nothing(samples: dict[str, tuple[Tensor, Tensor]]) -> None:
+    nets = [small(), small()]
+    x, y = samples["train"]
+    training.train(nets[0], x[:96], y[:96], epochs=2, seed=3)
+    wide = training.Limit(steps=6, until=time.monotonic() + 3600)
+    assert training.train(nets[1], x[:96], y[:96], epochs=2, seed=3, limit=wide).examples == 192
+    assert sha(nets[0]) == sha(nets[1])
 
 
 def test_evaluation_does_not_depend_on_its_batches(

@@ -61,6 +61,19 @@ def findings(clients: int | None = 10, verb: str = "run", **given: Any) -> list[
             "bulyan needs 7 replies, and a round with a deadline may have 6: type -e round_minimum=7",
         ),
         (
+            {"round_deadline": 60, "round_work": 60},
+            "round_work=60 leaves no time for messages before round_deadline=60: type -e round_work=48",
+        ),
+        (
+            {"round_work": "10m"},
+            "round_work=600 leaves no time for messages before round_timeout=600: type -e round_work=480",
+        ),
+        (
+            {"round_work": 45, **DP},
+            "fl_dp=server-fixed computes its noise for equal shares, and partial work makes them unequal:"
+            " leave round_work or fl_dp out",
+        ),
+        (
             {"round_late": "fold"},
             "round_late=fold has no deadline: type -e round_deadline=auto too, or seconds",
         ),
@@ -88,6 +101,9 @@ def test_what_cannot_work_is_refused(given: dict[str, Any], message: str) -> Non
         {"round_deadline": 60, "round_minimum": 5, **KRUM},
         {"round_goal": 3, "collect": "1"},
         {"round_late": "drop"},
+        {"round_work": 45},
+        {"round_work": "45s", "round_deadline": 60, "round_late": "fold"},
+        {"round_work": 45, "round_deadline": "auto", **LOCAL},
         {"round_deadline": 60, "round_late": "fold", **LOCAL},
     ],
 )
