@@ -21,6 +21,9 @@ from tests.controlgroups import Kernel, read
 from tests.hosts import Host, Hosts
 
 ROOT = Path(__file__).resolve().parents[2]
+SAMPLES = 900  # of a small run, all clients together
+# Prints the ports of a machine that another one can reach.
+LISTENING = "ss -ltnH | awk '{print $4}' | grep -vE '^(127\\.|\\[::1\\])' | sed 's/.*://' | sort -un"
 RECAP = re.compile(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
 
 
@@ -189,7 +192,7 @@ class Lab:
 
     def run(self, *arguments: str, root: Path = ROOT, **variables: Any) -> dict[str, Any]:
         """Run run.yml, on little synthetic data unless told otherwise; the summary of its results."""
-        small = {"rounds": "1", "dataset": "synthetic", "max_samples": "900"}
+        small = {"rounds": "1", "dataset": "synthetic", "max_samples": str(SAMPLES)}
         self.must("run.yml", *arguments, root=root, **{**small, **variables})
         return self.summary()
 

@@ -20,7 +20,7 @@ from tests.cluster.federation import (
     turned_away,
     write_inventory,
 )
-from tests.cluster.lab import Lab, sh
+from tests.cluster.lab import SAMPLES, Lab, sh
 from tests.cluster.watch import WatchedLab
 
 
@@ -33,6 +33,11 @@ def test_teardown_purges_only_this_federation(federation: Lab) -> None:
     assert "second-c1-0" in federation.on_machine("docker ps --format '{{.Names}}'")
     # A key that is good there is no good here.
     assert turned_away(federation, "/var/lib/coldframe/second/keys/c1-0")
+
+    throttled = federation.must("throttle.yml", cpu="0.15", clients="c1-0", fl_federation="second")
+    assert "c1-0" in throttled.output and "holds" in throttled.output
+    for name, cpu in (("second", 0.15), ("coldframe", CPU)):
+        assert federation.kernel(federation.machine, f"{name}-c1-0").cpu == cpu
 
     play = federation.must("teardown.yml", purge="true", yes="true", fl_federation="second")
     assert max(play.changed.values()) > 0
@@ -85,6 +90,8 @@ def test_federation_grows_and_shrinks(federation: Lab) -> None:
     assert (summary["clients"], summary["failures"]) == (4, [])
     replied = {event["client"] for event in federation.journal() if event["event"] == "reply"}
     assert replied == {"server-0", "c1-0", "c1-1", "c1-2"}
+    sizes = {sum(event["class_counts"]) for event in federation.journal() if event["event"] == "partition"}
+    assert sizes == {SAMPLES // 6}
 
     write_inventory(federation, ["server", "c2", "c1"])
     federation.must("site.yml", train="false", dataset="synthetic")

@@ -154,6 +154,10 @@ def test_controller_killed_in_the_middle(faults: WatchedLab) -> None:
     assert f"run.yml -i {faults.inventory}" in refused.output
     assert f"-e fl_federation={FEDERATION} -e stop={going['run_id']}" in refused.output
     assert set(refused.changed.values()) == {0}
+    refused = faults.play("site.yml", **settings, rotate_keys="true")
+    assert refused.code != 0
+    assert "rotate_keys=true would take its clients" in refused.output
+    assert set(refused.changed.values()) == {0}
 
     def ended() -> bool:
         runs = {run["run_id"]: run["status"] for run in faults.control("runs")}

@@ -47,7 +47,7 @@ from tests.cluster.federation import (
     turned_away,
     write_inventory,
 )
-from tests.cluster.lab import ROOT, Lab, sh
+from tests.cluster.lab import LISTENING, ROOT, Lab, sh
 from tests.cluster.watch import PORTS, WatchedLab
 from tests.unit.wheels import write_wheel
 
@@ -271,10 +271,6 @@ def test_health_is_all_that_another_host_reaches(federation: Lab) -> None:
     found.pop("POST /health")
     assert found == dict.fromkeys(found, "404")
     assert len(found) == 2 * len(HIDDEN)
-
-
-# The ports that another machine can reach.
-LISTENING = "ss -ltnH | awk '{print $4}' | grep -vE '^(127\\.|\\[::1\\])' | sed 's/.*://' | sort -un"
 
 
 def test_superlink_is_out_of_reach_of_a_neighbour_container(federation: Lab) -> None:
@@ -547,6 +543,7 @@ def check_recorded(federation: Lab, name: str) -> None:
     assert summary["wall_seconds"] > 0
     assert (summary["rounds"], summary["clients"], summary["accuracy"]) == (2, len(CLIENTS), None)
     assert summary["model_sha256"] is not None and (latest / "model.npz").exists()
+    assert not (latest / "model.pt").exists(), "that is our own app's"
     replies = list(csv.DictReader((latest / "clients.csv").open()))
     assert len(replies) == 2 * 2 * len(CLIENTS)  # rounds, phases
     assert {row["client"] for row in replies} == set(CLIENTS)

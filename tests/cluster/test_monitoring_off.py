@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from tests.cluster.federation import CLIENTS, FEDERATION, PORT, write_inventory
-from tests.cluster.lab import sh
+from tests.cluster.lab import LISTENING, sh
 from tests.cluster.watch import PORTS, WatchedLab
 
 
@@ -41,6 +41,8 @@ def test_monitoring_turned_off_is_gone_and_no_client_was_touched(watched: Watche
         assert listed == "", host.name
     assert [(machine, port) for machine, port in ports if answers(watched, machine, port)] == []
     assert answers(watched, "server", PORT)
+    listening = {host.name: set(map(int, sh(host, LISTENING).split())) for host in watched.hosts}
+    assert listening == {"server": {22, PORT}, "c1": {22}, "c2": {22}}
     assert starts(watched) == before
     status = watched.must("status.yml").output
     assert f":{PORTS['prometheus']}" not in status

@@ -317,6 +317,10 @@ def test_more_malicious_clients_than_there_can_be_are_refused():
         "krum with num_malicious_nodes=5 needs the replies of 13 clients, and the inventory has 4: "
         """type -e '{"strategy_args": {"num_malicious_nodes": 0}}' -e min_train_clients=2, or add clients"""
     )
+    values, _findings = cast("run", {"fl_strategy": "bulyan", "strategy_args": {"num_malicious_nodes": 1}})
+    assert "bulyan with num_malicious_nodes=1 needs the replies of 7 clients" in only(
+        check_clients(values, 4)
+    )
 
 
 def test_a_run_without_clients_is_refused():

@@ -101,6 +101,14 @@ def test_nodes_and_replies_are_in_the_order_of_partitions_and_bear_no_foreign_re
     assert [event["examples"] for event in found] == [3, 3]
 
 
+def test_clients_that_nobody_has_named_bear_the_numbers_of_their_nodes(made: Any) -> None:
+    (made.folder / "nobody.json").write_text("{}")
+    recorder = Recorder(made.recorder.journal, made.folder / "nobody.json")
+    recording.RecordingGrid(made.fake, recorder).send_and_receive(messages())
+    (phase,) = events(made, "phase_started")
+    assert phase["clients"] == ["node-7", "node-9"]
+
+
 def test_what_the_recording_does_not_expect_is_no_failure_of_the_app(
     made: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
