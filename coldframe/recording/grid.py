@@ -85,6 +85,7 @@ class RecordingGrid(Grid):
         self._activated: dict[int, str] = {}  # node -> when it was last activated
         self._looked = float("-inf")
         self._since: dict[str, str | None] = {}  # message -> the same when it was sent
+        self._sent: dict[str, Message] = {}  # what an app sent itself, where replies are checked
 
     def __getattr__(self, name: str) -> Any:
         """Return what only flwr's own grid has."""
@@ -167,7 +168,10 @@ class RecordingGrid(Grid):
         batch = list(messages)
         if self._policy is not None:
             self._policy.pushed(batch)
-        return self._push(batch)
+        message_ids = self._push(batch)
+        if self._rules is not None:
+            self._sent.update({message.metadata.message_id: message for message in batch})
+        return message_ids
 
     def _push(self, batch: list[Message]) -> list[str]:
         if not batch:
@@ -189,7 +193,7 @@ class RecordingGrid(Grid):
         wanted = list(message_ids)
         pending = self._recorder.pending
         nodes = {key: pending[key].message.metadata.dst_node_id for key in wanted if key in pending}
-        replies = self._pull(wanted)
+        replies = [self._checked(reply) for reply in self._pull(wanted)]
         for reply in replies:
             self._recorder.replied(reply, _take_system(reply))
         last = (True, 0, 0)
@@ -311,6 +315,17 @@ class RecordingGrid(Grid):
             phase.seconds.append(time.monotonic() - phase.pending[message_id].sent)
         self._recorder.replied(reply, _take_system(reply))
         phase.replies[message_id] = reply
+        return reply
+
+    def _checked(self, reply: Message) -> Message:
+        """Return a reply to a message that an app sent itself; an error, if it cannot be used."""
+        sent = self._sent.pop(reply.metadata.reply_to_message_id, None)
+        if sent is None or self._rules is None or reply.has_error():
+            return reply
+        try:
+            contents.check(reply, sent, self._rules)
+        except BadReply as bad:
+            return Message(Error(BAD_REPLY, clean(bad)), reply_to=sent)
         return reply
 
     def _refuse_odd_ones(self, phase: Phase) -> None:

@@ -29,6 +29,7 @@ from coldframe.recording.rounds import (
     Recorder,
     innermost,
 )
+from coldframe.recording.updates import HOOK
 
 Hook = Callable[[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -58,6 +59,7 @@ class Probes:
             "start": self.start,
             "configure_train": self.configure("train"),
             "aggregate_train": self.aggregate("train"),
+            HOOK: self.update,
             **shared,
         }
         legacy = {
@@ -193,6 +195,14 @@ class Probes:
             return found
 
         return hook
+
+    def update(
+        self, method: Callable[..., Any], strategy: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Record what an asynchronous strategy did with a reply."""
+        found = method(strategy, *args, **kwargs)
+        self.recorder.updated(*args, **kwargs)
+        return found
 
     def evaluate(
         self, method: Callable[..., Any], strategy: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
