@@ -20,15 +20,15 @@ Events (each line has `time`, unix seconds, and `event`):
 - `late_reply`: round, phase, client, partition_id, node_id, seconds (sent to received), error (in the place
   of a reply; else null): of a client that was late; not used
 - `round_void`: round, replies (good ones), minimum (they are not aggregated: the global model stays as it is)
-- `update`: round (that went on), phase (train), client, partition_id, node_id, dispatch (the message's number in
-  the run), base and version (of the model: that which the client was sent, that to which its update was
-  added), staleness (version - base), weight (0 where it was not used), reason (why it was not; else null): after
-  the `reply` to that dispatch, with an asynchronous strategy
+- `update`: round (that goes on), phase (train), client, partition_id, node_id, dispatch (the number of the
+  message that it answers), base and version (of the model: that which the client was sent, that to which the
+  update was added), staleness (version - base), weight (0 where it was not used), reason (why not; else
+  null): with an asynchronous strategy, after the `reply`
 - `not_aggregated`: round, messages, replies, reason (the strategy made no model: the global one stays)
 - `round`: round (0 = before training), accuracy, loss (server-side), client_accuracy, client_loss,
   train_loss, seconds, phases {configure, train, aggregate, evaluate, server_evaluate} (seconds),
-  clients (that trained), failures, late and void (only with a policy), updates (used ones),
-  discarded, staleness (mean) and max_staleness (only with an asynchronous strategy), keys {figure: the app's own name of
+  clients (that trained), failures, late and void (only with a policy), updates (used ones), discarded,
+  staleness (mean) and max_staleness (only with an asynchronous strategy), keys {figure: the app's own name of
   it}, derived [figures that are the mean of the replies, weighted with their examples]
 - `model_saved`: path, sha256, bytes
 - `run_finished`: status (completed, failed, diverged or stopped), error

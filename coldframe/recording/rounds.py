@@ -15,7 +15,6 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -32,6 +31,7 @@ from coldframe.recording.app_errors import readable
 from coldframe.recording.delivery import died_with_it
 from coldframe.recording.flower import CLASS_COUNTS, PARTITION_RECORD
 from coldframe.recording.journal import Journal
+from coldframe.recording.messages import size_of, told_round
 from coldframe.recording.replies import (
     BAD_REPLY,
     LONGEST_NAME,
@@ -571,27 +571,6 @@ def innermost(strategy: Any) -> Any:
 def phase_of(kind: str) -> str:
     """Return the phase of a message type: `train` of `train.apply_gradients`."""
     return kind.partition(".")[0]
-
-
-def told_round(message: Message) -> int | None:
-    """Return the round that a message names: in a config, or as a number for its group; from 1."""
-    for record in message.content.config_records.values():
-        value = record.get("server-round")
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-    group = message.metadata.group_id
-    return int(group) if re.fullmatch(r"[1-9]\d{0,8}", group) else None
-
-
-def size_of(message: Message) -> int:
-    """Return the bytes of a message's records."""
-    if not message.has_content():
-        return 0
-    total = 0
-    for record in message.content.values():
-        with suppress(IndexError):  # flwr cannot count a list of nothing
-            total += record.count_bytes()
-    return total
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
