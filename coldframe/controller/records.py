@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -27,6 +28,8 @@ class Run:
     replies, failures, late
         The `reply`, `failure` and `late` events in the order of the journal. Of those that are late `came`
         has the seconds after which there was a reply after all, if there was.
+    updates
+        The `update` events; each is also the `update` of the reply that it is about.
     policy
         The last `policy` event; empty without one.
     model_sha256
@@ -42,6 +45,7 @@ class Run:
     replies: list[Event] = field(default_factory=list)
     failures: list[Event] = field(default_factory=list)
     late: list[Event] = field(default_factory=list)
+    updates: list[Event] = field(default_factory=list)
     policy: Event = field(default_factory=dict)
     model_sha256: str | None = None
     finished: Event = field(default_factory=dict)
@@ -57,7 +61,7 @@ class Run:
 def gather(events: Iterable[Event]) -> Run:
     """Sort a journal's events by kind; of two events for one round the later counts."""
     run = Run()
-    outcomes = {"reply": run.replies, "failure": run.failures, "late": run.late}
+    outcomes = {"reply": run.replies, "failure": run.failures, "late": run.late, "update": run.updates}
     for event in events:
         run.last = float(event["time"])
         if run.first is None:
@@ -83,6 +87,7 @@ def gather(events: Iterable[Event]) -> Run:
             run.model_sha256 = event["sha256"]
         elif kind == "run_finished":
             run.finished = event
+    _match_updates(run)
     return run
 
 
@@ -93,6 +98,17 @@ def _came_late(run: Run, event: Event) -> None:
         if all(late[key] == event[key] for key in ("round", "phase", "node_id")):
             run.late[place] = {**late, "came": event["seconds"]}
             return
+
+
+def _match_updates(run: Run) -> None:
+    """Give each update to its reply: a client's updates come in the order of its replies to training."""
+    waiting: dict[str, deque[Event]] = {}
+    for reply in run.replies if run.updates else []:
+        if reply["phase"] == "train":
+            waiting.setdefault(reply["node_id"], deque()).append(reply)
+    for update in run.updates:
+        if replies := waiting.get(update["node_id"]):
+            replies.popleft()["update"] = update
 
 
 def natural(name: str) -> list[tuple[bool, int, str]]:

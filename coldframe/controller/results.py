@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from coldframe.controller import assertions, oversubscription, plots, report, scenario_outcome, submission
+from coldframe.controller.asynchronous import client_columns, closing_lines, round_columns, summary_of
 from coldframe.controller.records import Event, Run, duration, folders_of, gather, iso, natural
 from coldframe.controller.records import named as named_clients
 from coldframe.controller.tables import write_table
@@ -117,6 +118,7 @@ def summarise(
         **{f"round_{name}": run.policy.get(name) for name in ("deadline", "goal", "minimum")},
         "policy": policy_words(run.policy),
         "late": len(run.late) if started else None,
+        "updates": summary_of(run),
         "oversubscribed": started.get("oversubscribed"),
         "oversubscribed_because": [],
         "concurrent_with": concurrent_with,
@@ -155,6 +157,7 @@ def round_rows(run: Run) -> list[dict[str, Any]]:
             "clients": event.get("clients"),
             "failures": event.get("failures"),
             "late": event.get("late", 0),
+            **round_columns(run, event),
         }
         for number, event in sorted(run.rounds.items())
     ]
@@ -179,6 +182,7 @@ def client_rows(run: Run) -> list[dict[str, Any]]:
                 **{f"metric_{name}": event.get("metrics", {}).get(name) for name in metrics},
                 "code": event.get("code"),
                 "reason": event.get("reason"),
+                **client_columns(run, event),
             }
         )
     order = {"train": 0, "evaluate": 1}
@@ -399,6 +403,7 @@ def closing_words(
         lines.append(f"  late        {names}: {summary['late']} replies in all")
     elif summary["policy"] not in (None, "applied"):
         lines.append(f"  note        round_deadline was {summary['policy']}")
+    lines += closing_lines(summary)
     lines += scenario_outcome.lines(summary.get("scenario"))
     lines += assertions.lines(summary.get("assertions") or [])
     lines += throttle_lines(events)

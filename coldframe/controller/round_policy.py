@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from coldframe.controller.settings import EARLIER, POLICY, Finding
+from coldframe.controller.settings import EARLIER, POLICY, RUN, Finding
 from fl import arguments
 
 LOCAL = "local"  # differential privacy that each client adds by itself: it needs no other client
@@ -16,6 +16,8 @@ def check_policy(values: Mapping[str, Any], clients: int | None) -> list[Finding
     deadline, goal, minimum = (values.get(name) for name in POLICY)
     if any(values[name] for name in EARLIER) or not values.get("train", True):
         return []
+    if not values["app"] and values["fl_strategy"] in arguments.ASYNCHRONOUS:
+        return _of_asynchronous(values)
     if not deadline:
         return [
             Finding(f"{name}={values[name]} has no deadline", "type -e round_deadline=auto too, or seconds")
@@ -27,6 +29,20 @@ def check_policy(values: Mapping[str, Any], clients: int | None) -> list[Finding
         problem = f"round_goal={goal} ends rounds with fewer replies than round_minimum={minimum}"
         findings.append(Finding(problem, f"type -e round_goal={minimum}"))
     return findings if values["app"] else findings + _of_our_app(values, clients)
+
+
+def _of_asynchronous(values: Mapping[str, Any]) -> list[Finding]:
+    """Findings about a strategy that waits for no client: there is nothing to end, and nothing private."""
+    strategy = values["fl_strategy"]
+    findings = [
+        Finding(problem.text, f"leave one of them out, or type -e fl_dp={LOCAL}")
+        for problem in arguments.judge_asynchronous(strategy, values["fl_dp"])
+    ]
+    if given := [name for name in POLICY if values[name] != RUN[name].default]:
+        shown = ", ".join(f"{name}={values[name]}" for name in given)
+        problem = f"{shown}: {strategy} waits for no client, so a round of it cannot leave one behind"
+        findings.append(Finding(problem, f"leave {'it' if len(given) == 1 else 'them'} out"))
+    return findings
 
 
 def _of_our_app(values: Mapping[str, Any], clients: int | None) -> list[Finding]:

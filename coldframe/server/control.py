@@ -261,6 +261,10 @@ def round_line(event: dict[str, Any], rounds: int | None) -> str:
             parts.append(f"{event['failures']} failed")
         if event.get("late"):
             parts.append(f"{event['late']} late")
+        if event.get("updates") is not None:
+            parts.append(f"{event['updates']} updates")
+        if event.get("discarded"):
+            parts.append(f"{event['discarded']} discarded")
         if event.get("void"):
             parts.append("void: too few replies")
     else:
@@ -279,6 +283,7 @@ class Follower:
         self.round = 0
         self.replies = 0
         self.expected = 0
+        self.updates = 0  # of the round, that an asynchronous strategy used
         self.begin: float | None = None  # unix time
         self.reached = ""  # which figure of which round is what the run is to be ended at
 
@@ -330,7 +335,11 @@ class Follower:
                 what = f"{event['client']} failed to {event['phase']}: {event['reason']}"
                 lines.insert(0, f"{place(event)}{what}")
             return lines
+        if kind == "update":
+            self.updates += not event["reason"]
+            return [self.bar(f"{place(event)}{self.updates} updates")]
         if kind == "round":
+            self.updates = 0
             self.round = event["round"]
             if self.round > 0 and not self.reached and (key := reaches(event, self.until)):
                 self.reached = f"{key} {event[key]:.4f} in round {self.round}"

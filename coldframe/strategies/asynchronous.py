@@ -102,12 +102,20 @@ class Asynchronous(FedAvg):
         `min_train_nodes` at least.
     max_staleness : int, optional
         An update that is more versions of the model behind is discarded. By default none is.
+    order : sequence of Planned, optional
+        The order in which an earlier run used its updates. With the same seed and clients it makes the same
+        model, whoever is faster now: a reply that comes before its turn waits.
     **common
         Those of Flower's FedAvg. `weighted_by_key` weighs metrics alone: neither paper weighs by examples.
     """
 
     def __init__(
-        self, *, concurrency: int | None = None, max_staleness: int | None = None, **common: Any
+        self,
+        *,
+        concurrency: int | None = None,
+        max_staleness: int | None = None,
+        order: Sequence[Planned] | None = None,
+        **common: Any,
     ) -> None:
         super().__init__(**common)
         if concurrency is not None and concurrency < 1:
@@ -115,6 +123,7 @@ class Asynchronous(FedAvg):
         if max_staleness is not None and max_staleness < 0:
             raise ValueError(f"max_staleness={max_staleness} is not 0 or more")
         self.concurrency, self.max_staleness = concurrency, max_staleness
+        self.order = order
         self.state: State | None = None  # of the run that goes on or has ended
         self.updates: Counter[int] = Counter()  # used ones, by client
         self._running = False
@@ -156,7 +165,6 @@ class Asynchronous(FedAvg):
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
         wrapper: Strategy | None = None,
-        order: Sequence[Planned] | None = None,
     ) -> Result:
         """Train for so many rounds.
 
@@ -168,9 +176,6 @@ class Asynchronous(FedAvg):
             Not used: the clients do not evaluate.
         wrapper : Strategy, optional
             A strategy around this one whose `configure_train` and `aggregate_train` are to be called.
-        order : sequence of Planned, optional
-            The order in which updates are used, of an earlier run with the same seed and clients: it makes
-            the same model, whoever comes first now.
 
         Raises
         ------
@@ -186,7 +191,7 @@ class Asynchronous(FedAvg):
         self._arrived: dict[int, tuple[Dispatch, Message]] = {}  # by dispatch, replies that are not used yet
         self._failed: set[int] = set()  # clients, in this round
         self._used: list[Message] = []  # replies of the round, without their arrays
-        self._order = None if order is None else Order(order)
+        self._order = None if self.order is None else Order(self.order)
         result, arrays = Result(), initial_arrays
         if evaluate_fn and (metrics := evaluate_fn(0, arrays)) is not None:
             result.evaluate_metrics_serverapp[0] = metrics

@@ -406,8 +406,9 @@ def test_an_order_makes_the_same_model_whoever_comes_first(name: str, world: str
     grid.failing = {5} if name == "fedbuff" else set()
     wanted = strategy.start(grid, FIRST, num_rounds=8)
     again = STRATEGIES[name]()
+    again.order = order_of(heard)
     heard_again = listening(again)
-    found = again.start(Clients(*WORLDS[world]), FIRST, num_rounds=8, order=order_of(heard))
+    found = again.start(Clients(*WORLDS[world]), FIRST, num_rounds=8)
     assert {key: array.data for key, array in found.arrays.items()} == {
         key: array.data for key, array in wanted.arrays.items()
     }
@@ -421,4 +422,4 @@ def test_an_order_ends_with_an_error_where_a_client_fails_it() -> None:
     grid.failing = {2}
     plans = [Planned(0, 1, 0), Planned(1, 2, 0)]
     with pytest.raises(RuntimeError, match="dispatch 1 of the order failed: broken"):
-        FedBuff(buffer_size=2).start(grid, FIRST, num_rounds=1, order=plans)
+        FedBuff(buffer_size=2, order=plans).start(grid, FIRST, num_rounds=1)

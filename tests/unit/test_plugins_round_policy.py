@@ -66,6 +66,23 @@ def test_what_cannot_work_is_refused(given: dict[str, Any], message: str) -> Non
     assert findings(**given) == [message]
 
 
+@pytest.mark.parametrize("name", ["fedbuff", "fedasync"])
+def test_a_strategy_that_waits_for_nobody_has_neither_deadlines_nor_noise_on_the_server(name: str) -> None:
+    assert findings(fl_strategy=name) == findings(fl_strategy=name, **LOCAL) == []
+    assert findings(fl_strategy=name, **DP) == [
+        f"strategy {name} uses each update as it comes, and the accounting of dp=server-fixed counts on rounds of"
+        " a fixed number of clients: leave one of them out, or type -e fl_dp=local"
+    ]
+    assert findings(fl_strategy=name, round_deadline="auto") == [
+        f"round_deadline=auto: {name} waits for no client, so a round of it cannot leave one behind: leave it out"
+    ]
+    assert findings(fl_strategy=name, round_goal="0.75", round_minimum=3) == [
+        f"round_goal=0.75, round_minimum=3: {name} waits for no client, so a round of it cannot leave one behind:"
+        " leave them out"
+    ]
+    assert findings(fl_strategy=name, round_deadline=60, app="path/to/app") == [], "it has its own strategy"
+
+
 @pytest.mark.parametrize(
     "given",
     [

@@ -20,7 +20,7 @@ SUMMARY_KEYS = {
     *("started", "finished", "versions", "failures", "concurrent_with", "experiment"),
     *("scenario", "assertions"),
     *("strategy_args", "dp", "dp_args", "partitioner_args", "oversubscribed_because"),
-    *("round_deadline", "round_goal", "round_minimum", "policy", "late"),
+    *("round_deadline", "round_goal", "round_minimum", "policy", "late", "updates"),
 }
 
 
@@ -159,6 +159,7 @@ def test_completed_run_is_summed_up(tmp_path: Path) -> None:
         "model_sha256": "ab" * 32,
         **dict.fromkeys(("round_deadline", "round_goal", "round_minimum", "policy")),
         "late": 0,
+        "updates": None,
         "oversubscribed": True,
         "oversubscribed_because": [],
         "concurrent_with": None,
