@@ -1,4 +1,4 @@
-"""Whether a run's round_deadline, round_goal and round_minimum can work, before anything is submitted."""
+"""Whether a run's round_deadline, round_goal, round_minimum and replay can work, before it is submitted."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ def check_policy(values: Mapping[str, Any], clients: int | None) -> list[Finding
         return []
     if not values["app"] and values["fl_strategy"] in arguments.ASYNCHRONOUS:
         return _of_asynchronous(values)
+    if values["replay"] and not values["app"]:
+        strategy = values["fl_strategy"]
+        problem = f"replay repeats an order of arrival, and the model of {strategy} does not depend on that"
+        return [Finding(problem, "leave it out: the same seed makes the same model")]
     if not deadline:
         return [
             Finding(f"{name}={values[name]} has no deadline", "type -e round_deadline=auto too, or seconds")

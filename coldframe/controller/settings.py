@@ -24,7 +24,7 @@ DATASETS = ("mnist", "fashion_mnist", "cifar10", "synthetic")
 
 # Variables of run.yml that no app gets: they travel beneath it.
 POLICY = ("round_deadline", "round_goal", "round_minimum")  # which replies a round waits for
-SETTINGS = ("run_name", "wait_timeout", *POLICY)
+SETTINGS = ("run_name", "wait_timeout", *POLICY, "replay")
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,7 @@ RUN = _table(
     Variable("round_deadline", "deadline", "60", "", above=0, most=MONTH, empty=True),
     Variable("round_goal", "goal", "0.75", "", above=0, most=100_000, empty=True),
     Variable("round_minimum", "whole", "2", "", low=1, most=100_000, empty=True),
+    Variable("replay", "text", "RUN_ID", "", pattern=r"\d+", empty=True),
     Variable("run_name", "text", "baseline", "", pattern=RUN_NAME, empty=True),
     Variable("wait", "truth", "true", True),
     Variable("concurrent", "truth", "true", False),

@@ -86,6 +86,7 @@ class RecordingGrid(Grid):
         self._looked = float("-inf")
         self._since: dict[str, str | None] = {}  # message -> the same when it was sent
         self._sent: dict[str, Message] = {}  # what an app sent itself, where replies are checked
+        self._diverged: set[int] = set()  # nodes whose replies to that are not finite, since a good one
 
     def __getattr__(self, name: str) -> Any:
         """Return what only flwr's own grid has."""
@@ -324,7 +325,12 @@ class RecordingGrid(Grid):
             return reply
         try:
             contents.check(reply, sent, self._rules)
+            self._diverged.clear()
         except BadReply as bad:
+            if bad.not_finite:
+                self._diverged.add(sent.metadata.dst_node_id)
+                if len(self._diverged) >= max(1, len(self._recorder.clients())):
+                    raise self._divergence(sent) from None
             return Message(Error(BAD_REPLY, clean(bad)), reply_to=sent)
         return reply
 
@@ -355,12 +361,15 @@ class RecordingGrid(Grid):
         """End a run in which all that came back was NaN or infinite."""
         registered = max(1, len(self._recorder.clients()))
         if phase.not_finite == len(phase.sent) >= min(2, registered):
-            kind = phase_of(next(iter(phase.sent.values())).metadata.message_type)
-            what = "the loss of all clients" if kind == "evaluate" else "what all clients trained"
-            raise FloatingPointError(
-                f"in round {self._recorder.round_number} {what} is NaN or infinite. Lower learning_rate or"
-                " clip (fl_dp); allow_nonfinite=true goes on all the same"
-            )
+            raise self._divergence(next(iter(phase.sent.values())))
+
+    def _divergence(self, sent: Message) -> FloatingPointError:
+        kind = phase_of(sent.metadata.message_type)
+        what = "the loss of all clients" if kind == "evaluate" else "what all clients trained"
+        return FloatingPointError(
+            f"in round {self._recorder.round_number} {what} is NaN or infinite. Lower learning_rate or"
+            " clip (fl_dp); allow_nonfinite=true goes on all the same"
+        )
 
 
 def _take_system(reply: Message) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from flwr.server.strategy import Strategy as LegacyStrategy
 from flwr.serverapp.strategy import Strategy
 
 from coldframe.recording.policy import Policy
+from coldframe.recording.replay import NO_ORDER, ReplayError
 from coldframe.recording.rounds import (
     EVALUATED,
     SERVER,
@@ -30,6 +31,7 @@ from coldframe.recording.rounds import (
     innermost,
 )
 from coldframe.recording.updates import HOOK
+from coldframe.strategies.asynchronous import Planned
 
 Hook = Callable[[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -41,11 +43,23 @@ def least(strategy: Any, phase: str) -> int:
 
 
 class Probes:
-    """Wrappers for the strategies of this process."""
+    """Wrappers for the strategies of this process.
 
-    def __init__(self, recorder: Recorder, policy: Policy | None = None) -> None:
+    Parameters
+    ----------
+    order : callable, optional
+        Returns the order in which an asynchronous strategy is to use its updates.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        policy: Policy | None = None,
+        order: Callable[[], list[Planned]] | None = None,
+    ) -> None:
         self.recorder = recorder
         self.policy = policy
+        self.order = order
         self._inside = threading.local()
         self._replaced: list[tuple[Any, str, Any]] = []  # where, name, what was there
 
@@ -126,6 +140,10 @@ class Probes:
     ) -> Any:
         """Note the strategy and its rounds, and the server's evaluation."""
         self.recorder.begin_strategy()
+        if self.order is not None:
+            if not hasattr(inner := innermost(strategy), "order"):
+                raise ReplayError(NO_ORDER)
+            inner.order = self.order()
         try:
             bound = inspect.signature(method).bind(strategy, *args, **kwargs)
         except TypeError:

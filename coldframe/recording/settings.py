@@ -37,6 +37,8 @@ class Settings:
         Good replies that end a phase of training: a share up to 1, or a whole number.
     round_minimum : int, optional
         Good replies below which a phase of training is void; None: the strategy's own minimum of clients.
+    replay : str, optional
+        The run whose order of updates is to be repeated.
     """
 
     run_name: str | None = None
@@ -45,6 +47,7 @@ class Settings:
     round_deadline: float | str | None = None
     round_goal: float | int | None = None
     round_minimum: int | None = None
+    replay: str | None = None
 
 
 @contextmanager
@@ -90,4 +93,5 @@ def read(state: Path, run_id: str) -> Settings:
         round_deadline=given.get("round_deadline") or None,
         round_goal=given.get("round_goal") or None,
         round_minimum=given.get("round_minimum") or None,
+        replay=given.get("replay") or None,
     )

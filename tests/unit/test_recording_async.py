@@ -1,4 +1,4 @@
-"""Whole runs of our app with strategies that wait for no client: what they train, and what is written down."""
+"""Whole runs of our app with strategies that wait for no client: the model, and what is written down."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from coldframe.recording.policy import RAW
 from coldframe.recording.replies import BAD_REPLY
 from coldframe.server import control
 from coldframe.strategies import asynchronous
+from coldframe.strategies.aggregation import Buffer
 from fl import data
 from fl.strategy import ELSEWHERE, StrategyError, build
 from tests.unit.fl_runs import LocalGrid, Start, changed, of, sha, starter, with_metrics
@@ -185,16 +186,23 @@ def test_a_run_whose_clients_all_fail_says_so(start: Start) -> None:
     assert journal[-1]["status"] == "failed"
 
 
-def test_a_model_that_is_not_finite_ends_the_run(start: Start) -> None:
-    args = '{"buffer_size": 3, "server_learning_rate": 1000}'
-    journal, _ = start(
-        strategy="fedbuff",
-        strategy_args=args,
-        num_server_rounds=40,
-        learning_rate=1000.0,
-        raises="the aggregated model is NaN or infinite|no round of",
-    )
-    assert journal[-1]["status"] in ("diverged", "failed")
+def test_a_run_whose_clients_all_diverge_ends(start: Start) -> None:
+    def answer(_node: int, message: Message, reply: Message) -> Message:
+        if int(str(message.content.config_records["config"]["server-round"])) < 3:
+            return reply
+        return changed(reply, message, metrics=with_metrics(reply, train_loss=float("nan")))
+
+    journal, _ = start(answer, raises="in round 3 what all clients trained is NaN or infinite", **BUFFER)
+    assert journal[-1]["status"] == "diverged"
+
+
+def test_a_model_that_is_not_finite_ends_the_run(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    def apply(self: Buffer) -> None:
+        self.weights = {name: np.full_like(array, np.inf) for name, array in self.weights.items()}
+
+    monkeypatch.setattr(Buffer, "apply", apply)
+    journal, _ = start(raises="the aggregated model is NaN or infinite", **BUFFER)
+    assert journal[-1]["status"] == "diverged"
 
 
 def test_too_few_clients_end_the_run_with_their_names(start: Start) -> None:
@@ -237,7 +245,7 @@ def test_updates_are_in_every_record(start: Start, tmp_path: Path) -> None:
     assert told["staleness"] == {"0": 12} and told["mean_staleness"] == 0
     assert 1 / 3 < told["fairness"] <= 2 / 3 + 1e-9
     run = gather(journal)
-    assert any(line.startswith("  updates     12 used") for line in results.closing_words(summary, run, out))
+    assert "  updates     12 used, " in results.closing_words(summary, run, out)
     rows = results.round_rows(run)
     assert sum(row["discarded"] or 0 for row in rows) == told["discarded"]
     clients = results.client_rows(run)
@@ -278,3 +286,42 @@ def test_without_the_package_the_error_says_what_to_do(monkeypatch: pytest.Monke
 def test_the_seed_gives_one_model_where_replies_come_in_one_order(start: Start) -> None:
     """Each client of this grid replies at once, so that the order is that of partition ids."""
     assert sha(start(**BUFFER)[0]) == sha(start(**BUFFER)[0]) != sha(start(seed=1, **BUFFER)[0])
+
+
+def replaying(run: str) -> dict[str, Any]:
+    return {"settings": {"replay": run}}
+
+
+@pytest.mark.parametrize("config", [BUFFER, MIXTURE], ids=["fedbuff", "fedasync"])
+def test_a_replay_makes_the_same_model_whoever_is_slow(start: Start, config: dict[str, Any]) -> None:
+    wanted, _ = start(prepare=straggler(6), **config)
+
+    def last_is_slow(grid: LocalGrid) -> None:
+        grid.last_first = True
+
+    again, _ = start(note=replaying("0"), prepare=last_is_slow, evaluate_every=2, **config)
+    free, _ = start(prepare=last_is_slow, **config)
+    assert sha(again) == sha(wanted) != sha(free)
+    keys = ("dispatch", "client", "base", "version", "weight")
+    assert [[e[key] for key in keys] for e in of(again, "update")] == [
+        [e[key] for key in keys] for e in of(wanted, "update")
+    ]
+    assert again[0]["replay"] == "0" and "replay" not in wanted[0]
+
+
+@pytest.mark.parametrize(
+    ("run", "config", "message"),
+    [
+        ("77", BUFFER, "replay=77: the server keeps no journal of that run"),
+        ("1", BUFFER, "replay=1: that run used no updates of an asynchronous strategy"),
+        ("0", {**BUFFER, "seed": 5}, r"that run had other settings: seed=0 \(here 5\). Type the same ones"),
+        ("0", {"num_server_rounds": 1}, "with any other strategy the same seed makes the same model"),
+    ],
+)
+def test_what_cannot_be_replayed_is_said(
+    start: Start, run: str, config: dict[str, Any], message: str
+) -> None:
+    start(**BUFFER)
+    start(num_server_rounds=1)
+    journal, grid = start(note=replaying(run), raises=message, **config)
+    assert journal[-1]["status"] == "failed" and grid.sent == []
