@@ -3,8 +3,8 @@
 Events (each line has `time`, unix seconds, and `event`):
 
 - `run_started`: run_id, run_name, rounds, strategy, strategy_args, dataset, partitioner, partitioner_args,
-  seed, config (the whole run config), clients [{name, partition_id, node_id}], versions, oversubscribed, replay
-  (the run whose order of updates is repeated; no key where none is)
+  seed, config (the whole run config), clients [{name, partition_id, node_id}], versions, oversubscribed,
+  replay (the run whose order of updates is repeated; no key where none is)
 - `plan`: strategy, rounds (as soon as a strategy starts; null, or no event, where `run_started` has told it)
 - `waiting`: missing [names], seconds
 - `phase_started`: round, phase (train or evaluate), clients [names]
