@@ -197,7 +197,10 @@ def test_a_run_whose_clients_all_diverge_ends(start: Start) -> None:
 
 
 def test_a_model_that_is_not_finite_ends_the_run(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = Buffer.apply
+
     def apply(self: Buffer) -> None:
+        inner(self)
         self.weights = {name: np.full_like(array, np.inf) for name, array in self.weights.items()}
 
     monkeypatch.setattr(Buffer, "apply", apply)
