@@ -150,7 +150,7 @@ def test_the_asynchronous_strategies_arguments_are_theirs():
         own = [
             name
             for name, spec in inspect.signature(kind.__init__).parameters.items()
-            if spec.annotation.partition(" ")[0] in ("int", "float", "str")
+            if str(spec.annotation).partition(" ")[0] in ("int", "float", "str")
         ]
         assert sorted(rules) == sorted(own), kind
         kind(**{name: rule.example for name, rule in rules.items()})
