@@ -1,4 +1,4 @@
-"""The arguments of strategies and privacy wrappers, and their ranges: numbers alone, without Flower.
+"""The arguments of strategies and privacy wrappers, and their ranges, without Flower.
 
 The run refuses by these rules, and preflight on the controller by the same, before anything is submitted.
 """
@@ -12,11 +12,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument: a number and its range.
+    """One argument: a number and its range, or one of some words.
 
     Attributes
     ----------
-    example : float
+    example : float or str
         A value that works.
     low, high : float
         The range, both ends included; `above` and `below` are ends that are not.
@@ -24,24 +24,31 @@ class Argument:
         Whether it counts something.
     needed : bool
         Whether there is no default.
+    choices : tuple of str
+        The words, if it is no number.
     """
 
-    example: float
+    example: float | str
     low: float = -math.inf
     high: float = math.inf
     above: float = -math.inf
     below: float = math.inf
     whole: bool = False
     needed: bool = False
+    choices: tuple[str, ...] = ()
 
     def allows(self, value: object) -> bool:
-        """Say whether a value is such a number."""
+        """Say whether a value is such a number, or one of the words."""
+        if self.choices:
+            return value in self.choices
         if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
             return False
         return self.low <= value <= self.high and self.above < value < self.below
 
     def words(self) -> str:
         """Say what a value has to be: ``a number ≥ 0 and < 0.5``."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
         ends = [("≥", self.low), (">", self.above), ("≤", self.high), ("<", self.below)]
         shown = " and ".join(f"{sign} {end:g}" for sign, end in ends if math.isfinite(end))
         return f"a {'whole ' if self.whole else ''}number {shown}".rstrip()
@@ -51,7 +58,12 @@ _STEP = Argument(0.1, above=0, high=1000)
 _DECAY = Argument(0.9, low=0, below=1)
 _ADAPTIVE = {"eta": _STEP, "eta_l": _STEP, "tau": Argument(0.001, above=0, high=1000)}
 _MALICIOUS = Argument(1, low=0, high=10_000, whole=True)
-# Every strategy of Flower that works on arrays, with the arguments of its own that are numbers.
+_ASYNCHRONOUS = {
+    "concurrency": Argument(8, low=1, high=100_000, whole=True),
+    "max_staleness": Argument(20, low=0, high=1_000_000, whole=True),
+    "staleness_exponent": Argument(0.5, low=0, high=100),
+}
+# Every strategy of Flower that works on arrays, and two that it lacks, with the arguments of their own.
 STRATEGIES: dict[str, dict[str, Argument]] = {
     "fedavg": {},
     "fedavgm": {"server_learning_rate": Argument(1.0, above=0, high=1000), "server_momentum": _DECAY},
@@ -68,7 +80,28 @@ STRATEGIES: dict[str, dict[str, Argument]] = {
     },
     "bulyan": {"num_malicious_nodes": _MALICIOUS},
     "qfedavg": {"client_learning_rate": _STEP, "q": Argument(0.2, low=0, high=1000)},
+    "fedbuff": {
+        **_ASYNCHRONOUS,
+        "buffer_size": Argument(10, low=1, high=100_000, whole=True),
+        "server_learning_rate": _STEP,
+        "server_optimizer": Argument("sgd", choices=("sgd", "adam")),
+        "server_momentum": _DECAY,
+        "beta_1": _DECAY,
+        "beta_2": Argument(0.99, low=0, below=1),
+        "tau": Argument(0.001, above=0, high=1000),
+    },
+    "fedasync": {
+        **_ASYNCHRONOUS,
+        "alpha": Argument(0.6, above=0, high=1),
+        "staleness": Argument("polynomial", choices=("constant", "polynomial", "hinge")),
+        "hinge_slope": Argument(10, low=0, high=1e6),
+        "hinge_threshold": Argument(4, low=0, high=1e6),
+        "proximal_mu": Argument(0.005, low=0, high=1e6),
+        "updates_per_round": Argument(10, low=1, high=100_000, whole=True),
+    },
 }
+# Those that wait for no client: a round of theirs has no phase in which a fixed number of clients replies.
+ASYNCHRONOUS = ("fedbuff", "fedasync")
 
 _NOISE = Argument(0.1, low=0, high=1e6, needed=True)
 _NORM = Argument(10.0, above=0, high=1e9, needed=True)
@@ -172,12 +205,26 @@ def judge_privacy(dp: str, given: Mapping[str, Any], sampled: int) -> list[Probl
     return [Problem(text, {**given, "clipped_count_stddev": noise})]
 
 
-def judge_work(seconds: float, dp: str) -> list[Problem]:
+def judge_work(seconds: float, dp: str, strategy: str) -> list[Problem]:
     """Return what is wrong with a limit of the clients' work, in a run with a privacy wrapper (or none)."""
+    if seconds and strategy in ASYNCHRONOUS:
+        text = f"strategy {strategy} waits for no client, so round_work={seconds:g} would only make updates smaller"
+        return [Problem(text, hint="leave round_work out")]
     if not seconds or dp in ("", "local"):
         return []
     text = f"fl_dp={dp} computes its noise for equal shares, and partial work makes them unequal"
     return [Problem(text, hint="leave round_work or fl_dp out")]
+
+
+def judge_asynchronous(strategy: str, dp: str) -> list[Problem]:
+    """Return why a strategy that waits for no client cannot be private: noise by the client alone can be."""
+    if strategy not in ASYNCHRONOUS or dp in ("", "local"):
+        return []
+    text = (
+        f"strategy {strategy} uses each update as it comes, and the accounting of dp={dp} counts on rounds"
+        " of a fixed number of clients"
+    )
+    return [Problem(text, hint="leave one of them out, or choose dp=local")]
 
 
 def replies_needed(strategy: str, args: Mapping[str, Any]) -> int:

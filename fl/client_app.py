@@ -81,8 +81,12 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def seed_task(message: Message, context: Context) -> int:
-    """Seed this task: every client differs in every round, and is the same in every run of a seed."""
-    number = message.content.config_records["config"]["server-round"]
+    """Seed this task: every client differs in every round, and is the same in every run of a seed.
+
+    Asynchronous strategies number their messages: a client can train twice in a round.
+    """
+    config = message.content.config_records["config"]
+    number = config.get("dispatch", config["server-round"])
     kind = message.metadata.message_type
     seed = seed_of(context.run_config["seed"], number, context.node_config["partition-id"], kind)
     # A forked process inherits its parent's random state, the same in every client: set all of it.

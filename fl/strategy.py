@@ -1,6 +1,7 @@
-"""Flower's strategies by name, each with its own arguments, and its differential-privacy wrappers."""
+"""Strategies by name, each with its own arguments, and Flower's differential-privacy wrappers."""
 
 import difflib
+import importlib
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import Result, Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from fl import arguments, model, work
@@ -32,6 +33,8 @@ STRATEGIES: dict[str, type[Strategy]] = {
         flower.QFedAvg,
     )
 }
+# Strategies of other packages, imported when a run asks for one: all others work without that package.
+ELSEWHERE = {"fedbuff": "coldframe.strategies:FedBuff", "fedasync": "coldframe.strategies:FedAsync"}
 PRIVACY: dict[str, type[Strategy]] = {
     "server-fixed": flower.DifferentialPrivacyServerSideFixedClipping,
     "server-adaptive": flower.DifferentialPrivacyServerSideAdaptiveClipping,
@@ -64,7 +67,7 @@ def build(
     Parameters
     ----------
     name : str
-        Lower-case name of the class in Flower, e.g. `fedavg`.
+        One of STRATEGIES or ELSEWHERE: the lower-case name of the class, e.g. `fedavg`.
     args : mapping
         The strategy's own arguments, e.g. `{"proximal_mu": 0.1}`.
     learning_rate : float
@@ -80,11 +83,12 @@ def build(
             f"{name} merges the trees of XGBoost models, and the models here are neural networks: "
             "choose another strategy, or run an XGBoost app of your own with -e app=DIR"
         )
-    if name not in STRATEGIES:
-        raise StrategyError(f"unknown strategy {name!r}{_nearest(name, list(STRATEGIES))}")
-    kind: Callable[..., Strategy] = STRATEGIES[name]
+    if name not in {**STRATEGIES, **ELSEWHERE}:
+        raise StrategyError(f"unknown strategy {name!r}{_nearest(name, [*STRATEGIES, *ELSEWHERE])}")
     own = dict(args)
     _refuse(arguments.judge(f"strategy {name}", arguments.STRATEGIES[name], own))
+    _refuse(arguments.judge_asynchronous(name, dp))
+    kind: Callable[..., Strategy] = STRATEGIES.get(name) or _imported(name)
     sampled = max(int(clients * fraction_train), min_train)
     _check_replies(name, own, sampled, min_train)
     if name == "qfedavg":
@@ -103,6 +107,19 @@ def build(
     except (TypeError, ValueError) as error:
         raise StrategyError(f"strategy {name}: {error}") from None
     return _with_privacy(strategy, dp, dp_args or {}, sampled)
+
+
+def _imported(name: str) -> type[Strategy]:
+    module, _, attribute = ELSEWHERE[name].partition(":")
+    try:
+        kind: type[Strategy] = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise StrategyError(
+            f"strategy {name} is part of the package {package}, which cannot be imported here ({error}):"
+            f" choose another strategy, or install {package} where the ServerApp runs"
+        ) from None
+    return kind
 
 
 def _with_privacy(strategy: Strategy, dp: str, dp_args: Mapping[str, Any], sampled: int) -> Strategy:
@@ -213,6 +230,24 @@ class Reproducible(Strategy):
     def summary(self) -> None:
         """Log what the strategy is."""
         self.strategy.summary()
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Train for all rounds: a strategy with a `start` of its own in that, through this wrapper."""
+        options = (num_rounds, timeout, train_config, evaluate_config, evaluate_fn)
+        if type(self.strategy).start is Strategy.start:
+            return super().start(grid, initial_arrays, *options)
+        inner: Any = self.strategy
+        result: Result = inner.start(grid, initial_arrays, *options, wrapper=self)
+        return result
 
     def _pack(self, arrays: ArrayRecord) -> ArrayRecord:
         self._state = arrays.to_torch_state_dict()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -30,6 +31,8 @@ class Run:
         The `reply`, `failure` and `late` events in the order of the journal. Of those that are late `came`
         has the seconds after which there was a reply after all, if there was; and those that are in the
         model of a later round have that as `into`, with what their `folded` event says of the work.
+    updates
+        The `update` events; each is also the `update` of the reply that it is about.
     policy
         The last `policy` event; empty without one.
     model_sha256
@@ -45,6 +48,7 @@ class Run:
     replies: list[Event] = field(default_factory=list)
     failures: list[Event] = field(default_factory=list)
     late: list[Event] = field(default_factory=list)
+    updates: list[Event] = field(default_factory=list)
     policy: Event = field(default_factory=dict)
     model_sha256: str | None = None
     finished: Event = field(default_factory=dict)
@@ -61,12 +65,17 @@ class Run:
         """Those of `late` that are in the model of a later round."""
         return [event for event in self.late if "into" in event]
 
-    def updates(self) -> dict[str, int]:
-        """Count by client what it has trained that is in the model: replies in time, and late ones folded in.
+    def contributions(self) -> dict[str, int]:
+        """Count by client what it has trained that is in the model: replies in time, and late ones folded in;
+        with an asynchronous strategy the updates that it has used.
 
         A round that is void has none; of a client that never trained there is a zero.
         """
-        counts = dict.fromkeys((client["name"] for client in self.started.get("clients", [])), 0)
+        counts = dict.fromkeys((str(client["name"]) for client in self.started.get("clients", [])), 0)
+        if self.updates:
+            for update in self.updates:
+                counts[update["client"]] = counts.get(update["client"], 0) + (not update["reason"])
+            return counts
         in_time = [
             event
             for event in self.replies
@@ -80,7 +89,7 @@ class Run:
 def gather(events: Iterable[Event]) -> Run:
     """Sort a journal's events by kind; of two events for one round the later counts."""
     run = Run()
-    outcomes = {"reply": run.replies, "failure": run.failures, "late": run.late}
+    outcomes = {"reply": run.replies, "failure": run.failures, "late": run.late, "update": run.updates}
     for event in events:
         run.last = float(event["time"])
         if run.first is None:
@@ -108,6 +117,7 @@ def gather(events: Iterable[Event]) -> Run:
             run.model_sha256 = event["sha256"]
         elif kind == "run_finished":
             run.finished = event
+    _match_updates(run)
     return run
 
 
@@ -132,6 +142,17 @@ def jain(counts: Iterable[int]) -> float | None:
     values = list(counts)
     squares = sum(value * value for value in values)
     return sum(values) ** 2 / (len(values) * squares) if squares else None
+
+
+def _match_updates(run: Run) -> None:
+    """Give each update to its reply: a client's updates come in the order of its replies to training."""
+    waiting: dict[str, deque[Event]] = {}
+    for reply in run.replies if run.updates else []:
+        if reply["phase"] == "train":
+            waiting.setdefault(reply["node_id"], deque()).append(reply)
+    for update in run.updates:
+        if replies := waiting.get(update["node_id"]):
+            replies.popleft()["update"] = update
 
 
 def natural(name: str) -> list[tuple[bool, int, str]]:

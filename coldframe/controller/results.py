@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from coldframe.controller import assertions, oversubscription, plots, report, scenario_outcome, submission
+from coldframe.controller.asynchronous import closing_lines, summary_of
 from coldframe.controller.records import Event, Run, duration, folders_of, gather, iso, jain, natural
 from coldframe.controller.records import named as named_clients
 from coldframe.controller.rows import client_rows, round_rows
@@ -107,7 +108,8 @@ def summarise(
         "policy": policy_words(run.policy),
         "late": len(run.late) if started else None,
         "folded": len(run.folded) if started else None,
-        "updates_jain": jain(run.updates().values()),
+        "updates_jain": jain(run.contributions().values()),
+        "updates": summary_of(run),
         "oversubscribed": started.get("oversubscribed"),
         "oversubscribed_because": [],
         "concurrent_with": concurrent_with,
@@ -335,6 +337,7 @@ def closing_words(
         lines.append(f"  late        {names}: {summary['late']} replies in all{folded}")
     if summary["policy"] not in (None, "applied") and (not summary["late"] or run.policy["applied"]):
         lines.append(f"  note        round_deadline was {summary['policy']}")
+    lines += closing_lines(summary)
     lines += scenario_outcome.lines(summary.get("scenario"))
     lines += assertions.lines(summary.get("assertions") or [])
     lines += throttle_lines(events)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from coldframe.controller.settings import EARLIER, POLICY, Finding
+from coldframe.controller.settings import EARLIER, POLICY, RUN, Finding
 from fl import arguments
 
 FOLD = "fold"
@@ -29,6 +29,12 @@ def check_policy(values: Mapping[str, Any], clients: int | None) -> list[Finding
     deadline, goal, minimum, late = (values.get(name) for name in POLICY)
     if any(values[name] for name in EARLIER) or not values.get("train", True):
         return []
+    if not values["app"] and values["fl_strategy"] in arguments.ASYNCHRONOUS:
+        return _of_asynchronous(values)
+    if values["replay"] and not values["app"]:
+        strategy = values["fl_strategy"]
+        problem = f"replay repeats an order of arrival, and the model of {strategy} does not depend on that"
+        return [Finding(problem, "leave it out: the same seed makes the same model")]
     work = [] if values["app"] else _check_work(values)
     if not deadline:
         return work + [
@@ -50,7 +56,10 @@ def check_policy(values: Mapping[str, Any], clients: int | None) -> list[Finding
 def _check_work(values: Mapping[str, Any]) -> list[Finding]:
     """Findings about how long our app's clients may work in a round."""
     seconds, deadline = values["round_work"], values["round_deadline"]
-    findings = [Finding(it.text, it.hint) for it in arguments.judge_work(seconds, values["fl_dp"])]
+    findings = [
+        Finding(it.text, it.hint)
+        for it in arguments.judge_work(seconds, values["fl_dp"], values["fl_strategy"])
+    ]
     ends = {"round_timeout": values["round_timeout"]}
     if isinstance(deadline, float):
         ends["round_deadline"] = deadline
@@ -58,6 +67,24 @@ def _check_work(values: Mapping[str, Any]) -> list[Finding]:
     if seconds >= end:
         problem = f"round_work={seconds:g} leaves no time for messages before {name}={end:g}"
         findings.append(Finding(problem, f"type -e round_work={0.8 * end:g}"))
+    return findings
+
+
+def _of_asynchronous(values: Mapping[str, Any]) -> list[Finding]:
+    """Findings about a strategy that waits for no client: there is nothing to end, and nothing private."""
+    strategy = values["fl_strategy"]
+    findings = [
+        Finding(problem.text, f"leave one of them out, or type -e fl_dp={LOCAL}")
+        for problem in arguments.judge_asynchronous(strategy, values["fl_dp"])
+    ]
+    findings += [
+        Finding(problem.text, problem.hint)
+        for problem in arguments.judge_work(values["round_work"], values["fl_dp"], strategy)
+    ]
+    if given := [name for name in POLICY if values[name] != RUN[name].default]:
+        shown = ", ".join(f"{name}={values[name]}" for name in given)
+        problem = f"{shown}: {strategy} waits for no client, so a round of it cannot leave one behind"
+        findings.append(Finding(problem, f"leave {'it' if len(given) == 1 else 'them'} out"))
     return findings
 
 

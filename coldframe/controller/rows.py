@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from coldframe.controller.asynchronous import client_columns, round_columns
 from coldframe.controller.records import Run, natural
 
 PHASES = ("configure", "train", "aggregate", "evaluate", "server_evaluate")
@@ -40,6 +41,7 @@ def round_rows(run: Run) -> list[dict[str, Any]]:
             "failures": event.get("failures"),
             "late": event.get("late", 0),
             "folded": event.get("folded", 0),
+            **round_columns(run, event),
         }
         for number, event in sorted(run.rounds.items())
     ]
@@ -67,6 +69,7 @@ def client_rows(run: Run) -> list[dict[str, Any]]:
                 "reason": event.get("reason"),
                 "folded_into": event.get("into"),
                 "staleness": event.get("staleness"),
+                **client_columns(run, event),
             }
         )
     order = {"train": 0, "evaluate": 1}

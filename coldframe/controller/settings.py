@@ -22,10 +22,10 @@ PARTITIONER_ARGUMENTS: dict[str, tuple[str, ...]] = {
 }
 DATASETS = ("mnist", "fashion_mnist", "cifar10", "synthetic")
 
-# Variables of run.yml that no app gets: they travel beneath it.
 # Which replies a round waits for, and what becomes of the others.
 POLICY = ("round_deadline", "round_goal", "round_minimum", "round_late")
-SETTINGS = ("run_name", "wait_timeout", *POLICY)
+# Variables of run.yml that no app gets: the recording does.
+SETTINGS = ("run_name", "wait_timeout", *POLICY, "replay")
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,7 @@ RUN = _table(
     Variable("round_goal", "goal", "0.75", "", above=0, most=100_000, empty=True),
     Variable("round_minimum", "whole", "2", "", low=1, most=100_000, empty=True),
     Variable("round_late", "choice", "fold", "drop", choices=("drop", "fold")),
+    Variable("replay", "text", "RUN_ID", "", pattern=r"\d+", empty=True),
     Variable("run_name", "text", "baseline", "", pattern=RUN_NAME, empty=True),
     Variable("wait", "truth", "true", True),
     Variable("concurrent", "truth", "true", False),

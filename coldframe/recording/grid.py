@@ -86,6 +86,8 @@ class RecordingGrid(Grid):
         self._activated: dict[int, str] = {}  # node -> when it was last activated
         self._looked = float("-inf")
         self._since: dict[str, str | None] = {}  # message -> the same when it was sent
+        self._sent: dict[str, Message] = {}  # what an app sent itself, where replies are checked
+        self._diverged: set[int] = set()  # nodes whose replies to that are not finite, since a good one
 
     def __getattr__(self, name: str) -> Any:
         """Return what only flwr's own grid has."""
@@ -168,7 +170,10 @@ class RecordingGrid(Grid):
         batch = list(messages)
         if self._policy is not None:
             self._policy.pushed(batch)
-        return self._push(batch)
+        message_ids = self._push(batch)
+        if self._rules is not None:
+            self._sent.update({message.metadata.message_id: message for message in batch})
+        return message_ids
 
     def _push(self, batch: list[Message]) -> list[str]:
         if not batch:
@@ -190,7 +195,7 @@ class RecordingGrid(Grid):
         wanted = list(message_ids)
         pending = self._recorder.pending
         nodes = {key: pending[key].message.metadata.dst_node_id for key in wanted if key in pending}
-        replies = self._pull(wanted)
+        replies = [self._checked(reply) for reply in self._pull(wanted)]
         for reply in replies:
             self._recorder.replied(reply, _take_system(reply))
         last = (True, 0, 0)
@@ -349,6 +354,22 @@ class RecordingGrid(Grid):
         phase.replies[message_id] = reply
         return reply
 
+    def _checked(self, reply: Message) -> Message:
+        """Return a reply to a message that an app sent itself; an error, if it cannot be used."""
+        sent = self._sent.pop(reply.metadata.reply_to_message_id, None)
+        if sent is None or self._rules is None or reply.has_error():
+            return reply
+        try:
+            contents.check(reply, sent, self._rules)
+            self._diverged.clear()
+        except BadReply as bad:
+            if bad.not_finite:
+                self._diverged.add(sent.metadata.dst_node_id)
+                if len(self._diverged) >= max(1, len(self._recorder.clients())):
+                    raise self._divergence(sent) from None
+            return Message(Error(BAD_REPLY, clean(bad)), reply_to=sent)
+        return reply
+
     def _refuse_odd_ones(self, phase: Phase) -> None:
         """Refuse the replies that would end the run if a strategy got them with the others."""
         places = sorted(phase.forms, key=self._place(phase))
@@ -376,12 +397,15 @@ class RecordingGrid(Grid):
         """End a run in which all that came back was NaN or infinite."""
         registered = max(1, len(self._recorder.clients()))
         if phase.not_finite == len(phase.sent) >= min(2, registered):
-            kind = phase_of(next(iter(phase.sent.values())).metadata.message_type)
-            what = "the loss of all clients" if kind == "evaluate" else "what all clients trained"
-            raise FloatingPointError(
-                f"in round {self._recorder.round_number} {what} is NaN or infinite. Lower learning_rate or"
-                " clip (fl_dp); allow_nonfinite=true goes on all the same"
-            )
+            raise self._divergence(next(iter(phase.sent.values())))
+
+    def _divergence(self, sent: Message) -> FloatingPointError:
+        kind = phase_of(sent.metadata.message_type)
+        what = "the loss of all clients" if kind == "evaluate" else "what all clients trained"
+        return FloatingPointError(
+            f"in round {self._recorder.round_number} {what} is NaN or infinite. Lower learning_rate or"
+            " clip (fl_dp); allow_nonfinite=true goes on all the same"
+        )
 
 
 def _take_system(reply: Message) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 Events (each line has `time`, unix seconds, and `event`):
 
 - `run_started`: run_id, run_name, rounds, strategy, strategy_args, dataset, partitioner, partitioner_args,
-  seed, config (the whole run config), clients [{name, partition_id, node_id}], versions, oversubscribed
+  seed, config (the whole run config), clients [{name, partition_id, node_id}], versions, oversubscribed,
+  replay (the run whose order of updates is repeated; no key where none is)
 - `plan`: strategy, rounds (as soon as a strategy starts; null, or no event, where `run_started` has told it)
 - `waiting`: missing [names], seconds
 - `phase_started`: round, phase (train or evaluate), clients [names]
@@ -25,10 +26,15 @@ Events (each line has `time`, unix seconds, and `event`):
   `reply` from seconds on: of a client that was late; a late message without this event is in no model
 - `not_folded`: round, phase, client, partition_id, node_id, reason (why a late reply cannot be used)
 - `round_void`: round, replies (good ones), minimum (they are not aggregated: the global model stays as it is)
+- `update`: round (that goes on), phase (train), client, partition_id, node_id, dispatch (the number of the
+  message that it answers), base and version (of the model: that which the client was sent, that to which the
+  update was added), staleness (version - base), weight (0 where it was not used), reason (why not; else
+  null): with an asynchronous strategy, after the `reply`
 - `not_aggregated`: round, messages, replies, reason (the strategy made no model: the global one stays)
 - `round`: round (0 = before training), accuracy, loss (server-side), client_accuracy, client_loss,
   train_loss, seconds, phases {configure, train, aggregate, evaluate, server_evaluate} (seconds),
-  clients (that trained), failures, late, folded and void (only with a policy), keys {figure: the app's own
+  clients (that trained), failures, late, folded and void (only with a policy), updates (used ones), discarded,
+  staleness (mean) and max_staleness (only with an asynchronous strategy), keys {figure: the app's own
   name of it}, derived [figures that are the mean of the replies, weighted with their examples]
 - `model_saved`: path, sha256, bytes
 - `run_finished`: status (completed, failed, diverged or stopped), error

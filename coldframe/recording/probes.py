@@ -21,6 +21,7 @@ from flwr.server.strategy import Strategy as LegacyStrategy
 from flwr.serverapp.strategy import Strategy
 
 from coldframe.recording.policy import Policy
+from coldframe.recording.replay import NO_ORDER, ReplayError
 from coldframe.recording.rounds import (
     EVALUATED,
     SERVER,
@@ -29,6 +30,8 @@ from coldframe.recording.rounds import (
     Recorder,
     innermost,
 )
+from coldframe.recording.updates import HOOK
+from coldframe.strategies.asynchronous import Planned
 
 Hook = Callable[[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -40,11 +43,23 @@ def least(strategy: Any, phase: str) -> int:
 
 
 class Probes:
-    """Wrappers for the strategies of this process."""
+    """Wrappers for the strategies of this process.
 
-    def __init__(self, recorder: Recorder, policy: Policy | None = None) -> None:
+    Parameters
+    ----------
+    order : callable, optional
+        Returns the order in which an asynchronous strategy is to use its updates.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        policy: Policy | None = None,
+        order: Callable[[], list[Planned]] | None = None,
+    ) -> None:
         self.recorder = recorder
         self.policy = policy
+        self.order = order
         self._inside = threading.local()
         self._replaced: list[tuple[Any, str, Any]] = []  # where, name, what was there
 
@@ -58,6 +73,7 @@ class Probes:
             "start": self.start,
             "configure_train": self.configure("train"),
             "aggregate_train": self.aggregate("train"),
+            HOOK: self.update,
             **shared,
         }
         legacy = {
@@ -124,6 +140,10 @@ class Probes:
     ) -> Any:
         """Note the strategy and its rounds, and the server's evaluation."""
         self.recorder.begin_strategy()
+        if self.order is not None:
+            if not hasattr(inner := innermost(strategy), "order"):
+                raise ReplayError(NO_ORDER)
+            inner.order = self.order()
         try:
             bound = inspect.signature(method).bind(strategy, *args, **kwargs)
         except TypeError:
@@ -195,6 +215,14 @@ class Probes:
             return found
 
         return hook
+
+    def update(
+        self, method: Callable[..., Any], strategy: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Record what an asynchronous strategy did with a reply."""
+        found = method(strategy, *args, **kwargs)
+        self.recorder.updated(*args, **kwargs)
+        return found
 
     def evaluate(
         self, method: Callable[..., Any], strategy: Any, args: tuple[Any, ...], kwargs: dict[str, Any]

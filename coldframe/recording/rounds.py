@@ -32,6 +32,7 @@ from coldframe.recording.journal import Journal
 from coldframe.recording.messages import is_number, metrics_of, pick, size_of, told_round
 from coldframe.recording.replies import BAD_REPLY, MOST_EXAMPLES, NO_REPLY, SYSTEM_FIGURES, clean
 from coldframe.recording.roster import Client, read_roster
+from coldframe.recording.updates import Updates, described
 from coldframe.supervise import say
 
 PROCESSED = "examples_processed"  # the metric of an app that tells how many it has processed in all passes
@@ -101,11 +102,12 @@ class Round:
     late: int = 0
     folded: int = 0  # late replies of earlier rounds that are in this one's aggregate
     void: bool = False
+    updates: Updates = field(default_factory=Updates)
 
     @property
     def trained(self) -> set[int]:
-        """The nodes that have replied to `train`."""
-        return {node for phase, node, _, _ in self.replies if phase == "train"}
+        """The nodes that have replied to `train`, or whose updates an asynchronous strategy used."""
+        return self.updates.nodes or {node for phase, node, _, _ in self.replies if phase == "train"}
 
 
 class Recorder:
@@ -175,9 +177,8 @@ class Recorder:
         """Go to a round that a strategy names, if it does; the one before has ended."""
         with self._lock:
             self.probed = True
-            if number is not None and (
-                number or not self._offset
-            ):  # round 0, before training, is the first strategy's
+            # Round 0, before training, is the first strategy's.
+            if number is not None and (number or not self._offset):
                 self._enter(number + self._offset)
 
     def _enter(self, number: int) -> Round:
@@ -390,6 +391,16 @@ class Recorder:
             )
 
     @harmless
+    def updated(self, node_id: int, update: Any) -> None:
+        """Write down what an asynchronous strategy did with a reply."""
+        with self._lock:
+            about = self._about(Exchange(self.round_number, "train", set()), node_id)
+            self.journal.append("update", **about, **described(update))
+            if self._round is not None:
+                self._round.updates.add(node_id, update.staleness, not update.reason)
+                self._round.last = time.monotonic()
+
+    @harmless
     def refused(self, pending: Pending, reason: str) -> None:
         """Take a reply back that does not fit to the others."""
         with self._lock:
@@ -510,6 +521,7 @@ class Recorder:
         for exchange in this.exchanges:
             phase, seconds = phase_of(exchange.kind), exchange.ended - exchange.started
             this.phases[phase] = this.phases.get(phase, 0.0) + seconds
+        this.updates.time_training(this.phases, now - this.started)
         self._derive(this)
         self.journal.append(
             "round",
@@ -521,6 +533,7 @@ class Recorder:
             clients=len(this.trained),
             failures=this.failures,
             **({"late": this.late, "folded": this.folded, "void": this.void} if self.policed else {}),
+            **this.updates.figures(),
             keys=this.keys,
             derived=this.derived,
         )
@@ -598,9 +611,8 @@ def named_arrays(model: ArrayRecord | Sequence[np.ndarray] | None) -> dict[str, 
 def save(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Save a model so that a half-written file never bears its name; return what to journal of it."""
     unfinished = path.with_suffix(".tmp")
-    with zipfile.ZipFile(
-        unfinished, "w"
-    ) as file:  # as np.savez does, which cannot have an array named `file`
+    # As np.savez does, which cannot have an array named `file`.
+    with zipfile.ZipFile(unfinished, "w") as file:
         for name, array in arrays.items():
             with file.open(f"{name}.npy", "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, array, allow_pickle=False)

@@ -34,6 +34,7 @@ from coldframe.recording.grid import RecordingGrid
 from coldframe.recording.journal import STOPPED, Journal
 from coldframe.recording.policy import Policy
 from coldframe.recording.probes import Probes
+from coldframe.recording.replay import order_of
 from coldframe.recording.replies import Rules
 from coldframe.recording.rounds import Recorder
 from coldframe.recording.settings import Settings
@@ -117,7 +118,11 @@ def record(run: Any, grid: Grid, context: Context, state: Path) -> Context:
     rules = Rules(finite=not nonfinite) if isinstance(nonfinite, bool) else None
     policy = Policy(recorder, asked) if asked.round_deadline else None
     recording = RecordingGrid(grid, recorder, rules, asked.wait_timeout, policy)
-    probes = Probes(recorder, policy)
+    order = None
+    if asked.replay:
+        config, clients = dict(context.run_config), recorder.clients()
+        order = functools.partial(order_of, state, asked.replay, config, clients)
+    probes = Probes(recorder, policy, order)
     probes.install()
     status, reason = "completed", None
     try:
@@ -147,6 +152,7 @@ def about(context: Context, recorder: Recorder, asked: Settings) -> dict[str, An
         "run_id": str(context.run_id),
         "run_name": asked.run_name,
         "oversubscribed": asked.oversubscribed,
+        **({"replay": asked.replay} if asked.replay else {}),
         "rounds": first_whole(config, ROUNDS_KEYS),
         **{name: config[name] if isinstance(config.get(name), str) else None for name in TOLD},
         **{name: read_object(config.get(key)) for name, key in ARGUMENTS.items()},

@@ -40,6 +40,8 @@ class Settings:
         Good replies below which a phase of training is void; None: the strategy's own minimum of clients.
     round_late : "drop" or "fold"
         What becomes of replies to a phase of training that has ended: nothing, or they are in the next one.
+    replay : str, optional
+        The run whose order of updates is to be repeated.
     """
 
     run_name: str | None = None
@@ -49,6 +51,7 @@ class Settings:
     round_goal: float | int | None = None
     round_minimum: int | None = None
     round_late: str = DROP
+    replay: str | None = None
 
 
 @contextmanager
@@ -95,4 +98,5 @@ def read(state: Path, run_id: str) -> Settings:
         round_goal=given.get("round_goal") or None,
         round_minimum=given.get("round_minimum") or None,
         round_late=given.get("round_late") or DROP,
+        replay=given.get("replay") or None,
     )

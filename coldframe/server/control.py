@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -263,6 +263,10 @@ def round_line(event: dict[str, Any], rounds: int | None) -> str:
             parts.append(f"{event['late']} late")
         if event.get("folded"):
             parts.append(f"{event['folded']} folded in")
+        if event.get("updates") is not None:
+            parts.append(f"{event['updates']} updates")
+        if event.get("discarded"):
+            parts.append(f"{event['discarded']} discarded")
         if event.get("void"):
             parts.append("void: too few replies")
     else:
@@ -281,6 +285,7 @@ class Follower:
         self.round = 0
         self.replies = 0
         self.expected = 0
+        self.updates = 0  # of the round, that an asynchronous strategy used
         self.begin: float | None = None  # unix time
         self.reached = ""  # which figure of which round is what the run is to be ended at
 
@@ -316,19 +321,13 @@ class Follower:
             words = [f"strategy {event['strategy']}"] if event["strategy"] else []
             words += [] if self.rounds is None else [f"{self.rounds} rounds"]
             return [", ".join(words)] if words else []
-        if kind == "waiting":
-            return [f"waiting for {', '.join(event['missing'])} ({event['seconds']:.0f} s)"]
+        if kind in WORDS:
+            return [words for words in [WORDS[kind](event)] if words]
         if kind == "phase_started":
             self.replies, self.expected = 0, len(event["clients"])
             return [self.bar(f"{place(event)}{event['phase']} 0/{self.expected}")]
         if kind == "phase_extended":
             self.expected += len(event["clients"])
-        if kind == "policy" and not event["applied"]:
-            return [f"round_deadline is not applied: {event['reason']}"]
-        if kind == "policy" and event.get("late_reason"):
-            return [f"round_late={event['late']} is not applied: {event['late_reason']}"]
-        if kind == "not_folded":
-            return [f"{place(event)}the late reply of {event['client']} cannot be used: {event['reason']}"]
         if kind in ("reply", "failure", "late"):
             self.replies += 1
             lines = [self.bar(f"{place(event)}{event['phase']} {self.replies}/{self.expected}")]
@@ -336,7 +335,11 @@ class Follower:
                 what = f"{event['client']} failed to {event['phase']}: {event['reason']}"
                 lines.insert(0, f"{place(event)}{what}")
             return lines
+        if kind == "update":
+            self.updates += not event["reason"]
+            return [self.bar(f"{place(event)}{self.updates} updates")]
         if kind == "round":
+            self.updates = 0
             self.round = event["round"]
             if self.round > 0 and not self.reached and (key := reaches(event, self.until)):
                 self.reached = f"{key} {event[key]:.4f} in round {self.round}"
@@ -354,6 +357,33 @@ class Follower:
 def place(event: dict[str, Any]) -> str:
     """Return the words for an event's round, if it has one."""
     return "" if event["round"] is None else f"round {event['round']}: "
+
+
+def waiting_words(event: dict[str, Any]) -> str:
+    """Say which clients a run waits for."""
+    return f"waiting for {', '.join(event['missing'])} ({event['seconds']:.0f} s)"
+
+
+def policy_words(event: dict[str, Any]) -> str:
+    """Say what of a round's policy is not applied; nothing where all is."""
+    if not event["applied"]:
+        return f"round_deadline is not applied: {event['reason']}"
+    if event.get("late_reason"):
+        return f"round_late={event['late']} is not applied: {event['late_reason']}"
+    return ""
+
+
+def not_folded_words(event: dict[str, Any]) -> str:
+    """Say why a late reply is in no model."""
+    return f"{place(event)}the late reply of {event['client']} cannot be used: {event['reason']}"
+
+
+# Events of which a line is printed, and nothing more.
+WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "waiting": waiting_words,
+    "policy": policy_words,
+    "not_folded": not_folded_words,
+}
 
 
 def follow(

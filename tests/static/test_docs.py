@@ -20,7 +20,7 @@ from coldframe.controller.roster import build_roster
 from coldframe.controller.settings import INVENTORY, RUN, RUN_CONFIG_KEYS, SETTINGS, VERBS
 from fl.data import SPECS
 from fl.partition import DEFAULTS
-from fl.strategy import LOCAL, PRIVACY, STRATEGIES
+from fl.strategy import ELSEWHERE, LOCAL, PRIVACY, STRATEGIES
 from tests.static.repository import ROOT, files
 
 README = ROOT / "README.md"
@@ -249,7 +249,7 @@ def test_partitioners_are_all_there_with_their_arguments() -> None:
 
 def test_strategies_and_datasets_are_all_there() -> None:
     code = set(re.findall(r"`([^`\n]+)`", EVERYTHING))
-    assert {*STRATEGIES, *PRIVACY, LOCAL, *SPECS} - code == set()
+    assert {*STRATEGIES, *ELSEWHERE, *PRIVACY, LOCAL, *SPECS} - code == set()
 
 
 def test_example_inventory_is_the_file_and_makes_the_clients_named_here() -> None:

@@ -12,7 +12,11 @@ from tests.static.repository import ROOT
 # From below: each imports its own layer and those beneath. docs/architecture.md says what they are.
 LAYERS = (
     ("fl",),
-    ("coldframe", "coldframe.machine"),  # the modules of coldframe itself: cgroups, limits, units, …
+    (
+        "coldframe",
+        "coldframe.machine",
+        "coldframe.strategies",
+    ),  # the modules of coldframe itself: cgroups, limits, units, …
     ("coldframe.recording", "coldframe.flower"),
     ("coldframe.server", "coldframe.client", "coldframe.agent", "coldframe.exporters"),
     ("coldframe.controller",),

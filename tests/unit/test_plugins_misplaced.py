@@ -27,7 +27,7 @@ JSON = (
         ),
         (
             {"proximal_mu": 1},
-            "proximal_mu is an argument of fl_strategy fedprox: "
+            "proximal_mu is an argument of fl_strategy fedprox or fedasync: "
             'type -e fl_strategy=fedprox -e \'{"strategy_args": {"proximal_mu": 1}}\'',
             {"proximal_mu"},
         ),

@@ -88,6 +88,30 @@ def test_what_cannot_work_is_refused(given: dict[str, Any], message: str) -> Non
     assert findings(**given) == [message]
 
 
+@pytest.mark.parametrize("name", ["fedbuff", "fedasync"])
+def test_a_strategy_that_waits_for_nobody_has_neither_deadlines_nor_noise_on_the_server(name: str) -> None:
+    assert findings(fl_strategy=name) == findings(fl_strategy=name, **LOCAL) == []
+    assert findings(fl_strategy=name, replay="17") == []
+    assert findings(fl_strategy=name, **DP) == [
+        f"strategy {name} uses each update as it comes, and the accounting of dp=server-fixed counts on"
+        " rounds of a fixed number of clients: leave one of them out, or type -e fl_dp=local"
+    ]
+    why = f"{name} waits for no client, so a round of it cannot leave one behind"
+    assert findings(fl_strategy=name, round_deadline="auto") == [f"round_deadline=auto: {why}: leave it out"]
+    assert findings(fl_strategy=name, round_goal="0.75", round_minimum=3) == [
+        f"round_goal=0.75, round_minimum=3: {why}: leave them out"
+    ]
+    assert findings(fl_strategy=name, round_deadline=60, app="path/to/app") == [], "it has its own strategy"
+
+
+def test_only_what_depends_on_the_order_of_arrival_is_replayed() -> None:
+    assert findings(replay="17") == [
+        "replay repeats an order of arrival, and the model of fedavg does not depend on that: leave it out:"
+        " the same seed makes the same model"
+    ]
+    assert findings(replay="17", app="path/to/app") == []
+
+
 @pytest.mark.parametrize(
     "given",
     [

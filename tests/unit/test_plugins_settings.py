@@ -130,7 +130,7 @@ def test_the_strategies_arguments_are_those_of_flwr():
         for name, kind in vars(flower).items()
         if inspect.isclass(kind) and issubclass(kind, flower.FedAvg) and not name.startswith("FedXgb")
     }
-    assert set(arguments.STRATEGIES) == set(classes)
+    assert set(arguments.STRATEGIES) - set(arguments.ASYNCHRONOUS) == set(classes)
     common = set(inspect.signature(flower.FedAvg.__init__).parameters)
     for name, kind in classes.items():
         own = [
@@ -139,6 +139,33 @@ def test_the_strategies_arguments_are_those_of_flwr():
             if parameter not in common and spec.annotation in (int, float, "int", "float")
         ]
         assert sorted(arguments.STRATEGIES[name]) == sorted(own), name
+
+
+def test_the_asynchronous_strategies_arguments_are_theirs():
+    from coldframe import strategies
+    from coldframe.strategies import fedasync, fedbuff
+
+    for kind in (strategies.FedBuff, strategies.FedAsync):
+        rules = arguments.STRATEGIES[kind.__name__.lower()]
+        own = [
+            name
+            for name, spec in inspect.signature(kind.__init__).parameters.items()
+            if str(spec.annotation).partition(" ")[0] in ("int", "float", "str")
+        ]
+        assert sorted(rules) == sorted(own), kind
+        kind(**{name: rule.example for name, rule in rules.items()})
+    assert arguments.STRATEGIES["fedbuff"]["server_optimizer"].choices == fedbuff.OPTIMIZERS
+    assert arguments.STRATEGIES["fedasync"]["staleness"].choices == fedasync.STALENESS
+
+
+def test_an_argument_that_is_a_word_is_one_of_those_it_can_be():
+    given = {"fl_strategy": "fedasync", "strategy_args": {"staleness": "polynomal"}}
+    (finding,) = cast("run", given)[1]
+    assert str(finding) == (
+        "strategy fedasync: staleness=polynomal is not one of constant, polynomial, hinge: type -e"
+        ' \'{"strategy_args": {"staleness": "polynomial"}}\''
+    )
+    assert cast("run", {**given, "strategy_args": {"staleness": "hinge"}})[1] == []
 
 
 def test_the_wrappers_arguments_are_those_of_flwr():
@@ -163,7 +190,8 @@ def test_names_agree_with_the_training():
     pytest.importorskip("torch", reason="the environment of Python 3.13 is without the training's packages")
     from fl import data, partition, strategy
 
-    assert set(arguments.STRATEGIES) == set(strategy.STRATEGIES)
+    assert set(arguments.STRATEGIES) == {*strategy.STRATEGIES, *strategy.ELSEWHERE}
+    assert set(arguments.ASYNCHRONOUS) == set(strategy.ELSEWHERE)
     assert set(arguments.PRIVACY) == {*strategy.PRIVACY, strategy.LOCAL}
     assert tuple(data.SPECS) == settings.DATASETS
     assert {name: tuple(args) for name, args in partition.DEFAULTS.items()} == settings.PARTITIONER_ARGUMENTS

@@ -195,7 +195,7 @@ def test_submission_notes_what_was_typed_and_what_the_agents_read() -> None:
     found = coldframe_submission({"run": run, "oversubscribed": True}, groups, hostvars, who)
     assert found["settings"] == {
         **{"run_name": "pilot", "wait_timeout": 300.0, "oversubscribed": True},
-        **dict.fromkeys(("round_deadline", "round_goal", "round_minimum"), ""),
+        **dict.fromkeys(("round_deadline", "round_goal", "round_minimum", "replay"), ""),
         "round_late": "drop",
     }
     assert {key: found[key] for key in who} == who

@@ -269,7 +269,7 @@ def test_a_late_reply_is_in_the_model_of_a_later_round_once(start: Start) -> Non
 
 def check_records(journal: list[dict[str, Any]]) -> None:
     run = gather(journal)
-    assert run.updates() == {"lab-0": 4, "lab-1": 4, "lab-2": 4}, "three in time, and the late one"
+    assert run.contributions() == {"lab-0": 4, "lab-1": 4, "lab-2": 4}, "three in time, and the late one"
     (row,) = [row for row in results.client_rows(run) if row["folded_into"]]
     assert (row["status"], row["round"], row["client"]) == ("late", 1, "lab-0")
     assert (row["staleness"], row["folded_into"]) == (1, 2) and row["examples"]

@@ -29,6 +29,7 @@ SUMMARY_KEYS = {
         "late",
         "folded",
         "updates_jain",
+        "updates",
     ),
 }
 
@@ -169,6 +170,7 @@ def test_completed_run_is_summed_up(tmp_path: Path) -> None:
         **dict.fromkeys(("round_deadline", "round_goal", "round_minimum", "round_late", "policy")),
         **dict.fromkeys(("late", "folded"), 0),
         "updates_jain": pytest.approx((3 + 2 + 3) ** 2 / (3 * (9 + 4 + 9))),
+        "updates": None,
         "oversubscribed": True,
         "oversubscribed_because": [],
         "concurrent_with": None,
