@@ -377,6 +377,11 @@ def given_values(
     return values, findings
 
 
+def is_monitored(machine: Machine, server: Machine) -> bool:
+    """Whether exporters are deployed on a machine; what it does not set itself is as on the server's."""
+    return bool(machine.settings.get("fl_monitoring", server.settings.get("fl_monitoring", True)))
+
+
 def _ports(
     machine: Machine, server: Machine | None, monitor: str, hostvars: Mapping[str, Any]
 ) -> dict[str, int]:
@@ -384,12 +389,11 @@ def _ports(
     ports: dict[str, int] = {}
     if server is None:
         return ports
-    monitoring = machine.settings.get("fl_monitoring", server.settings.get("fl_monitoring", True))
     planned = coldframe_ports(machine.name, hostvars, [server.name])
     if machine is server:
         ports["fl_port"] = planned["fl_port"]
     wanted = []
-    if monitoring:
+    if is_monitored(machine, server):
         wanted = ["node_exporter_port", "container_exporter_port"]
         wanted += ["fl_metrics_port"] if machine is server else []
         wanted += ["prometheus_port"] if machine.name == monitor else []
