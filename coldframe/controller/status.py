@@ -12,6 +12,7 @@ from coldframe.controller.roster import coldframe_status_table
 from coldframe.controller.settings import EARLIER, POLICY, RUN, SETTINGS
 from coldframe.controller.throttle_text import text_of
 from coldframe.limits import LIMITS
+from coldframe.units import format_size
 
 SHOWN_RUNS = 5
 CALL = (
@@ -287,6 +288,14 @@ def until(moment: str) -> str:
     return f"{end:%Y-%m-%d} ({days} days{near})"
 
 
+def server_memory(status: Mapping[str, Any]) -> list[str]:
+    """The server's memory limit and use as lines for people; none where the server did not say."""
+    limit, used = status.get("server_memory_limit"), status.get("server_memory_used")
+    if used is None:
+        return []
+    return [f"Server: uses {format_size(used)} of {format_size(limit) if limit else 'unlimited'} memory"]
+
+
 def asked_and_held(client: Mapping[str, Any], limit: str) -> str:
     """A limit as asked for, and what the kernel says where that is something else."""
     texts = [text_of(limit, client[f"{limit}_{what}"]) for what in ("desired", "verified")]
@@ -336,6 +345,7 @@ def coldframe_status_text(status: Mapping[str, Any]) -> list[str]:
         f"Federation {status['federation']}   gateway {status['gateway']}   runtime: {status['runtime']}",
         f"Certificates: server until {until(status['certificate_expires'])}, "
         f"authority until {until(status['authority_expires'])}",
+        *server_memory(status),
         "",
         *coldframe_status_table(status["machines"]).splitlines(),
         "",
