@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from coldframe.controller.oversubscription import ROUNDING, others_cpu
 from coldframe.controller.profiles import speed_of
 from coldframe.controller.settings import EARLIER, SERVER_MEMORY, Finding, typed, vault_remedy
-from coldframe.limits import MEMORY_FLOOR
+from coldframe.limits import CPU_FLOOR, MEMORY_FLOOR
 from coldframe.units import format_size
 
 GB = 1 << 30
@@ -409,11 +410,11 @@ def check_limits(machine: Machine, clients: Sequence[Mapping[str, Any]]) -> list
                     machine.name,
                 )
             )
-        if cpu is not None and cpu < 0.05:
+        if cpu is not None and cpu < CPU_FLOOR:
             findings.append(
                 Finding(
                     f"client {name} is to have cpu={cpu:g}{why}, less than it needs to answer the server",
-                    "give it 0.05 or more (fl_client_cpu, or cpu in fl_client_list)",
+                    f"give it {CPU_FLOOR} or more (fl_client_cpu, or cpu in fl_client_list)",
                     machine.name,
                 )
             )
@@ -441,17 +442,21 @@ def warn_profiles(machine: Machine, clients: Sequence[Mapping[str, Any]]) -> lis
     ]
 
 
-def warn_cpu(machine: Machine, clients: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A warning if the machine's clients may use more CPU than there is: times are then the machine's."""
-    cores = (machine.facts or {})["cpus"]
+def warn_cpu(machine: Machine, clients: Sequence[Mapping[str, Any]], federation: str) -> list[str]:
+    """A warning if clients may use more CPU than the machine has; other federations' clients count, too."""
+    facts = machine.facts or {}
+    cores, others = facts["cpus"], others_cpu(facts, federation) or 0.0
     quota = sum(client["cpu"] or 0 for client in clients)
-    if quota <= cores + 1e-9:
+    if not clients or quota + others <= cores + ROUNDING:
         return []
-    fair = max(int(100 * cores / len(clients)) / 100, 0.05)
+    fair = int(100 * (cores - others) / len(clients)) / 100
+    remedy = f"type {typed('fl_client_cpu', f'{fair:.4g}')}" if fair >= CPU_FLOOR else "deploy fewer clients"
+    beside = f", the clients of other federations {others:.4g}" if others else ""
+    stop = ", or stop the other federations" if others else ""
     return [
-        f"{machine.name}: its {len(clients)} clients may use {quota:.4g} cores, and it has {cores}: the run "
-        f"is recorded as oversubscribed, since its times will be the machine's and not the limits'; "
-        f"type {typed('fl_client_cpu', f'{fair:.4g}')} to avoid that"
+        f"{machine.name}: its {len(clients)} clients may use {quota:.4g} cores{beside}, and it has {cores}: "
+        "the run is recorded as oversubscribed, since its times depend on the machine and not only on the "
+        f"limits; {remedy}{stop} to avoid that"
     ]
 
 

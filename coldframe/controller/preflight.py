@@ -307,6 +307,7 @@ def check_machines(it: Preflight) -> None:
         it.warnings += certificates.warn_certificate(certificate, datetime.now(UTC))
     for machine in it.answered:
         clients = [client for client in it.roster if client["machine"] == machine.name]
+        federation = machine.settings.get("fl_federation", it.settings.get("fl_federation", FEDERATION))
         if verb == "site":
             it.findings += checks.check_clock(machine)
             it.findings += checks.check_platform(machine)
@@ -315,11 +316,10 @@ def check_machines(it: Preflight) -> None:
             it.findings += checks.check_limits(machine, clients)
             it.warnings += checks.warn_profiles(machine, clients)
             it.warnings += checks.warn_platform(machine)
-            federation = machine.settings.get("fl_federation", it.settings.get("fl_federation", FEDERATION))
             ports = _ports(machine, it.server, monitor, it.call.hostvars)
             it.findings += checks.check_ports(machine, federation, ports)
         if it.deploys:
-            over = checks.warn_cpu(machine, clients)
+            over = checks.warn_cpu(machine, clients, federation)
             it.oversubscribed = it.oversubscribed or bool(over)
             it.warnings += over
 

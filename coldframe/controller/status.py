@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from coldframe.controller.certificates import CERTIFICATE_DAYS
+from coldframe.controller.oversubscription import others_cpu
 from coldframe.controller.records import natural
 from coldframe.controller.roster import coldframe_status_table
 from coldframe.controller.settings import EARLIER, POLICY, RUN, SETTINGS
@@ -96,18 +97,6 @@ def others(facts: Mapping[str, Any], federation: str) -> int | None:
         return None
     containers = facts["docker"].get("containers", [])
     return sum(bool(item.get("running")) and item["federation"] != federation for item in containers)
-
-
-def others_cpu(facts: Mapping[str, Any], federation: str) -> float | None:
-    """How many cores the clients of other federations may use on a machine; one without a limit, all."""
-    if "docker" not in facts:
-        return None
-    limits = [
-        item.get("cpu") or float(facts.get("cpus") or 0)
-        for item in facts["docker"].get("containers", [])
-        if item.get("running") and item.get("role") == "client" and item["federation"] != federation
-    ]
-    return round(sum(limits), 4)
 
 
 def coldframe_submission(

@@ -86,7 +86,7 @@ def test_a_healthy_machine_has_no_findings():
     assert checks.check_clock(one) + checks.check_platform(one) + checks.check_disk(one) == []
     assert checks.check_memory(one, [client()] * 3) == []
     assert checks.check_ports(one, "coldframe", {"fl_port": 9092}) == []
-    assert checks.warn_platform(one) + checks.warn_cpu(one, [client()] * 4) == []
+    assert checks.warn_platform(one) + checks.warn_cpu(one, [client()] * 4, "coldframe") == []
 
 
 def test_an_inventory_without_machines_is_told_which_to_take():
@@ -343,9 +343,28 @@ def test_memory_of_the_server_that_does_not_fit_beside_the_clients():
 
 
 def test_more_quota_than_cores_is_a_warning_that_says_what_it_means():
-    warning = checks.warn_cpu(machine(cpus=2), [client(cpu=1.0)] * 3)[0]
+    warning = checks.warn_cpu(machine(cpus=2), [client(cpu=1.0)] * 3, "coldframe")[0]
     assert "3 clients may use 3 cores, and it has 2: the run is recorded as oversubscribed" in warning
-    assert "type -e fl_client_cpu=0.66" in warning
+    assert warning.endswith("; type -e fl_client_cpu=0.66 to avoid that")
+    many = checks.warn_cpu(machine(cpus=2), [client(cpu=0.05)] * 60, "coldframe")[0]
+    assert many.endswith("; deploy fewer clients to avoid that"), "less than the floor is no remedy"
+
+
+def test_quotas_of_other_federations_count_on_the_same_machine():
+    def beside(*limits):
+        items = [{"federation": "other", "role": "client", "running": True, "cpu": cpu} for cpu in limits]
+        own = {"federation": "lab", "role": "client", "running": True}
+        return machine(cpus=2, docker=docker(containers=[own, *items]))
+
+    two = [client(cpu=0.5)] * 2
+    assert checks.warn_cpu(beside(0.5, 0.5), two, "lab") == []
+    warning = checks.warn_cpu(beside(0.5, 0.75), two, "lab")[0]
+    assert "2 clients may use 1 cores, the clients of other federations 1.25, and it has 2" in warning
+    assert "; type -e fl_client_cpu=0.37, or stop the other federations to avoid that" in warning
+    full = checks.warn_cpu(beside(None), two, "lab")[0]  # one without a limit may use all cores
+    assert "of other federations 2, and it has 2" in full
+    assert "; deploy fewer clients, or stop the other federations to avoid that" in full
+    assert checks.warn_cpu(beside(0.5, 1.75), [], "lab") == [], "no client of ours has to share"
 
 
 def test_a_port_that_another_program_holds():
