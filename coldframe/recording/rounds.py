@@ -465,7 +465,7 @@ class Recorder:
 
     def lost_with_its_client(self, message_id: str, activated: str) -> bool:
         """Say whether a client that was activated anew had fetched a message before."""
-        return died_with_it(self._roster.with_name("superlink.db"), message_id, activated)
+        return died_with_it(self._roster.parent, message_id, activated)
 
     # The end of a round, and of the run.
 

@@ -16,10 +16,13 @@ from flwr.app import DEFAULT_TTL, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.server import server as legacy_server
+from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.serverapp.strategy import FedAvg, Strategy
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.state.schema.linkstate_models import MessageIns
 from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.federation import NoOpFederationManager
 from sqlalchemy import create_engine, insert
 
 from coldframe.recording import grid as recording
@@ -143,8 +146,9 @@ def test_a_client_that_restarts_is_lost_only_with_a_message_that_it_had_fetched(
     made: Any, fetched: str | None, lost: bool
 ) -> None:
     """By Flower's own table of messages. What it had not fetched it fetches now, and not in vain."""
-    database = create_engine(f"sqlite:///{made.folder / 'superlink.db'}")
-    MessageIns.__table__.create(database)  # type: ignore[attr-defined]
+    path = made.folder / "superlink.db"
+    LinkStateFactory(str(path), NoOpFederationManager(), ObjectStoreFactory()).state()  # makes the tables
+    database = create_engine(f"sqlite:///{path}")
     made.fake.silent, made.fake.activated[7] = {7}, "2026-11-30T09:00:00+00:00"
     ids = made.grid.push_messages(messages())
     if fetched is not None:
