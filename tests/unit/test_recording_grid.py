@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -159,6 +160,20 @@ def test_a_client_that_restarts_is_lost_only_with_a_message_that_it_had_fetched(
     made.fake.activated[7] = "2026-11-30T10:00:05+00:00"
     assert [reply.has_error() for reply in made.grid.pull_messages(ids)] == [True] * lost
     assert [event["client"] for event in events(made, "failure")] == ["b"] * lost
+
+
+@pytest.mark.parametrize("link", ["__cause__", "__context__"])
+def test_exceptions_that_lead_back_to_themselves_are_looked_at_once(link: str) -> None:
+    """In a daemon thread: without an end it must not hold up the tests."""
+    first, second, found = ValueError("a"), KeyError("b"), []
+    setattr(first, link, second)
+    setattr(second, link, first)
+    seeker = threading.Thread(target=lambda: found.append(server.is_refused(first)), daemon=True)
+    seeker.start()
+    seeker.join(10)
+    assert found == [False]
+    setattr(second, link, ObjectPushError("gone", 7, "s"))
+    assert server.is_refused(first)
 
 
 def test_a_client_that_vanishes_between_two_phases_is_a_failure_once(made: Any) -> None:
