@@ -42,9 +42,9 @@ from coldframe.recording.replies import (
     clean,
 )
 from coldframe.recording.roster import Client, read_roster
+from coldframe.recording.task_note import PHASES, phase_of, told_round
 from coldframe.supervise import say
 
-IN_ROUNDS = ("train", "evaluate")  # phases that make a round
 LONGEST_LIST = 64  # numbers of a metric that is a list; longer ones are data
 MOST_CLASSES = 1000
 
@@ -311,7 +311,7 @@ class Recorder:
         if self._round is not None and (kind, node_id) in self._pairs:
             self._pairs.clear()
             self._enter(self._round.number + 1)
-        elif self._round is None and phase_of(kind) in IN_ROUNDS:
+        elif self._round is None and phase_of(kind) in PHASES:
             self._enter(1)
         self._pairs.add((kind, node_id))
         return self._round.number if self._round else None
@@ -553,21 +553,6 @@ def innermost(strategy: Any) -> Any:
     while isinstance(inner := getattr(strategy, "strategy", None), Strategy | LegacyStrategy):
         strategy = inner
     return strategy
-
-
-def phase_of(kind: str) -> str:
-    """Return the phase of a message type: `train` of `train.apply_gradients`."""
-    return kind.partition(".")[0]
-
-
-def told_round(message: Message) -> int | None:
-    """Return the round that a message names: in a config, or as a number for its group; from 1."""
-    for record in message.content.config_records.values():
-        value = record.get("server-round")
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-    group = message.metadata.group_id
-    return int(group) if re.fullmatch(r"[1-9]\d{0,8}", group) else None
 
 
 def size_of(message: Message) -> int:
