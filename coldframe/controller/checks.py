@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from collections import defaultdict
@@ -550,6 +551,20 @@ def check_controller(values: Mapping[str, Any], settings: Mapping[str, Any], bas
     if trace and not (base / Path(trace).expanduser()).is_file():
         findings.append(Finding(f"trace={trace} is no file on this machine", "type -e trace=FILE"))
     return findings
+
+
+def check_results(folder: Path) -> list[Finding]:
+    """A finding if results cannot be written to a folder, which is made where it is missing."""
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
+        return []
+    why = "not writable" if nearest.is_dir() else "no folder"
+    return [
+        Finding(
+            f"results cannot be written to {folder}: {nearest} is {why}",
+            "type -e fl_results_dir=DIR with a folder that you may write to",
+        )
+    ]
 
 
 def check_runs(verb: str, values: Mapping[str, Any], going: Sequence[str], typed_too: str) -> list[Finding]:

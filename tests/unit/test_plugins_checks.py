@@ -1,5 +1,6 @@
 """Tests of coldframe/controller/checks.py: what preflight finds, from facts as a machine would give them."""
 
+import os
 import shutil
 from datetime import UTC, datetime, timedelta
 
@@ -499,6 +500,20 @@ def test_paths_on_the_controller(tmp_path):
     grafana = {"grafana_archive": "g.tar", "grafana_directory": "/srv/grafana"}
     assert "are both given: leave one out" in only(checks.check_controller({}, grafana, tmp_path))
     assert checks.check_controller({}, {"fl_data_dir": str(tmp_path)}, tmp_path) == []
+
+
+def test_results_are_written_where_that_is_possible(tmp_path, monkeypatch):
+    assert checks.check_results(tmp_path / "made" / "later") == []
+    (tmp_path / "file").touch()
+    assert only(checks.check_results(tmp_path / "file" / "results")) == (
+        f"results cannot be written to {tmp_path}/file/results: {tmp_path}/file is no folder: "
+        "type -e fl_results_dir=DIR with a folder that you may write to"
+    )
+    writable = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path and writable(path, mode))
+    assert f"results cannot be written to {tmp_path}/results: {tmp_path} is not writable" in only(
+        checks.check_results(tmp_path / "results")
+    )
 
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)

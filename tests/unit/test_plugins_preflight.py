@@ -200,6 +200,32 @@ def test_what_contradicts_what_was_deployed_is_refused(preflight, deployed):
         assert len(plan["roster"]) == 2
 
 
+def test_only_what_writes_results_needs_a_folder_for_them(preflight, deployed, tmp_path):
+    """Before anything is deployed or trained, and not after."""
+    root, _ = deployed
+    (tmp_path / "file").touch()
+    results = f"fl_results_dir={tmp_path}/file/results"
+    for verb, words in (
+        ("site", ()),
+        ("run", ()),
+        ("run", ("collect=7",)),
+        ("experiment", ()),
+        ("compare", ("runs=a,b",)),
+        ("export", ("run=a",)),
+    ):
+        code, output, _ = preflight(root, *words, results, verb=verb)
+        assert code and f"results cannot be written to {tmp_path}/file/results" in output, (verb, words)
+    for verb, words in (
+        ("site", ("train=false",)),
+        ("run", ("stop=7",)),
+        ("throttle", ("cpu=0.2",)),
+        ("status", ()),
+        ("teardown", ("purge=true", "yes=true")),
+    ):
+        code, output, _ = preflight(root, *words, results, verb=verb)
+        assert not code, output
+
+
 def test_a_builder_that_is_no_machine_is_refused(preflight):
     code, output, _ = preflight("fl_image_builder=tow")
     assert code != 0
