@@ -20,25 +20,10 @@ import numpy as np
 import pytest
 from ansible.release import __version__ as ansible_version
 
-from tests.unit.preflights import judge
+from tests.unit.preflights import INVENTORY, judge
 
 ROOT = Path(__file__).parents[2]
 ANSIBLE = tuple(int(part) for part in ansible_version.split(".")[:2])
-INVENTORY = {
-    "fl_machines": {
-        "children": {
-            "fl_server": {"hosts": {"one": {}}},
-            "fl_clients": {"hosts": {"one": {"fl_client_count": 3}}},
-        },
-        "vars": {
-            "ansible_connection": "local",
-            "ansible_python_interpreter": sys.executable,
-            "fl_federation": "unittest",
-            "fl_client_memory": "384m",
-            "fl_min_disk": "1m",
-        },
-    }
-}
 PLAY = """
 - import_playbook: {root}/playbooks/preflight.yml
   vars:

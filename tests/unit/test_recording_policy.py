@@ -27,25 +27,18 @@ from coldframe.recording.policy import LEGACY, NOTHING, PRIVACY, RAW, Arrivals, 
 from coldframe.recording.rounds import Pending, Recorder
 from coldframe.recording.settings import AUTO, Settings
 from coldframe.server import control
-from fl import data, strategy
-from tests.unit.fl_runs import LocalGrid, Start, of, sha, starter
+from fl import strategy
+from tests.unit.fl_runs import LocalGrid, Start, of, sha
 
 Answer = Callable[[int, Message, Message], Message | None]
 OUTCOMES = ("reply", "failure", "late")
 SLOW = 905  # the node of lab-0
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    data.prepare("synthetic", root)
-    return root
-
-
 @pytest.fixture
-def start(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
+def start(start: Start, monkeypatch: pytest.MonkeyPatch) -> Start:
     monkeypatch.setattr(policies, "PAUSE", 0.01)
-    return starter(root, tmp_path, monkeypatch)
+    return start
 
 
 def asked(**settings: Any) -> dict[str, Any]:
@@ -398,7 +391,7 @@ def test_arrivals_are_those_of_the_last_rounds_and_of_more_where_these_have_few(
 
 
 def test_a_message_expires_soon_after_the_deadline_unless_the_app_says_when(
-    recorder: Recorder, root: Path, monkeypatch: pytest.MonkeyPatch
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = make(recorder, round_deadline=0.2)
     grid = LocalGrid([], {})
