@@ -226,7 +226,7 @@ def test_a_time_out_that_comes_before_the_deadline_is_a_failure_as_ever(start: S
     journal, _ = start(
         note=asked(round_deadline=60.0),
         prepare=lambda grid: Straggler(grid, never),
-        round_timeout=0.3,
+        round_timeout=2.0,
         num_server_rounds=1,
     )
     assert [event["client"] for event in of(journal, "failure")] == ["lab-0"]
