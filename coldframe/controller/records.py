@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 Event = dict[str, Any]
+LEFT_OUT = "left_out.json"  # of a run's `files/`: by client, or `server`, what was not collected, and why
 
 
 @dataclass

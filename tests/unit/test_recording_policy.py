@@ -19,6 +19,7 @@ from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, 
 from flwr.supercore.task_identity import TaskIdentity
 
 from coldframe.controller import results
+from coldframe.controller.closing_words import closing_words
 from coldframe.controller.records import gather
 from coldframe.recording import policy as policies
 from coldframe.recording.grid import EXPIRY_MARGIN, RecordingGrid
@@ -279,7 +280,7 @@ def test_what_was_late_is_in_every_record(start: Start, tmp_path: Path) -> None:
     (row,) = [row for row in results.client_rows(run) if row["status"] == "late"]
     assert (row["round"], row["client"], row["reason"]) == (1, "lab-0", "deadline")
     assert row["seconds"] == of(journal, "late_reply")[0]["seconds"]
-    assert "  late        lab-0: 1 replies in all" in results.closing_words(summary, run, out)
+    assert "  late        lab-0: 1 replies in all" in closing_words(summary, run, out)
     page = (out / "latest" / "report.html").read_text()
     assert "no failures, 1 late" in page and ">Late</th>" in page
 
