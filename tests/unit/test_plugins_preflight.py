@@ -260,7 +260,7 @@ def test_every_bad_input_is_found_in_one_go(play, tmp_path):
         "fl_strategy=fedfoo is not known (one of fedavg,",
         "unknown variable 'roundz' for site.yml\n     -> did you mean 'rounds'? Type -e rounds=5",
         "min_train_clients=9 is more than the 3 clients of the inventory\n     -> type -e min_train",
-        f"fl_data_dir={tmp_path}/missing is no folder on this machine",
+        f"fl_data_dir={tmp_path}/missing is not a folder on this machine",
         "TB needed\n     -> make room",
         f"port {port} is in use by ",
         "Nothing was changed.",
