@@ -15,6 +15,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,21 +44,17 @@ class Forked:
         if self.pid == 0:
             code = 1
             try:
-                os.setsid()
-                for number in (signal.SIGTERM, signal.SIGINT):
-                    signal.signal(number, signal.SIG_DFL)
-                Path("/proc/self/comm").write_text(name)  # for top; the command line is the supervisor's
-                sys.argv[1:] = arguments
-                function(arguments)
-                code = 0
-            except SystemExit as end:
-                code = end.code if isinstance(end.code, int) else int(end.code is not None)
-            except BaseException:
-                traceback.print_exc()
+                code = exit_status(lambda: self._begin(name, function, arguments))
             finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code & 0xFF)
+                os._exit(code)
+
+    def _begin(self, name: str, function: Callable[[list[str]], None], arguments: list[str]) -> None:
+        os.setsid()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        Path("/proc/self/comm").write_text(name)  # for top; the command line is the supervisor's
+        sys.argv[1:] = arguments
+        function(arguments)
 
     def poll(self) -> int | None:
         """Return how the process ended, or None while it runs."""
@@ -80,6 +77,29 @@ class Forked:
                 raise subprocess.TimeoutExpired(str(self.pid), timeout or 0.0)
             time.sleep(0.01)
         return code
+
+
+def exit_status(function: Callable[[], object]) -> int:
+    """Run what a forked process does, and return the exit status that Python would end it with.
+
+    What Python would print of an exception, or of the text of a `sys.exit`, is printed; nothing is raised.
+    """
+    status = 0
+    try:
+        function()
+    except SystemExit as end:
+        if isinstance(end.code, int):
+            status = end.code
+        elif end.code is not None:
+            status = 1
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        status = 1
+        traceback.print_exc()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # nobody reads it any more
+            stream.flush()
+    return status & 0xFF
 
 
 def keep_freed_memory(megabytes: int | None = None) -> None:

@@ -208,7 +208,7 @@ def judge_privacy(dp: str, given: Mapping[str, Any], sampled: int) -> list[Probl
 def judge_work(seconds: float, dp: str, strategy: str) -> list[Problem]:
     """Return what is wrong with a limit of the clients' work, in a run with a privacy wrapper (or none)."""
     if seconds and strategy in ASYNCHRONOUS:
-        text = f"strategy {strategy} waits for no client, so round_work={seconds:g} would only make updates smaller"
+        text = f"round_work={seconds:g} is for rounds that wait for clients, and {strategy} waits for none"
         return [Problem(text, hint="leave round_work out")]
     if not seconds or dp in ("", "local"):
         return []

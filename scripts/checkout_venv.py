@@ -9,6 +9,7 @@ environment has a copy here that starts this environment's Python.
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import sys
@@ -39,6 +40,11 @@ def make(target: Path, shared: Path) -> None:
     mark = target / ".checkout"
     if not target.is_symlink() and mark.is_file() and mark.read_text(encoding="utf-8") == state:
         return
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise SystemExit(
+            f"setup: {target} cannot be made, since {target.parent} is not writable: type"
+            f" cp -r {shlex.quote(str(target.parent))} ~/coldframe && cd ~/coldframe && make setup"
+        )
     if target.is_symlink():
         target.unlink()
     elif target.exists() and not mark.exists():

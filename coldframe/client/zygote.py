@@ -45,7 +45,7 @@ from coldframe.recording import client as recording
 from coldframe.recording import threads
 from coldframe.recording.app_errors import describe
 from coldframe.recording.task_log import BEGIN, END
-from coldframe.supervise import keep_freed_memory, thread_count
+from coldframe.supervise import exit_status, keep_freed_memory, thread_count
 
 PACKET = 1 << 16
 # What a child has reported to the SuperNode; it writes it into memory that it shares with the zygote.
@@ -215,9 +215,8 @@ def _run_task(control: socket.socket, order: dict[str, Any], progress: mmap.mmap
 
     clientapp.report_progress(on_message, lambda: on_progress(REPLIED), lambda: on_progress(DONE))
     spec = order["spec"]
-    code = 1
-    try:
-        run_clientapp(
+    code = exit_status(
+        lambda: run_clientapp(
             runtime_api_address=spec["runtime_api_address"],
             token=spec["token"],
             insecure=spec["insecure"],
@@ -228,15 +227,12 @@ def _run_task(control: socket.socket, order: dict[str, Any], progress: mmap.mmap
             parent_pid=None,
             runtime_dependency_install=False,
         )
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
+    )
     # As in a process of its own: what the app registered runs; its left-over threads are not waited for.
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code & 0xFF)
+    os._exit(code)
 
 
 def _reap(child: Child) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -86,11 +87,22 @@ def _names(item: x509.Certificate | x509.CertificateSigningRequest) -> set[x509.
     return set(item.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
 
 
-def certificates_last(directory: Path, days: int, now: datetime) -> bool:
-    """Say whether all certificates that this controller has signed last for so many days more."""
-    signed = [
-        path for name in ("server.crt", "metrics.crt", "machines/*.crt") for path in directory.glob(name)
-    ]
+def certificates_last(
+    directory: Path, days: int, now: datetime, monitored: Iterable[str], metrics: bool
+) -> bool:
+    """Say whether the certificates that this controller has signed, and renews, last so many days more.
+
+    Parameters
+    ----------
+    directory : Path
+        Where the controller keeps them; one that another controller has signed is not there.
+    monitored : iterable of str
+        The machines whose exporters are deployed: those of others are no longer renewed.
+    metrics : bool
+        Whether the server's metrics are published.
+    """
+    names = ["server.crt", *(["metrics.crt"] if metrics else []), *(f"machines/{m}.crt" for m in monitored)]
+    signed = [path for name in names if (path := directory / name).is_file()]
     ends = (x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc for path in signed)
     return all(end - now > timedelta(days=days) for end in ends)
 

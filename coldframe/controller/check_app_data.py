@@ -31,7 +31,7 @@ def check_app_data(values: Mapping[str, Any], base: Path, machines: Iterable[Mac
         remedy = f"{typed('app', 'path/to/app')} too; our own app's data set is dataset, from fl_data_dir"
         return [Finding(f"{given} is for an app of your own, and none is given", f"type {remedy}")]
     if not Path(folder).is_dir():
-        return [Finding(f"{given} is no folder on this machine", ANOTHER)]
+        return [Finding(f"{given} is not a folder on this machine", ANOTHER)]
     try:
         files, size = measure(Path(folder))
     except Unusable as error:

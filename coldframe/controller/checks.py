@@ -1,7 +1,8 @@
-"""What preflight demands of inventory, machines and controller: pure functions from facts to findings."""
+"""The checks of preflight for inventory, machines and controller: pure functions from facts to findings."""
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from collections import defaultdict
@@ -10,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from coldframe.controller.oversubscription import ROUNDING, others_cpu
 from coldframe.controller.profiles import speed_of
 from coldframe.controller.settings import EARLIER, SERVER_MEMORY, Finding, typed, vault_remedy
-from coldframe.limits import MEMORY_FLOOR
+from coldframe.limits import CPU_FLOOR, MEMORY_FLOOR
 from coldframe.units import format_size
 
 GB = 1 << 30
@@ -36,17 +38,17 @@ class Machine:
     groups : frozenset of str
         Those of fl_server, fl_clients and fl_monitor that it is in.
     settings : mapping
-        Its inventory variables, typed.
+        Its inventory variables, converted to their types.
     facts : mapping or None
         The result of machine_facts; None if it did not answer.
     failure : str
-        Why not.
+        Why it did not answer.
     login : str
-        What is typed to reach it: ``ssh -p 2222 user@host``.
+        The command that logs in: ``ssh -p 2222 user@host``.
     host, port : str, int
         What Ansible connects to.
     local : bool
-        The controller itself.
+        Whether it is the controller itself.
     """
 
     name: str
@@ -116,7 +118,7 @@ def check_addresses(machines: Sequence[Machine]) -> list[Finding]:
         if "fl_server" not in server.groups or not others:
             continue
         if ":" in server.address:
-            problem = f"the server's address {server.address} is of IPv6"
+            problem = f"the server's address {server.address} is an IPv6 address"
             findings.append(Finding(problem, "set its fl_address to a name or an IPv4 address", server.name))
         unnamed = server.local and "fl_address" not in server.settings and not server.host
         if LOOPBACK.fullmatch(server.address) or unnamed:
@@ -168,16 +170,16 @@ def check_answers(machines: Iterable[Machine]) -> list[Finding]:
 
 def _try(machine: Machine) -> str:
     if "Incorrect sudo password" in machine.failure:
-        return "type it again; where machines have different ones, give each its ansible_become_password"
+        return "type it again; if machines have different passwords, set ansible_become_password for each"
     if "sudo" in machine.failure and "password" in machine.failure:
-        return "type -K too, and Ansible asks for the password"
+        return "add -K, so that Ansible asks for the password"
     if remedy := vault_remedy(machine.failure):
         return remedy
-    return f"check that this works: {machine.login}" if machine.login else "type -vvv too, to see why"
+    return f"check that this works: {machine.login}" if machine.login else "add -vvv to see why"
 
 
 def check_identity(machines: Iterable[Machine]) -> list[Finding]:
-    """No machine stands in the inventory twice, under two names."""
+    """No machine is in the inventory under two names."""
     names = defaultdict(list)
     for machine in machines:
         facts = machine.facts or {}
@@ -185,7 +187,7 @@ def check_identity(machines: Iterable[Machine]) -> list[Finding]:
             names[facts["machine_id"], facts["hostname"]].append(machine.name)
     return [
         Finding(
-            f"{' and '.join(same)} are one machine (the same machine-id, and both are called {hostname})",
+            f"{' and '.join(same)} are the same machine (same machine-id, same hostname {hostname})",
             "keep one of them in the inventory; if they are clones, give each a hostname of its own",
         )
         for (_, hostname), same in names.items()
@@ -215,14 +217,14 @@ def check_clock(machine: Machine) -> list[Finding]:
 
 
 def check_platform(machine: Machine) -> list[Finding]:
-    """Architecture, Python, engine and cgroups are such that the federation can run."""
+    """Architecture, Python, Docker engine and cgroups can run the federation."""
     facts = machine.facts or {}
     findings = []
     if facts["arch"] not in ARCHITECTURES:
         findings.append(
             Finding(
                 f"the architecture {facts['arch']} is not supported",
-                "take a machine with x86_64 or aarch64",
+                "use a machine with x86_64 or aarch64",
                 machine.name,
             )
         )
@@ -230,12 +232,12 @@ def check_platform(machine: Machine) -> list[Finding]:
         findings.append(
             Finding(
                 f"Python {facts['python']} is too old",
-                "set ansible_python_interpreter of the machine to a Python from 3.9 on",
+                "set ansible_python_interpreter of the machine to Python 3.9 or newer",
                 machine.name,
             )
         )
     findings += _check_engine(machine, facts["docker"])
-    for name, what in (("cpu", "CPU quotas"), ("memory", "memory limits"), ("pids", "limits of processes")):
+    for name, what in (("cpu", "CPU quotas"), ("memory", "memory limits"), ("pids", "process limits")):
         if not facts["cgroup"][name]:
             findings.append(
                 Finding(
@@ -269,37 +271,37 @@ def _check_engine(machine: Machine, docker: Mapping[str, Any]) -> list[Finding]:
         else "it has no Docker"
     )
     return [
-        Finding(problem, "start it, or type -e docker_engine_manage=true to leave that to us", machine.name)
+        Finding(problem, "start it, or type -e docker_engine_manage=true to have that done", machine.name)
     ]
 
 
 def _unfit(docker: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Say why an engine, however it answers, cannot run a federation, and what to do."""
+    """Return why an engine cannot run a federation, and the remedy; None if it can."""
     if docker["kind"] == "podman":
         return (
-            "its Docker is an emulation by Podman, and clients and their limits need Docker's own engine",
+            "its docker command is Podman's emulation; clients and their limits need the Docker engine",
             "type sudo apt-get remove podman-docker, and site.yml again, which installs Docker beside Podman",
         )
     if docker["rootless"]:
         return (
-            "its Docker engine is a user's own (rootless), and can give no key to the users in containers",
+            "its Docker engine is rootless, so users in containers cannot read their keys",
             "type sudo docker context use default, and sudo systemctl start docker if root has an engine too",
         )
     if docker["elsewhere"]:
         return (
-            "the command docker leads root to another engine than /var/run/docker.sock, which modules use",
+            "root's docker command uses another engine than /var/run/docker.sock, which Ansible uses",
             "type sudo docker context use default, and leave DOCKER_HOST unset (env | grep DOCKER)",
         )
     if docker["root"].startswith("/var/snap/"):
         return (
-            "its Docker is the snap's, whose containers see no folder of the machine but those in /home",
+            "its Docker is the snap package, whose containers can mount folders below /home only",
             "type sudo snap remove docker, and site.yml again, which installs Docker from packages",
         )
     return None
 
 
 def warn_platform(machine: Machine) -> list[str]:
-    """What may still work, but is not what we know."""
+    """A warning about a system on which Docker is not installed automatically."""
     facts = machine.facts or {}
     release = facts["os"]
     known = {"debian", "ubuntu"} & {release["id"], *release["id_like"].split()}
@@ -307,15 +309,15 @@ def warn_platform(machine: Machine) -> list[str]:
         return []
     name = release["pretty_name"] or "an unknown system"
     return [
-        f"{machine.name}: {name} is neither Debian nor Ubuntu, where alone the engine is installed for you: "
-        "install Docker there yourself"
+        f"{machine.name}: {name} is neither Debian nor Ubuntu, where Docker is installed automatically: "
+        "install it yourself"
     ]
 
 
 def check_architectures(
     machines: Sequence[Machine], builder: str, controller: str = platform.machine()
 ) -> list[Finding]:
-    """Every machine can run the image that the builder makes of what this controller fetches for it."""
+    """Controller, builder and machines have the same architecture."""
     kinds = {m.name: ARCHITECTURES.get(m.facts["arch"]) for m in machines if m.facts}
     made, here = kinds.get(builder), ARCHITECTURES.get(controller, controller)
     if made and made != here:
@@ -330,7 +332,7 @@ def check_architectures(
     return [
         Finding(
             f"it is {kinds[m.name]}, and {builder}, which builds the image, is {made}",
-            "leave it out of the inventory, or give it a federation of its own with -e fl_federation=<name>",
+            "remove it from the inventory, or give it a federation of its own with -e fl_federation=<name>",
             m.name,
         )
         for m in machines
@@ -339,7 +341,7 @@ def check_architectures(
 
 
 def check_disk(machine: Machine) -> list[Finding]:
-    """There is room for the image where the engine keeps it, and for archives, data and results beside it."""
+    """The disks have room for images, archives, data and results."""
     facts = machine.facts or {}
     default = DISK_WITH_IMAGE if facts["docker"]["image"] else DISK_WITHOUT_IMAGE
     need = machine.settings.get("fl_min_disk", default)
@@ -351,7 +353,7 @@ def check_disk(machine: Machine) -> list[Finding]:
         Finding(
             f"{format_size(disk['free'])} are free on {disk['path']}, {format_size(wanted)} needed",
             "make room (docker system prune -a frees what the engine does not use), "
-            "or take another limit with -e fl_min_disk=1g",
+            "or lower the limit with -e fl_min_disk=1g",
             machine.name,
         )
         for disk, wanted in [(state, rest), *((disk, need) for disk in images)]
@@ -396,7 +398,7 @@ def check_memory(machine: Machine, clients: Sequence[Mapping[str, Any]]) -> list
 
 
 def check_limits(machine: Machine, clients: Sequence[Mapping[str, Any]]) -> list[Finding]:
-    """The machine can give its clients what their profiles or the inventory name."""
+    """The machine can enforce the limits of its clients."""
     facts, findings = machine.facts or {}, []
     for client in clients:
         name, cpu = client["name"], client["cpu"]
@@ -404,16 +406,16 @@ def check_limits(machine: Machine, clients: Sequence[Mapping[str, Any]]) -> list
         if cpu is not None and cpu > facts["cpus"]:
             findings.append(
                 Finding(
-                    f"client {name} is to have cpu={cpu:g}{why}, and there are {facts['cpus']} cores",
+                    f"client {name} has cpu={cpu:g}{why}, but there are {facts['cpus']} cores",
                     "give it less (fl_client_cpu, or cpu in fl_client_list), or another profile",
                     machine.name,
                 )
             )
-        if cpu is not None and cpu < 0.05:
+        if cpu is not None and cpu < CPU_FLOOR:
             findings.append(
                 Finding(
-                    f"client {name} is to have cpu={cpu:g}{why}, less than it needs to answer the server",
-                    "give it 0.05 or more (fl_client_cpu, or cpu in fl_client_list)",
+                    f"client {name} has cpu={cpu:g}{why}, less than it needs to answer the server",
+                    f"give it {CPU_FLOOR} or more (fl_client_cpu, or cpu in fl_client_list)",
                     machine.name,
                 )
             )
@@ -422,7 +424,7 @@ def check_limits(machine: Machine, clients: Sequence[Mapping[str, Any]]) -> list
             zeros = " and ".join(f"fl_client_{key}: 0" for key in delayed)
             findings.append(
                 Finding(
-                    f"client {name} is to have {' and '.join(delayed)}{why}, and the kernel lacks netem",
+                    f"client {name} has {' and '.join(delayed)}{why}, but the kernel lacks netem",
                     f"load it (modprobe sch_netem), or write {zeros} in the inventory",
                     machine.name,
                 )
@@ -431,27 +433,31 @@ def check_limits(machine: Machine, clients: Sequence[Mapping[str, Any]]) -> list
 
 
 def warn_profiles(machine: Machine, clients: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A warning if profiles take this machine's cores for reference cores."""
+    """A warning if a profile is used on a machine that is not calibrated."""
     named = [client["profile"] for client in clients if client["profile"]]
     if not named or speed_of(machine.facts):
         return []
     return [
-        f"{machine.name} is not calibrated, so profile {named[0]} takes its cores for reference cores: type "
+        f"{machine.name} is not calibrated, so profile {named[0]} counts its cores as reference cores: type "
         "ansible-playbook calibrate.yml when it is deployed, then ansible-playbook site.yml -e train=false"
     ]
 
 
-def warn_cpu(machine: Machine, clients: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A warning if the machine's clients may use more CPU than there is: times are then the machine's."""
-    cores = (machine.facts or {})["cpus"]
+def warn_cpu(machine: Machine, clients: Sequence[Mapping[str, Any]], federation: str) -> list[str]:
+    """A warning if clients may use more CPU than the machine has; other federations' clients count, too."""
+    facts = machine.facts or {}
+    cores, others = facts["cpus"], others_cpu(facts, federation) or 0.0
     quota = sum(client["cpu"] or 0 for client in clients)
-    if quota <= cores + 1e-9:
+    if not clients or quota + others <= cores + ROUNDING:
         return []
-    fair = max(int(100 * cores / len(clients)) / 100, 0.05)
+    fair = int(100 * (cores - others) / len(clients)) / 100
+    remedy = f"type {typed('fl_client_cpu', f'{fair:.4g}')}" if fair >= CPU_FLOOR else "deploy fewer clients"
+    beside = f", the clients of other federations {others:.4g}" if others else ""
+    stop = ", or stop the other federations" if others else ""
     return [
-        f"{machine.name}: its {len(clients)} clients may use {quota:.4g} cores, and it has {cores}: the run "
-        f"is recorded as oversubscribed, since its times will be the machine's and not the limits'; "
-        f"type {typed('fl_client_cpu', f'{fair:.4g}')} to avoid that"
+        f"{machine.name}: its {len(clients)} clients may use {quota:.4g} cores{beside}, and it has {cores}: "
+        "the run is recorded as oversubscribed, since its times depend on the machine and not only on the "
+        f"limits; {remedy}{stop} to avoid that"
     ]
 
 
@@ -461,7 +467,7 @@ INNER_PORTS = (9091, 9095)  # SuperLink and exporter, where the gateway listens 
 
 
 def check_ports(machine: Machine, federation: str, ports: Mapping[str, int]) -> list[Finding]:
-    """Nothing but this federation's own containers holds the ports (by the variable that sets them)."""
+    """The ports (by the variable that sets them) are free, or used by this federation."""
     facts = machine.facts or {}
     findings = []
     names = list(ports)
@@ -472,7 +478,7 @@ def check_ports(machine: Machine, federation: str, ports: Mapping[str, int]) -> 
             remedy = f"type -e {name}={_other(port)}"
             findings.append(Finding(f"{twin} and {name} are both {port}", remedy, machine.name))
         elif port in INNER_PORTS and name in ("fl_port", "fl_metrics_port"):
-            problem = f"{name}={port} is a port that the server's container needs inside"
+            problem = f"{name}={port} is a port that is used inside the server's container"
             findings.append(Finding(problem, f"type -e {name}={_other(port)}", machine.name))
         elif not 0 < port < 65536:
             findings.append(Finding(f"{name} would be {port}", f"type -e {name}=9190", machine.name))
@@ -497,7 +503,7 @@ def check_ports(machine: Machine, federation: str, ports: Mapping[str, int]) -> 
 
 
 def _publishes(ports: str, port: int) -> bool:
-    """Whether ports as ``docker ps`` writes them hold one; neighbours are written as a range."""
+    """Whether a port is in the list that ``docker ps`` prints, which has ranges such as 8000-8002."""
     ranges = re.findall(r":(\d+)(?:-(\d+))?->", ports)
     return any(int(first) <= port <= int(last or first) for first, last in ranges)
 
@@ -507,18 +513,16 @@ def _other(port: int) -> int:
 
 
 def check_controller(values: Mapping[str, Any], settings: Mapping[str, Any], base: Path) -> list[Finding]:
-    """Paths given on the controller lead to what they should; relative ones start at `base`."""
+    """Files and folders on the controller exist; relative paths start at `base`."""
     findings = []
     name = settings.get("fl_federation")
     if name in TAKEN:
-        findings.append(
-            Finding(f"fl_federation={name} is the name of something else there", "type -e fl_federation=lab")
-        )
+        findings.append(Finding(f"fl_federation={name} is a reserved name", "type -e fl_federation=lab"))
     folder = settings.get("fl_data_dir")
     if folder and not (base / Path(folder).expanduser()).is_dir():
         findings.append(
             Finding(
-                f"fl_data_dir={folder} is no folder on this machine",
+                f"fl_data_dir={folder} is not a folder on this machine",
                 "type -e fl_data_dir=DIR with the folder that holds the data set, or leave it out",
             )
         )
@@ -530,7 +534,7 @@ def check_controller(values: Mapping[str, Any], settings: Mapping[str, Any], bas
     if archive and not (base / Path(archive).expanduser()).is_file():
         findings.append(
             Finding(
-                f"grafana_archive={archive} is no file on this machine",
+                f"grafana_archive={archive} is not a file on this machine",
                 "type -e grafana_archive=FILE with what docker save wrote of Grafana's image",
             )
         )
@@ -543,12 +547,26 @@ def check_controller(values: Mapping[str, Any], settings: Mapping[str, Any], bas
         )
     trace = values.get("trace")
     if trace and not (base / Path(trace).expanduser()).is_file():
-        findings.append(Finding(f"trace={trace} is no file on this machine", "type -e trace=FILE"))
+        findings.append(Finding(f"trace={trace} is not a file on this machine", "type -e trace=FILE"))
     return findings
 
 
+def check_results(folder: Path) -> list[Finding]:
+    """A finding if results cannot be written to a folder, which is made where it is missing."""
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
+        return []
+    why = "not writable" if nearest.is_dir() else "no folder"
+    return [
+        Finding(
+            f"results cannot be written to {folder}: {nearest} is {why}",
+            "type -e fl_results_dir=DIR with a folder that you may write to",
+        )
+    ]
+
+
 def check_runs(verb: str, values: Mapping[str, Any], going: Sequence[str], typed_too: str) -> list[Finding]:
-    """A finding where a verb would harm running runs, or train beside them.
+    """A finding if a verb would interrupt running runs, or train at the same time on the same clients.
 
     What `site.yml` would change of a run's containers is found later, by the tasks that would change them.
 
@@ -576,7 +594,7 @@ def check_runs(verb: str, values: Mapping[str, Any], going: Sequence[str], typed
 
 
 def data_of_runs(going: Sequence[str], machines: Sequence[str], dataset: str) -> Finding:
-    """The finding that running runs would go on with other data."""
+    """The finding that the data of running runs would be replaced."""
     return Finding(
         f"run {going[0]} is running, and its {dataset} on {', '.join(machines)} would be replaced",
         "wait for its end, or leave fl_data_dir as it was deployed; -e interrupt=true replaces it",
@@ -584,15 +602,17 @@ def data_of_runs(going: Sequence[str], machines: Sequence[str], dataset: str) ->
 
 
 def warn_foreign_app(values: Mapping[str, Any], given: Iterable[str], known: Iterable[str]) -> list[str]:
-    """A warning if variables of our own training are given for another app, which does not know them."""
+    """A warning if variables of our own app are given for another app."""
     lost = sorted(set(given) & set(known))
     if not values.get("app") or not lost:
         return []
-    return [f"{', '.join(lost)} do not reach the app {values['app']}: give it its own settings in run_config"]
+    return [
+        f"{', '.join(lost)} do not apply to the app {values['app']}: set its own settings with run_config"
+    ]
 
 
 def render(findings: Sequence[Finding]) -> str:
-    """All findings as one numbered text, those about no machine first, then by machine."""
+    """Return all findings as one numbered text: general ones first, then by machine."""
     groups: dict[str, list[Finding]] = {"": []}
     for finding in findings:
         groups.setdefault(finding.machine, []).append(finding)

@@ -49,7 +49,10 @@ def plan(it: Preflight, check: bool) -> dict[str, Any]:
     if anew and it.call.verb == "site":
         found["data_standing"] = False
     renew = int(str(it.variable("fl_pki_renew_days") or certificates.CERTIFICATE_DAYS))
-    lasting = certificates.certificates_last(state / "pki", renew, datetime.now(UTC))
+    server = it.server
+    monitored = [m.name for m in it.machines if server and preflight.is_monitored(m, server)]
+    metrics = server is not None and server.name in monitored
+    lasting = certificates.certificates_last(state / "pki", renew, datetime.now(UTC), monitored, metrics)
     found["standing"] &= lasting and not anew and it.call.verb == "site"
     return found
 

@@ -75,6 +75,18 @@ def of_machine(
     return found
 
 
+def others_cpu(facts: Mapping[str, Any], federation: str) -> float | None:
+    """How many cores the clients of other federations may use on a machine; one without a limit, all."""
+    if "docker" not in facts:
+        return None
+    limits = [
+        item.get("cpu") or float(facts.get("cpus") or 0)
+        for item in facts["docker"].get("containers", [])
+        if item.get("running") and item.get("role") == "client" and item["federation"] != federation
+    ]
+    return round(sum(limits), 4)
+
+
 def held(client: Mapping[str, Any]) -> float | None:
     """Give a client's CPU limit at the start: as it was read, else as it was deployed."""
     for limits in (client, client.get("baseline") or {}):

@@ -33,6 +33,7 @@ from coldframe.controller.description import Description, newest
 from coldframe.controller.experiment import Experiment
 from coldframe.controller.misplaced import misplaced
 from coldframe.controller.monitoring import coldframe_ports
+from coldframe.controller.records import folders_of
 from coldframe.controller.roster import build_roster
 from coldframe.controller.round_policy import check_policy
 from coldframe.controller.settings import (
@@ -166,6 +167,12 @@ class Preflight:
         return Path(str(self.variable(name))).expanduser()
 
     @property
+    def results(self) -> Path:
+        """The folder of all results; a relative one is in the checkout."""
+        given = self.settings.get("fl_results_dir") or self.variable("coldframe_results_directory")
+        return ROOT / Path(str(given)).expanduser()
+
+    @property
     def verb_arguments(self) -> str:
         """What to type with every other verb, to address the same federation."""
         return " ".join(commands.addressing(self.call.extra))
@@ -180,6 +187,8 @@ def run(call: Call) -> Preflight:
     """Check everything that a verb needs; nothing is changed."""
     it = Preflight(call)
     read(it)
+    if it.server and _writes_results(it):
+        it.findings += checks.check_results(it.results)
     if call.verb in RESULTS:
         name, remedy = RESULTS[call.verb]
         if not it.values[name]:
@@ -225,6 +234,14 @@ def read(it: Preflight) -> None:
     it.warnings += checks.warn_foreign_app(it.values, call.extra, RUN_CONFIG_KEYS)
     it.packed, found = _app(it)
     it.findings += found
+
+
+def _writes_results(it: Preflight) -> bool:
+    """Whether the verb writes a folder of results, or deletes some."""
+    if it.call.verb == "teardown":
+        return bool(it.values["purge"] and folders_of(it.results, str(it.variable("coldframe_federation"))))
+    trains = it.deploys and it.values.get("train", True) and not it.values.get("stop")
+    return trains or it.call.verb in RESULTS
 
 
 def check_inventory(it: Preflight) -> None:
@@ -307,6 +324,7 @@ def check_machines(it: Preflight) -> None:
         it.warnings += certificates.warn_certificate(certificate, datetime.now(UTC))
     for machine in it.answered:
         clients = [client for client in it.roster if client["machine"] == machine.name]
+        federation = machine.settings.get("fl_federation", it.settings.get("fl_federation", FEDERATION))
         if verb == "site":
             it.findings += checks.check_clock(machine)
             it.findings += checks.check_platform(machine)
@@ -315,11 +333,10 @@ def check_machines(it: Preflight) -> None:
             it.findings += checks.check_limits(machine, clients)
             it.warnings += checks.warn_profiles(machine, clients)
             it.warnings += checks.warn_platform(machine)
-            federation = machine.settings.get("fl_federation", it.settings.get("fl_federation", FEDERATION))
             ports = _ports(machine, it.server, monitor, it.call.hostvars)
             it.findings += checks.check_ports(machine, federation, ports)
         if it.deploys:
-            over = checks.warn_cpu(machine, clients)
+            over = checks.warn_cpu(machine, clients, federation)
             it.oversubscribed = it.oversubscribed or bool(over)
             it.warnings += over
 
@@ -377,6 +394,11 @@ def given_values(
     return values, findings
 
 
+def is_monitored(machine: Machine, server: Machine) -> bool:
+    """Whether exporters are deployed on a machine; what it does not set itself is as on the server's."""
+    return bool(machine.settings.get("fl_monitoring", server.settings.get("fl_monitoring", True)))
+
+
 def _ports(
     machine: Machine, server: Machine | None, monitor: str, hostvars: Mapping[str, Any]
 ) -> dict[str, int]:
@@ -384,12 +406,11 @@ def _ports(
     ports: dict[str, int] = {}
     if server is None:
         return ports
-    monitoring = machine.settings.get("fl_monitoring", server.settings.get("fl_monitoring", True))
     planned = coldframe_ports(machine.name, hostvars, [server.name])
     if machine is server:
         ports["fl_port"] = planned["fl_port"]
     wanted = []
-    if monitoring:
+    if is_monitored(machine, server):
         wanted = ["node_exporter_port", "container_exporter_port"]
         wanted += ["fl_metrics_port"] if machine is server else []
         wanted += ["prometheus_port"] if machine.name == monitor else []

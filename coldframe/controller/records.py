@@ -14,6 +14,7 @@ from typing import Any
 Event = dict[str, Any]
 # What an event `folded` says of the work of a late reply.
 FOLDED = ("into", "staleness", "weight", "examples", "metrics", "system", "bytes_down", "bytes_up")
+LEFT_OUT = "left_out.json"  # of a run's `files/`: by client, or `server`, what was not collected, and why
 
 
 @dataclass

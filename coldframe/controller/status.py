@@ -7,11 +7,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from coldframe.controller.certificates import CERTIFICATE_DAYS
+from coldframe.controller.oversubscription import others_cpu
 from coldframe.controller.records import natural
 from coldframe.controller.roster import coldframe_status_table
 from coldframe.controller.settings import EARLIER, POLICY, RUN, SETTINGS
 from coldframe.controller.throttle_text import text_of
 from coldframe.limits import LIMITS
+from coldframe.units import format_size
 
 SHOWN_RUNS = 5
 CALL = (
@@ -95,18 +97,6 @@ def others(facts: Mapping[str, Any], federation: str) -> int | None:
         return None
     containers = facts["docker"].get("containers", [])
     return sum(bool(item.get("running")) and item["federation"] != federation for item in containers)
-
-
-def others_cpu(facts: Mapping[str, Any], federation: str) -> float | None:
-    """How many cores the clients of other federations may use on a machine; one without a limit, all."""
-    if "docker" not in facts:
-        return None
-    limits = [
-        item.get("cpu") or float(facts.get("cpus") or 0)
-        for item in facts["docker"].get("containers", [])
-        if item.get("running") and item.get("role") == "client" and item["federation"] != federation
-    ]
-    return round(sum(limits), 4)
 
 
 def coldframe_submission(
@@ -288,6 +278,14 @@ def until(moment: str) -> str:
     return f"{end:%Y-%m-%d} ({days} days{near})"
 
 
+def server_memory(status: Mapping[str, Any]) -> list[str]:
+    """The server's memory limit and use as lines for people; none where the server did not say."""
+    limit, used = status.get("server_memory_limit"), status.get("server_memory_used")
+    if used is None:
+        return []
+    return [f"Server: uses {format_size(used)} of {format_size(limit) if limit else 'unlimited'} memory"]
+
+
 def asked_and_held(client: Mapping[str, Any], limit: str) -> str:
     """A limit as asked for, and what the kernel says where that is something else."""
     texts = [text_of(limit, client[f"{limit}_{what}"]) for what in ("desired", "verified")]
@@ -337,6 +335,7 @@ def coldframe_status_text(status: Mapping[str, Any]) -> list[str]:
         f"Federation {status['federation']}   gateway {status['gateway']}   runtime: {status['runtime']}",
         f"Certificates: server until {until(status['certificate_expires'])}, "
         f"authority until {until(status['authority_expires'])}",
+        *server_memory(status),
         "",
         *coldframe_status_table(status["machines"]).splitlines(),
         "",

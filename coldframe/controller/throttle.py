@@ -197,7 +197,7 @@ def _warn_uncalibrated(profile: str | None, limits: Mapping[str, Any], machine: 
     if not profile or "cpu" not in limits or speed_of(machine.facts):
         return []
     return [
-        f"{machine.name} is not calibrated, so profile {profile} takes its cores for reference cores: "
+        f"{machine.name} is not calibrated, so profile {profile} counts its cores as reference cores: "
         "type ansible-playbook calibrate.yml"
     ]
 

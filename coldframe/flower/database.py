@@ -2,6 +2,7 @@
 
 `connect` compares the columns that are used here with those that are there, and raises `SchemaError` instead
 of letting a query return nothing. Plain SQL: flwr's own state keeps 100 MB of imports in a small process.
+Nothing but the standard library is imported.
 `plugins/modules/machine_facts.py` has a query of its own, since it runs without this package; a test runs it
 against flwr's schema, too.
 """
@@ -24,11 +25,12 @@ COLUMNS = {
     "node": {
         *("node_id", "public_key", "status", "online_until", "heartbeat_interval", "last_deactivated_at"),
     },
-    "run": {"run_id", "fab_id", "bytes_sent", "bytes_recv", "primary_task_id"},
+    "run": {"run_id", "fab_id", "fab_hash", "bytes_sent", "bytes_recv", "primary_task_id"},
     "task": {
         *("task_id", "run_id", "pending_at", "starting_at", "running_at", "finished_at", "active_until"),
         *("sub_status", "details", "token"),
     },
+    "message_ins": {"message_id", "delivered_at"},
 }
 
 
@@ -166,14 +168,34 @@ def _records(connection: sqlite3.Connection) -> Iterator[Record]:
         "FROM run JOIN task ON task.task_id = run.primary_task_id"
     )
     for run_id, app, down, up, pending, running, finished, status in rows:
-        started = _unix(running) or _unix(pending)
-        yield Record(
-            uint64(run_id), app or "", down, up, started, _unix(finished), status if finished else ""
-        )
+        started = unix(running) or unix(pending)
+        yield Record(uint64(run_id), app or "", down, up, started, unix(finished), status if finished else "")
 
 
-def _unix(text: str | None) -> float | None:
-    """Return the unix seconds of the SuperLink's times, which are UTC, whether or not they say so."""
+def running_fabs(path: Path) -> list[str]:
+    """Return the hashes of the FABs of the runs that have not ended."""
+    with connect(path, timeout=5.0, readonly=True) as connection:
+        if connection is None:
+            return []
+        rows = connection.execute(
+            "SELECT DISTINCT run.fab_hash FROM run JOIN task ON task.run_id = run.run_id"
+            " WHERE task.finished_at IS NULL AND run.fab_hash IS NOT NULL"
+        ).fetchall()
+    return sorted(name for (name,) in rows)
+
+
+def fetched_at(path: Path, message_id: str) -> float | None:
+    """Return when a client fetched a message, in unix seconds: 0 if it has not, None if nothing is known."""
+    with connect(path, timeout=5.0, readonly=True) as connection:
+        if connection is None:
+            return None
+        query = "SELECT delivered_at FROM message_ins WHERE message_id = ?"
+        found = connection.execute(query, (message_id,)).fetchone()
+    return (unix(found[0]) or 0.0) if found else None
+
+
+def unix(text: str | None) -> float | None:
+    """Return the unix seconds of one of flwr's times, which are UTC, whether or not they say so."""
     if not text:
         return None
     moment = datetime.fromisoformat(text)

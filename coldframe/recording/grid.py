@@ -17,7 +17,8 @@ from coldframe.recording import replies as contents
 from coldframe.recording.flower import SYSTEM_RECORD
 from coldframe.recording.policy import LeftBehind, Policy, Terms
 from coldframe.recording.replies import BAD_REPLY, BadReply, Form, Rules, clean
-from coldframe.recording.rounds import Pending, Recorder, phase_of
+from coldframe.recording.rounds import Pending, Recorder
+from coldframe.recording.task_note import phase_of
 
 UNHELD_SECONDS = 0.5  # how often a server that does not hold a question is asked it
 RESTART_CHECK = 5.0  # seconds between two looks for clients that restarted while they were to reply

@@ -33,9 +33,9 @@ Events (each line has `time`, unix seconds, and `event`):
 - `not_aggregated`: round, messages, replies, reason (the strategy made no model: the global one stays)
 - `round`: round (0 = before training), accuracy, loss (server-side), client_accuracy, client_loss,
   train_loss, seconds, phases {configure, train, aggregate, evaluate, server_evaluate} (seconds),
-  clients (that trained), failures, late, folded and void (only with a policy), updates (used ones), discarded,
-  staleness (mean) and max_staleness (only with an asynchronous strategy), keys {figure: the app's own
-  name of it}, derived [figures that are the mean of the replies, weighted with their examples]
+  clients (that trained), failures, late, folded and void (only with a policy), updates (used ones),
+  discarded, staleness (mean) and max_staleness (only with an asynchronous strategy), keys {figure: the
+  app's own name of it}, derived [figures that are the mean of the replies, weighted with their examples]
 - `model_saved`: path, sha256, bytes
 - `run_finished`: status (completed, failed, diverged or stopped), error
 

@@ -1,4 +1,4 @@
-"""What a message says: its round, its size, its number of examples, its metrics."""
+"""What a message says: its size, its number of examples, its metrics."""
 
 from __future__ import annotations
 
@@ -13,16 +13,6 @@ from flwr.app import Message, RecordDict
 from coldframe.recording.replies import LONGEST_NAME, MOST_METRICS, clean
 
 LONGEST_LIST = 64  # numbers of a metric that is a list; longer ones are data
-
-
-def told_round(message: Message) -> int | None:
-    """Return the round that a message names: in a config, or as a number for its group; from 1."""
-    for record in message.content.config_records.values():
-        value = record.get("server-round")
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-    group = message.metadata.group_id
-    return int(group) if re.fullmatch(r"[1-9]\d{0,8}", group) else None
 
 
 def size_of(message: Message) -> int:

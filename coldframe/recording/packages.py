@@ -2,7 +2,7 @@
 
     python -m coldframe.recording.packages     prints it as JSON, with the apps of the running runs
 
-Nothing but the standard library is imported: it takes a fraction of a second beside a run.
+Nothing but the standard library is imported, so it takes a fraction of a second beside a run.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import json
 import os
 import platform
 import re
-import sqlite3
 from collections.abc import Iterable
-from contextlib import closing
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from coldframe.flower import database
 
 
 def packages(path: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
@@ -47,18 +47,7 @@ def image() -> dict[str, Any]:
     }
 
 
-def running_fabs(database: Path) -> list[str]:
-    """Return the hashes of the FABs of the runs that have not ended."""
-    if not database.exists():
-        return []
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5.0)) as link:
-        rows = link.execute(
-            "SELECT DISTINCT run.fab_hash FROM run JOIN task ON task.run_id = run.run_id"
-            " WHERE task.finished_at IS NULL AND run.fab_hash IS NOT NULL"
-        ).fetchall()
-    return sorted(name for (name,) in rows)
-
-
 if __name__ == "__main__":
     _state = Path(os.environ.get("COLDFRAME_STATE", "/state"))
-    print(json.dumps({"image": image(), "running": running_fabs(_state / "superlink.db")}))
+    _running = database.running_fabs(_state / database.NAME)
+    print(json.dumps({"image": image(), "running": _running}))

@@ -23,8 +23,9 @@ from flwr.serverapp.strategy import Strategy
 from coldframe.recording import fold
 from coldframe.recording.fold import LateWork
 from coldframe.recording.replies import clean
-from coldframe.recording.rounds import IN_ROUNDS, Pending, Recorder, innermost, phase_of
+from coldframe.recording.rounds import Pending, Recorder, innermost
 from coldframe.recording.settings import AUTO, FOLD, Settings
+from coldframe.recording.task_note import PHASES, phase_of
 from coldframe.supervise import say
 
 DEADLINE, GOAL = "deadline", "goal"  # why a client is late
@@ -163,7 +164,7 @@ class Policy:
     def pushed(self, messages: Sequence[Message]) -> None:
         """Note messages that an app sends itself."""
         self._armed = None
-        if self._decision is None and any(kind_of(message) in IN_ROUNDS for message in messages):
+        if self._decision is None and any(kind_of(message) in PHASES for message in messages):
             self._decide(False, RAW)
 
     def begin(self, messages: Sequence[Message]) -> Terms:

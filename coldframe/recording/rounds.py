@@ -29,14 +29,14 @@ from coldframe.recording.app_errors import readable
 from coldframe.recording.delivery import died_with_it
 from coldframe.recording.flower import CLASS_COUNTS, PARTITION_RECORD
 from coldframe.recording.journal import Journal
-from coldframe.recording.messages import is_number, metrics_of, pick, size_of, told_round
+from coldframe.recording.messages import is_number, metrics_of, pick, size_of
 from coldframe.recording.replies import BAD_REPLY, MOST_EXAMPLES, NO_REPLY, SYSTEM_FIGURES, clean
 from coldframe.recording.roster import Client, read_roster
+from coldframe.recording.task_note import PHASES, phase_of, told_round
 from coldframe.recording.updates import Updates, described
 from coldframe.supervise import say
 
 PROCESSED = "examples_processed"  # the metric of an app that tells how many it has processed in all passes
-IN_ROUNDS = ("train", "evaluate")  # phases that make a round
 MOST_CLASSES = 1000
 
 
@@ -303,7 +303,7 @@ class Recorder:
         if self._round is not None and (kind, node_id) in self._pairs:
             self._pairs.clear()
             self._enter(self._round.number + 1)
-        elif self._round is None and phase_of(kind) in IN_ROUNDS:
+        elif self._round is None and phase_of(kind) in PHASES:
             self._enter(1)
         self._pairs.add((kind, node_id))
         return self._round.number if self._round else None
@@ -502,7 +502,7 @@ class Recorder:
 
     def lost_with_its_client(self, message_id: str, activated: str) -> bool:
         """Say whether a client that was activated anew had fetched a message before."""
-        return died_with_it(self._roster.with_name("superlink.db"), message_id, activated)
+        return died_with_it(self._roster.parent, message_id, activated)
 
     # The end of a round, and of the run.
 
@@ -592,11 +592,6 @@ def innermost(strategy: Any) -> Any:
     while isinstance(inner := getattr(strategy, "strategy", None), Strategy | LegacyStrategy):
         strategy = inner
     return strategy
-
-
-def phase_of(kind: str) -> str:
-    """Return the phase of a message type: `train` of `train.apply_gradients`."""
-    return kind.partition(".")[0]
 
 
 def named_arrays(model: ArrayRecord | Sequence[np.ndarray] | None) -> dict[str, np.ndarray]:

@@ -205,9 +205,11 @@ def is_stop(error: BaseException) -> bool:
 
 def is_refused(error: BaseException | None) -> bool:
     """Whether the SuperLink refused something: of a run that is stopped, a message on its way for example."""
-    while error is not None:
+    seen: set[int] = set()  # an app may raise exceptions from one another in a circle
+    while error is not None and id(error) not in seen:
         if isinstance(error, httpx.HTTPError | ObjectPushError | ObjectPullError | ObjectUnavailableError):
             return True
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
     return False
 

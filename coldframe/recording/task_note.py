@@ -15,7 +15,7 @@ from typing import Any
 
 NAME = "task.json"
 LARGEST = 512  # bytes
-PHASES = ("train", "evaluate")
+PHASES = ("train", "evaluate")  # of a round, in their order
 MOST = 10**9  # rounds
 
 
@@ -43,17 +43,23 @@ def place_of(number: int, phase: str) -> tuple[int, int]:
 
 
 def of_message(run: str, message: Any) -> Note:
-    """Return the note of a message's task.
+    """Return the note of a message's task."""
+    return Note(run, told_round(message), phase_of(message.metadata.message_type))
 
-    Its round is what its config calls `server-round`, or else its group id, if that is a number from 1.
-    """
-    number: Any = None
+
+def phase_of(kind: str) -> str:
+    """Return the phase of a message type: `train` of `train.apply_gradients`."""
+    return kind.partition(".")[0]
+
+
+def told_round(message: Any) -> int | None:
+    """Return the round that a message names: `server-round` in a config, or a number as its group; from 1."""
     for record in message.content.config_records.values() if message.has_content() else ():
-        number = number or record.get("server-round")
+        number: Any = record.get("server-round")
+        if is_round(number):
+            return int(number)
     group = message.metadata.group_id
-    if not is_round(number):
-        number = int(group) if re.fullmatch(r"[1-9]\d{0,8}", group) else None
-    return Note(run, number, message.metadata.message_type.partition(".")[0])
+    return int(group) if re.fullmatch(r"[1-9]\d{0,8}", group) else None
 
 
 def write(folder: Path, note: Note) -> None:

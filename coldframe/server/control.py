@@ -34,6 +34,7 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
+from coldframe import cgroups
 from coldframe.flower import database
 from coldframe.flower.version import runtime
 from coldframe.recording import settings
@@ -244,6 +245,11 @@ def list_nodes(client: ControlHttpClient) -> list[dict[str, Any]]:
         for node in client.ListNodes(ListNodesRequest()).nodes_info
         if node.status != "unregistered"
     ]
+
+
+def memory(group: cgroups.Cgroup) -> dict[str, int | None]:
+    """Return the memory limit of the server's container and its use, in bytes, as the kernel says."""
+    return {"memory_limit": group.memory_limit(), "memory_used": group.working_set()}
 
 
 def round_line(event: dict[str, Any], rounds: int | None) -> str:
@@ -489,7 +495,8 @@ def main() -> int:
             result = known_runs(client)
         else:
             result = {"runtime": str(runtime()), "nodes": list_nodes(client)}
-            result |= {"runs": known_runs(client)} if arguments.command == "status" else {}
+            if arguments.command == "status":
+                result |= {"runs": known_runs(client), **memory(cgroups.own())}
     finally:
         client.close()
     print(json.dumps(result))

@@ -67,8 +67,7 @@ class ActionModule(ActionBase):
         if it.deploys and it.server and not it.findings:
             deployed = deployment.plan(it, check)
         if it.experiment and not it.findings:
-            results = Path(str(it.variable("coldframe_results_directory"))).expanduser()
-            deployed["experiment"] = experiment_plan.plan(it, results)
+            deployed["experiment"] = experiment_plan.plan(it, it.results)
         if it.findings:
             text = f"{checks.render(it.findings)}\n\nNothing was changed."
             refusal = commands.complete(text, {**it.stood.typed, **it.call.extra})
@@ -111,11 +110,10 @@ def _consent(it: Preflight, check: bool) -> str:
     """Name what purge=true deletes, and ask for a yes; why it is refused, or nothing."""
     if not it.values.get("purge") or it.values["yes"] or check or not it.server:
         return ""
-    results = it.settings.get("fl_results_dir") or it.variable("coldframe_results_directory")
     federation = str(it.variable("coldframe_federation"))
     lost = purge.losses(
         federation,
-        folders_of(Path(str(results)).expanduser(), federation),
+        folders_of(it.results, federation),
         [machine.name for machine in it.answered],
         Path(str(it.variable("coldframe_state"))),
         it.path("coldframe_controller_state"),

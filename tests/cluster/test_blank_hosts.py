@@ -40,7 +40,7 @@ def test_all_that_is_wrong_is_named_at_once_and_nothing_changes(lab: Lab) -> Non
         "fl_strategy=fedfoo is not known (one of fedavg,",
         "unknown variable 'roundz' for site.yml -> did you mean 'rounds'?",
         "min_train_clients=9 is more than the 5 clients",
-        "fl_data_dir=/nowhere/mnist is no folder on this machine",
+        "fl_data_dir=/nowhere/mnist is not a folder on this machine",
         "are free on /var/lib/coldframe",
         "port 9555 is in use by python3",
         "type -e fl_port=9655",
@@ -101,12 +101,12 @@ def test_machines_that_will_not_do_are_named_with_cause_and_remedy(lab: Lab, tmp
         "Permission denied",
         f"check that this works: ssh {user}@{lab.machine.address}",
         f"machines server and twin have the same address {lab.server.address}",
-        "server and twin are one machine",
+        "server and twin are the same machine",
         "its client may use 900 GB and the server 700 MB, and the machine has",
         "give it fewer clients (fl_client_count)",
         "c2: ",
         "the clock is 600 s ahead of the controller's -> set it, e.g. with sudo apt-get install chrony",
-        "it is arm64, and server, which builds the image, is amd64 -> leave it out of the inventory",
+        "it is arm64, and server, which builds the image, is amd64 -> remove it from the inventory",
         "Nothing was changed.",
     ):
         assert words in " ".join(play.output.split()), words

@@ -91,7 +91,7 @@ def test_without_an_image_one_line_names_three_ways_and_the_play_goes_on(watched
 def test_a_wrong_archive_is_refused_before_anything_changes(watched: WatchedLab, tmp_path: Path) -> None:
     play = watched.play("site.yml", train="false", grafana_archive=str(tmp_path / "nothing.tar"))
     assert play.code != 0
-    assert "nothing.tar is no file on this machine" in play.output
+    assert "nothing.tar is not a file on this machine" in play.output
     assert changes(play) == {}
 
 

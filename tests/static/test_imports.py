@@ -85,6 +85,19 @@ def test_nobody_edits_the_import_path() -> None:
             assert "sys.path" not in path.read_text(encoding="utf-8"), path
 
 
+def test_sql_on_flowers_tables_stands_in_one_module() -> None:
+    """It checks their columns. What runs on a machine has none of our packages: a test runs its one query."""
+    found = {
+        module
+        for module, path in MODULES.items()
+        if any(
+            isinstance(node, ast.Attribute) and ast.unparse(node) == "sqlite3.connect"
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        )
+    }
+    assert found == {"coldframe.flower.database", "plugins.modules.machine_facts"}
+
+
 def test_commands_of_the_controller_start_without_ansible() -> None:
     """They are processes of their own, and Ansible takes half a second to import."""
     commands = [

@@ -20,12 +20,13 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+from coldframe.supervise import exit_status
 
 ROOT = Path(__file__).parents[2]
 ADAPTED = [sys.executable, "-m", "coldframe.flower.adapters"]
@@ -195,7 +196,11 @@ def fork_child(link: socket.socket, path: str) -> int:
         content += link.recv(size - len(content))
     child = os.fork()
     if child == 0:
-        run_child(json.loads(content), streams, path)
+        code = 1
+        try:
+            code = exit_status(lambda: run_child(json.loads(content), streams, path))
+        finally:
+            os._exit(code)
     for stream in streams:
         os.close(stream)
     link.sendall(f"{child}\n".encode())
@@ -203,41 +208,29 @@ def fork_child(link: socket.socket, path: str) -> int:
 
 
 def run_child(asked: dict[str, Any], streams: list[int], path: str) -> None:
-    """Run what is asked for, in the fork, to its end."""
+    """Do what is asked for in the fork."""
     from coldframe.client import container
     from coldframe.flower import adapters
     from tests.unit import clients
 
-    code = 1
-    try:
-        os.setpgid(0, 0)  # no session: each gets as much CPU time as all containers
-        for number, stream in enumerate(streams, 1):
-            os.dup2(stream, number)
-        os.closerange(3, 1 << 10)
-        os.chdir(asked["cwd"])
-        os.environ.clear()
-        os.environ.update(asked["environment"])
-        process, *sys.argv[1:] = asked["words"]
-        if process == "serverapp-superexec":
-            fork_serverapps(path)
-        if process == "executor":
-            container.run_executor(sys.argv[1:])
-        elif process == "clients":
-            clients.main()
-        elif process in STOCK:
-            getattr(importlib.import_module(STOCK[process]), process.replace("-", "_"))()
-        else:
-            adapters.run(process)
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        for file in (sys.stdout, sys.stderr):
-            with suppress(OSError):
-                file.flush()
-        os._exit(code & 0xFF)
+    os.setpgid(0, 0)  # no session: each gets as much CPU time as all containers
+    for number, stream in enumerate(streams, 1):
+        os.dup2(stream, number)
+    os.closerange(3, 1 << 10)
+    os.chdir(asked["cwd"])
+    os.environ.clear()
+    os.environ.update(asked["environment"])
+    process, *sys.argv[1:] = asked["words"]
+    if process == "serverapp-superexec":
+        fork_serverapps(path)
+    if process == "executor":
+        container.run_executor(sys.argv[1:])
+    elif process == "clients":
+        clients.main()
+    elif process in STOCK:
+        getattr(importlib.import_module(STOCK[process]), process.replace("-", "_"))()
+    else:
+        adapters.run(process)
 
 
 def fork_serverapps(path: str) -> None:

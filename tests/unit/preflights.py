@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,22 @@ from plugins.action import preflight as action_plugin
 from plugins.modules import machine_facts
 
 ROOT = Path(__file__).parents[2]
+# This machine, with three clients.
+INVENTORY = {
+    "fl_machines": {
+        "children": {
+            "fl_server": {"hosts": {"one": {}}},
+            "fl_clients": {"hosts": {"one": {"fl_client_count": 3}}},
+        },
+        "vars": {
+            "ansible_connection": "local",
+            "ansible_python_interpreter": sys.executable,
+            "fl_federation": "unittest",
+            "fl_client_memory": "384m",
+            "fl_min_disk": "1m",
+        },
+    }
+}
 
 
 @contextmanager

@@ -17,12 +17,14 @@ from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.superlink.federation import NoOpFederationManager
 
+from coldframe.cgroups import Cgroup
 from coldframe.server import control
 from coldframe.server.control import (
     BAR,
     Follower,
     concurrent_with,
     follow,
+    memory,
     progress,
     register,
     round_line,
@@ -212,6 +214,16 @@ def test_runs_that_overlap_name_each_other() -> None:
     ]
     found = {run["run_id"]: concurrent_with(run, runs) for run in runs}
     assert found == {"1": ["2"], "2": ["1", "3"], "3": ["2", "4"], "4": ["3"], "5": []}
+
+
+def test_status_has_the_servers_memory_as_the_kernel_says(tmp_path: Path) -> None:
+    files = {"memory.max": "2147483648\n", "memory.current": "400\n", "memory.stat": "inactive_file 100\n"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    group = Cgroup({}, tmp_path)
+    assert memory(group) == {"memory_limit": 2 << 30, "memory_used": 300}
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory(group)["memory_limit"] is None
 
 
 class Runs:

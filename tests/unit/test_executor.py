@@ -7,6 +7,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,9 +91,10 @@ class Resources:
     def of(pid: int) -> Resources:
         """Read them from /proc."""
         status = (Path("/proc") / str(pid) / "status").read_text()
-        parents = [
-            path.read_text().rpartition(")")[2].split()[1] for path in Path("/proc").glob("[0-9]*/stat")
-        ]
+        parents = []
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+                parents.append(path.read_text().rpartition(")")[2].split()[1])
         return Resources(
             files=len(list(Path(f"/proc/{pid}/fd").iterdir())),
             children=parents.count(str(pid)),

@@ -12,21 +12,7 @@ from coldframe.controller.records import gather
 from coldframe.controller.results import client_rows, write_table
 from coldframe.exporters.runs import Exporter
 from coldframe.recording.flower import SYSTEM_RECORD
-from fl import data
-from tests.unit.fl_runs import Start, changed, of, sha, starter, with_metrics
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    data.prepare("synthetic", root)
-    return root
-
-
-@pytest.fixture
-def start(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
-    return starter(root, tmp_path, monkeypatch)
-
+from tests.unit.fl_runs import Start, changed, of, sha, with_metrics
 
 # What a hostile client sends in place of its reply to `train`, and words of the reason that names it.
 HOSTILE: dict[str, tuple[Callable[[Message, Message], Message], str]] = {

@@ -22,7 +22,7 @@ from coldframe.recording import grid as recording_grid
 from coldframe.recording.grid import RecordingGrid
 from coldframe.recording.journal import Journal
 from coldframe.recording.rounds import Recorder, sha256_of
-from fl import data, model, strategy, training
+from fl import model, strategy, training
 from tests.unit.fl_runs import (
     NODES,
     REPOSITORY,
@@ -31,21 +31,8 @@ from tests.unit.fl_runs import (
     changed,
     of,
     sha,
-    starter,
     with_metrics,
 )
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    data.prepare("synthetic", root)
-    return root
-
-
-@pytest.fixture
-def start(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
-    return starter(root, tmp_path, monkeypatch)
 
 
 def test_the_journal_tells_a_whole_run(start: Start) -> None:

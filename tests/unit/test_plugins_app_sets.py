@@ -102,8 +102,8 @@ def test_the_folder_of_an_apps_data_is_checked(tmp_path: Path) -> None:
         return " ".join(map(str, app_data.check_app_data(values, tmp_path, [machine(free, *sizes)])))
 
     assert found("") == found("words") == ""
-    assert "app_data=gone is no folder on this machine: type -e app_data=DIR" in found("gone")
-    assert "app_data=words/a.csv is no folder" in found("words/a.csv")
+    assert "app_data=gone is not a folder on this machine: type -e app_data=DIR" in found("gone")
+    assert "app_data=words/a.csv is not a folder" in found("words/a.csv")
     assert "app_data=empty is empty" in found("empty")
     assert "is for an app of your own, and none is given: type -e app=path/to/app too" in found("words", "")
     small = found("words", "mine", 1000)

@@ -1,5 +1,6 @@
 """Tests of coldframe/controller/checks.py: what preflight finds, from facts as a machine would give them."""
 
+import os
 import shutil
 from datetime import UTC, datetime, timedelta
 
@@ -86,7 +87,7 @@ def test_a_healthy_machine_has_no_findings():
     assert checks.check_clock(one) + checks.check_platform(one) + checks.check_disk(one) == []
     assert checks.check_memory(one, [client()] * 3) == []
     assert checks.check_ports(one, "coldframe", {"fl_port": 9092}) == []
-    assert checks.warn_platform(one) + checks.warn_cpu(one, [client()] * 4) == []
+    assert checks.warn_platform(one) + checks.warn_cpu(one, [client()] * 4, "coldframe") == []
 
 
 def test_an_inventory_without_machines_is_told_which_to_take():
@@ -155,9 +156,9 @@ def test_a_machine_that_does_not_answer_is_named_with_the_error_and_the_command_
 def test_a_missing_sudo_password_can_be_asked_for():
     for local in (True, False):
         silent = machine("far", facts=None, failure="Missing sudo password", local=local)
-        assert "type -K too, and Ansible asks for the password" in only(checks.check_answers([silent]))
+        assert "add -K, so that Ansible asks for the password" in only(checks.check_answers([silent]))
     silent = machine("far", facts=None, failure="Incorrect sudo password")
-    assert "give each its ansible_become_password" in only(checks.check_answers([silent]))
+    assert "set ansible_become_password for each" in only(checks.check_answers([silent]))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,7 @@ def test_a_missing_vault_password_can_be_asked_for(failure):
 
 def test_one_machine_under_two_names():
     pair = [machine("a"), machine("b")]
-    assert "a and b are one machine (the same machine-id" in only(checks.check_identity(pair))
+    assert "a and b are the same machine (same machine-id" in only(checks.check_identity(pair))
     assert checks.check_identity([machine("a"), machine("b", hostname="two", machine_id="bb")]) == []
     assert checks.check_identity([machine("a", machine_id=""), machine("b", machine_id="")]) == []
 
@@ -251,10 +252,10 @@ def test_an_image_of_another_architecture_than_the_controllers_is_refused():
 @pytest.mark.parametrize(
     ("engine", "words", "remedy"),
     [
-        ({"kind": "podman", "api": ""}, "emulation by Podman", "podman-docker"),
+        ({"kind": "podman", "api": ""}, "Podman's emulation", "podman-docker"),
         ({"rootless": True}, "rootless", "docker context use default"),
         ({"elsewhere": True}, "another engine than /var/run/docker.sock", "DOCKER_HOST"),
-        ({"root": "/var/snap/docker/common/var-lib-docker"}, "the snap's", "snap remove docker"),
+        ({"root": "/var/snap/docker/common/var-lib-docker"}, "the snap package", "snap remove docker"),
     ],
 )
 @pytest.mark.parametrize("managed", [True, False])
@@ -309,7 +310,7 @@ def test_limits_of_a_client_that_the_machine_cannot_give():
     """They come from a profile most of the time."""
     assert checks.check_limits(machine(), [client(4.0), client(0.05, down=10**6)]) == []
     message = only(checks.check_limits(machine(), [client(5.41, profile="phone-high")]))
-    assert "cpu=5.41 (profile phone-high on this machine), and there are 4 cores" in message
+    assert "cpu=5.41 (profile phone-high on this machine), but there are 4 cores" in message
     assert "0.05 or more" in only(checks.check_limits(machine(), [client(0.04, profile="raspberry-pi-3")]))
     message = only(checks.check_limits(machine(netem=False), [client(delay=0.05, profile="dsl")]))
     assert "fl_client_delay: 0 in the inventory" in message
@@ -343,9 +344,28 @@ def test_memory_of_the_server_that_does_not_fit_beside_the_clients():
 
 
 def test_more_quota_than_cores_is_a_warning_that_says_what_it_means():
-    warning = checks.warn_cpu(machine(cpus=2), [client(cpu=1.0)] * 3)[0]
+    warning = checks.warn_cpu(machine(cpus=2), [client(cpu=1.0)] * 3, "coldframe")[0]
     assert "3 clients may use 3 cores, and it has 2: the run is recorded as oversubscribed" in warning
-    assert "type -e fl_client_cpu=0.66" in warning
+    assert warning.endswith("; type -e fl_client_cpu=0.66 to avoid that")
+    many = checks.warn_cpu(machine(cpus=2), [client(cpu=0.05)] * 60, "coldframe")[0]
+    assert many.endswith("; deploy fewer clients to avoid that"), "less than the floor is no remedy"
+
+
+def test_quotas_of_other_federations_count_on_the_same_machine():
+    def beside(*limits):
+        items = [{"federation": "other", "role": "client", "running": True, "cpu": cpu} for cpu in limits]
+        own = {"federation": "lab", "role": "client", "running": True}
+        return machine(cpus=2, docker=docker(containers=[own, *items]))
+
+    two = [client(cpu=0.5)] * 2
+    assert checks.warn_cpu(beside(0.5, 0.5), two, "lab") == []
+    warning = checks.warn_cpu(beside(0.5, 0.75), two, "lab")[0]
+    assert "2 clients may use 1 cores, the clients of other federations 1.25, and it has 2" in warning
+    assert "; type -e fl_client_cpu=0.37, or stop the other federations to avoid that" in warning
+    full = checks.warn_cpu(beside(None), two, "lab")[0]  # one without a limit may use all cores
+    assert "of other federations 2, and it has 2" in full
+    assert "; deploy fewer clients, or stop the other federations to avoid that" in full
+    assert checks.warn_cpu(beside(0.5, 1.75), [], "lab") == [], "no client of ours has to share"
 
 
 def test_a_port_that_another_program_holds():
@@ -468,18 +488,32 @@ def test_folder_is_judged_by_what_prepares_it(tmp_path, prepared):
 
 def test_paths_on_the_controller(tmp_path):
     message = only(checks.check_controller({}, {"fl_data_dir": "nowhere"}, tmp_path))
-    assert message.startswith("fl_data_dir=nowhere is no folder on this machine: type -e fl_data_dir=DIR")
-    assert "trace=t is no file" in only(checks.check_controller({"trace": "t"}, {}, tmp_path))
+    assert message.startswith("fl_data_dir=nowhere is not a folder on this machine: type -e fl_data_dir=DIR")
+    assert "trace=t is not a file" in only(checks.check_controller({"trace": "t"}, {}, tmp_path))
     assert "there is no fl_data_dir" in only(
         checks.check_controller({}, {"fl_data_source": "folder"}, tmp_path)
     )
-    assert "grafana_archive=g.tar is no file" in only(
+    assert "grafana_archive=g.tar is not a file" in only(
         checks.check_controller({}, {"grafana_archive": "g.tar"}, tmp_path)
     )
     (tmp_path / "g.tar").touch()
     grafana = {"grafana_archive": "g.tar", "grafana_directory": "/srv/grafana"}
     assert "are both given: leave one out" in only(checks.check_controller({}, grafana, tmp_path))
     assert checks.check_controller({}, {"fl_data_dir": str(tmp_path)}, tmp_path) == []
+
+
+def test_results_are_written_where_that_is_possible(tmp_path, monkeypatch):
+    assert checks.check_results(tmp_path / "made" / "later") == []
+    (tmp_path / "file").touch()
+    assert only(checks.check_results(tmp_path / "file" / "results")) == (
+        f"results cannot be written to {tmp_path}/file/results: {tmp_path}/file is no folder: "
+        "type -e fl_results_dir=DIR with a folder that you may write to"
+    )
+    writable = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path and writable(path, mode))
+    assert f"results cannot be written to {tmp_path}/results: {tmp_path} is not writable" in only(
+        checks.check_results(tmp_path / "results")
+    )
 
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -507,7 +541,9 @@ def test_a_server_certificate_that_ends_soon_is_warned_of(tmp_path, days, words)
 
 
 def test_our_variables_given_for_another_app_are_warned_of():
-    assert "rounds do not reach the app x" in checks.warn_foreign_app({"app": "x"}, ["rounds"], ["rounds"])[0]
+    assert (
+        "rounds do not apply to the app x" in checks.warn_foreign_app({"app": "x"}, ["rounds"], ["rounds"])[0]
+    )
     assert checks.warn_foreign_app({"app": ""}, ["rounds"], ["rounds"]) == []
 
 
@@ -529,12 +565,14 @@ def test_findings_are_numbered_through_and_stand_by_machine():
 def test_the_server_is_reached_by_ipv4_or_by_name():
     server = machine("srv", ["fl_server"], host="fd00::1", address="fd00::1")
     other = machine("c1", ["fl_clients"], host="192.0.2.2", address="192.0.2.2")
-    assert "fd00::1 is of IPv6: set its fl_address to a name" in only(checks.check_addresses([server, other]))
+    assert "fd00::1 is an IPv6 address: set its fl_address to a name" in only(
+        checks.check_addresses([server, other])
+    )
 
 
 def test_ports_that_are_taken_inside_the_servers_container_are_refused():
     message = only(checks.check_ports(machine(), "coldframe", {"fl_port": 9095, "prometheus_port": 9091}))
-    assert "fl_port=9095 is a port that the server's container needs inside" in message
+    assert "fl_port=9095 is a port that is used inside the server's container" in message
     assert "type -e fl_port=9195" in message
 
 

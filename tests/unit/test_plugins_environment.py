@@ -1,11 +1,13 @@
 """Tests of scripts/checkout_venv.py: checkouts share packages, and each has its own coldframe."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from scripts import checkout_venv
 from tests.environment import SHARED, make
 
 ROOT = Path(__file__).parents[2]
@@ -77,3 +79,19 @@ def test_an_environment_of_the_users_own_is_kept(checkouts: list[Path]) -> None:
     assert done.returncode != 0
     assert "is an environment of your own: move it away" in done.stderr
     assert (own / "pyvenv.cfg").exists()
+
+
+def test_a_checkout_that_cannot_be_written_says_what_to_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But an environment that is as it should be is not made again."""
+    checkout_venv.make(tmp_path / ".venv", SHARED)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    checkout_venv.make(tmp_path / ".venv", SHARED)
+    (tmp_path / ".venv" / ".checkout").unlink()
+    (tmp_path / ".venv").rename(tmp_path / "moved")
+    with pytest.raises(
+        SystemExit, match=rf"{tmp_path} is not writable: type cp -r {tmp_path} ~/coldframe && "
+    ):
+        checkout_venv.make(tmp_path / ".venv", SHARED)
+    assert not (tmp_path / ".venv").exists()

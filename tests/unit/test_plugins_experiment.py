@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,23 +10,9 @@ from typing import Any
 import pytest
 
 from coldframe.controller import experiment_plan, experiment_runs
-from tests.unit.preflights import judge
+from tests.unit.preflights import INVENTORY, judge
 
 ROOT = Path(__file__).parents[2]
-INVENTORY = {
-    "fl_machines": {
-        "children": {
-            "fl_server": {"hosts": {"one": {}}},
-            "fl_clients": {"hosts": {"one": {"fl_client_count": 3}}},
-        },
-        "vars": {
-            "ansible_connection": "local",
-            "ansible_python_interpreter": sys.executable,
-            "fl_federation": "unittest",
-            "fl_min_disk": "1m",
-        },
-    }
-}
 GOOD = """
 base: {rounds: 2, dataset: synthetic}
 grid:

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from coldframe.controller.certificates import (
+    certificates_last,
     coldframe_certificate_fits,
     coldframe_ends,
     coldframe_request_asks_for,
@@ -65,6 +66,22 @@ def test_ends_of_certificates_are_told_in_their_order(pki: tuple[str, str, str])
     left = [(datetime.fromisoformat(end) - datetime.now(UTC)).total_seconds() for end in ends]
     assert all(0 <= 864_000 - seconds < 600 for seconds in left), ends
     assert ends[0].endswith("+00:00")
+
+
+def test_certificates_of_the_monitoring_count_where_they_are_renewed(tmp_path: Path) -> None:
+    """Those of a monitoring that is off, or of a machine that has left, are kept, and end some day."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    (tmp_path / "machines").mkdir()
+    assert certificates_last(tmp_path, 30, now, ["c1"], metrics=True), "another controller has signed all"
+    sign(tmp_path / "machines" / "c1.crt", None, key)
+    assert certificates_last(tmp_path, 9, now, ["c1"], metrics=True)
+    assert not certificates_last(tmp_path, 11, now, ["c1"], metrics=True)
+    assert certificates_last(tmp_path, 11, now, ["c2"], metrics=True)
+    sign(tmp_path / "metrics.crt", None, key)
+    assert not certificates_last(tmp_path, 11, now, [], metrics=True)
+    assert certificates_last(tmp_path, 11, now, [], metrics=False)
+    sign(tmp_path / "server.crt", None, key)
+    assert not certificates_last(tmp_path, 11, now, [], metrics=False)
 
 
 @pytest.mark.parametrize(

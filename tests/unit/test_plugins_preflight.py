@@ -20,25 +20,10 @@ import numpy as np
 import pytest
 from ansible.release import __version__ as ansible_version
 
-from tests.unit.preflights import judge
+from tests.unit.preflights import INVENTORY, judge
 
 ROOT = Path(__file__).parents[2]
 ANSIBLE = tuple(int(part) for part in ansible_version.split(".")[:2])
-INVENTORY = {
-    "fl_machines": {
-        "children": {
-            "fl_server": {"hosts": {"one": {}}},
-            "fl_clients": {"hosts": {"one": {"fl_client_count": 3}}},
-        },
-        "vars": {
-            "ansible_connection": "local",
-            "ansible_python_interpreter": sys.executable,
-            "fl_federation": "unittest",
-            "fl_client_memory": "384m",
-            "fl_min_disk": "1m",
-        },
-    }
-}
 PLAY = """
 - import_playbook: {root}/playbooks/preflight.yml
   vars:
@@ -200,6 +185,32 @@ def test_what_contradicts_what_was_deployed_is_refused(preflight, deployed):
         assert len(plan["roster"]) == 2
 
 
+def test_only_what_writes_results_needs_a_folder_for_them(preflight, deployed, tmp_path):
+    """Before anything is deployed or trained, and not after."""
+    root, _ = deployed
+    (tmp_path / "file").touch()
+    results = f"fl_results_dir={tmp_path}/file/results"
+    for verb, words in (
+        ("site", ()),
+        ("run", ()),
+        ("run", ("collect=7",)),
+        ("experiment", ()),
+        ("compare", ("runs=a,b",)),
+        ("export", ("run=a",)),
+    ):
+        code, output, _ = preflight(root, *words, results, verb=verb)
+        assert code and f"results cannot be written to {tmp_path}/file/results" in output, (verb, words)
+    for verb, words in (
+        ("site", ("train=false",)),
+        ("run", ("stop=7",)),
+        ("throttle", ("cpu=0.2",)),
+        ("status", ()),
+        ("teardown", ("purge=true", "yes=true")),
+    ):
+        code, output, _ = preflight(root, *words, results, verb=verb)
+        assert not code, output
+
+
 def test_a_builder_that_is_no_machine_is_refused(preflight):
     code, output, _ = preflight("fl_image_builder=tow")
     assert code != 0
@@ -249,7 +260,7 @@ def test_every_bad_input_is_found_in_one_go(play, tmp_path):
         "fl_strategy=fedfoo is not known (one of fedavg,",
         "unknown variable 'roundz' for site.yml\n     -> did you mean 'rounds'? Type -e rounds=5",
         "min_train_clients=9 is more than the 3 clients of the inventory\n     -> type -e min_train",
-        f"fl_data_dir={tmp_path}/missing is no folder on this machine",
+        f"fl_data_dir={tmp_path}/missing is not a folder on this machine",
         "TB needed\n     -> make room",
         f"port {port} is in use by ",
         "Nothing was changed.",

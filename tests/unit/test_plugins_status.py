@@ -247,6 +247,26 @@ def test_end_of_certificates_is_shown_with_what_to_do_where_it_is_near() -> None
     assert line.count("renew") == 1
 
 
+def test_memory_of_the_server_is_shown_beside_its_limit() -> None:
+    """As its kernel says; nothing is said where the server is older than that."""
+    report = status(LIMITS)
+    found = [
+        [line for line in coldframe_status_text(report | said) if line.startswith("Server:")]
+        for said in (
+            {"server_memory_limit": 2 << 30, "server_memory_used": 300 << 20},
+            {"server_memory_limit": None, "server_memory_used": 300 << 20},
+            {"server_memory_limit": None, "server_memory_used": None},
+            {},
+        )
+    ]
+    assert found == [
+        ["Server: uses 300 MB of 2 GB memory"],
+        ["Server: uses 300 MB of unlimited memory"],
+        [],
+        [],
+    ]
+
+
 def test_machines_that_preflight_could_not_look_at_are_missed() -> None:
     """A machine without an engine has no container: it is not asked again."""
     engines = {

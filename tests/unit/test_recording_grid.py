@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -16,10 +17,13 @@ from flwr.app import DEFAULT_TTL, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.server import server as legacy_server
+from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.serverapp.strategy import FedAvg, Strategy
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.state.schema.linkstate_models import MessageIns
 from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.federation import NoOpFederationManager
 from sqlalchemy import create_engine, insert
 
 from coldframe.recording import grid as recording
@@ -151,8 +155,9 @@ def test_a_client_that_restarts_is_lost_only_with_a_message_that_it_had_fetched(
     made: Any, fetched: str | None, lost: bool
 ) -> None:
     """By Flower's own table of messages. What it had not fetched it fetches now, and not in vain."""
-    database = create_engine(f"sqlite:///{made.folder / 'superlink.db'}")
-    MessageIns.__table__.create(database)  # type: ignore[attr-defined]
+    path = made.folder / "superlink.db"
+    LinkStateFactory(str(path), NoOpFederationManager(), ObjectStoreFactory()).state()  # makes the tables
+    database = create_engine(f"sqlite:///{path}")
     made.fake.silent, made.fake.activated[7] = {7}, "2026-11-30T09:00:00+00:00"
     ids = made.grid.push_messages(messages())
     if fetched is not None:
@@ -163,6 +168,20 @@ def test_a_client_that_restarts_is_lost_only_with_a_message_that_it_had_fetched(
     made.fake.activated[7] = "2026-11-30T10:00:05+00:00"
     assert [reply.has_error() for reply in made.grid.pull_messages(ids)] == [True] * lost
     assert [event["client"] for event in events(made, "failure")] == ["b"] * lost
+
+
+@pytest.mark.parametrize("link", ["__cause__", "__context__"])
+def test_exceptions_that_lead_back_to_themselves_are_looked_at_once(link: str) -> None:
+    """In a daemon thread: without an end it must not hold up the tests."""
+    first, second, found = ValueError("a"), KeyError("b"), []
+    setattr(first, link, second)
+    setattr(second, link, first)
+    seeker = threading.Thread(target=lambda: found.append(server.is_refused(first)), daemon=True)
+    seeker.start()
+    seeker.join(10)
+    assert found == [False]
+    setattr(second, link, ObjectPushError("gone", 7, "s"))
+    assert server.is_refused(first)
 
 
 def test_a_client_that_vanishes_between_two_phases_is_a_failure_once(made: Any) -> None:

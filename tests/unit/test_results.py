@@ -526,7 +526,7 @@ def test_next_commands_repeat_the_users_inventory_and_settings(
     [(8.44, "8.4 s"), (59.97, "1 min 00 s"), (192.4, "3 min 12 s"), (7500.0, "2 h 05 min")],
 )
 def test_durations_read_as_people_say_them(seconds: float, words: str) -> None:
-    assert results.duration(seconds) == words
+    assert records.duration(seconds) == words
 
 
 def test_links_in_what_was_fetched_are_not_followed(

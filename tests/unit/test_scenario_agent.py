@@ -468,20 +468,23 @@ def test_the_agent_reads_a_note_by_its_group(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "group", "number"),
+    ("configs", "group", "number"),
     [
-        ({"server-round": 3}, "7", 3),
-        ({"server-round": True}, "7", 7),
-        ({"lr": 0.1}, "7", 7),
-        ({}, "epoch 7", None),
-        ({"server-round": -1}, "", None),
+        ([{"server-round": 3}], "7", 3),
+        ([{"server-round": True}], "7", 7),
+        ([{"server-round": True}, {"server-round": 4}], "7", 4),
+        ([{"lr": 0.1}, {"server-round": 4}], "", 4),
+        ([{"lr": 0.1}], "7", 7),
+        ([{}], "epoch 7", None),
+        ([], "0", None),
+        ([{"server-round": -1}], "", None),
     ],
 )
 def test_a_message_names_its_round(
-    monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], group: str, number: int | None
+    monkeypatch: pytest.MonkeyPatch, configs: list[dict[str, Any]], group: str, number: int | None
 ) -> None:
     for name in ("_task_id", "_run_id", "_node_id"):
         monkeypatch.setattr(TaskIdentity, name, 1)
-    content = RecordDict({"config": ConfigRecord(config)})
+    content = RecordDict({f"config{place}": ConfigRecord(config) for place, config in enumerate(configs)})
     message = Message(content, dst_node_id=1, message_type="train.step", group_id=group)
     assert task_note.of_message("77", message) == Note("77", number, "train")

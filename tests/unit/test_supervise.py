@@ -11,9 +11,11 @@ import textwrap
 import time
 from pathlib import Path
 
+import pytest
+
 from coldframe.client.container import StateWatch, children, node_config, run_executor, run_supernode
 from coldframe.server.container import write_secret
-from coldframe.supervise import Child
+from coldframe.supervise import Child, exit_status
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,6 +41,33 @@ def lines(path: Path, count: int) -> list[str]:
             return path.read_text().splitlines()
         time.sleep(0.05)
     raise AssertionError(f"{path} never had {count} lines")
+
+
+def ends(end: object) -> None:
+    raise end if isinstance(end, BaseException) else SystemExit(end)
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "words"),
+    [
+        (None, 0, ""),
+        (0, 0, ""),
+        (3, 3, ""),
+        (-1, 255, ""),
+        ("no data", 1, "no data\n"),
+        (ValueError("bad"), 1, "ValueError: bad\n"),
+        (KeyboardInterrupt(), 1, "KeyboardInterrupt\n"),
+    ],
+)
+def test_a_fork_ends_with_the_status_of_a_python_process(
+    end: object, status: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status(lambda: ends(end)) == status
+    assert capsys.readouterr().err.endswith(words)
+
+
+def test_a_function_that_returns_has_succeeded() -> None:
+    assert exit_status(lambda: "anything") == 0
 
 
 def test_a_killed_child_is_started_again_and_sigterm_ends_all(tmp_path: Path) -> None:
