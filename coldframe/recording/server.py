@@ -30,6 +30,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 import coldframe
 from coldframe.recording import apps, files, flower, output, reading, settings, threads, torchvision_import
 from coldframe.recording.app_errors import AppError
+from coldframe.recording.checkpoint import Checkpoints, newest
 from coldframe.recording.grid import RecordingGrid
 from coldframe.recording.journal import STOPPED, Journal
 from coldframe.recording.policy import Policy
@@ -107,9 +108,9 @@ def claim_output(state: Path) -> None:
 def record(run: Any, grid: Grid, context: Context, state: Path) -> Context:
     """Run an app, and leave a journal of it however it ends."""
     folder = state / "runs" / str(context.run_id)
+    asked = settings.read(state, str(context.run_id))  # of a run that is resumed the journal is there then
     journal = Journal(folder / "journal.jsonl")
     recorder = Recorder(journal, state / "nodes.json")
-    asked = settings.read(state, str(context.run_id))
     recorder.known = about(context, recorder, asked)
     recorder.epochs = first_whole(context.run_config, EPOCHS_KEYS) or 1
     journal.append("run_started", **recorder.known)
@@ -117,7 +118,9 @@ def record(run: Any, grid: Grid, context: Context, state: Path) -> Context:
     rules = Rules(finite=not nonfinite) if isinstance(nonfinite, bool) else None
     policy = Policy(recorder, asked) if asked.round_deadline else None
     recording = RecordingGrid(grid, recorder, rules, asked.wait_timeout, policy)
-    probes = Probes(recorder, policy)
+    resumed = newest(folder) if asked.resumed_from else None
+    checkpoints = Checkpoints(recorder, folder, asked.checkpoint, resumed)
+    probes = Probes(recorder, policy, checkpoints)
     probes.install()
     status, reason = "completed", None
     try:
@@ -135,6 +138,7 @@ def record(run: Any, grid: Grid, context: Context, state: Path) -> Context:
     finally:
         probes.remove()
         recording.close_policy()
+        checkpoints.close(status == "completed")
         recorder.finish(status, reason, folder)
         journal.close()
     return found

@@ -37,6 +37,10 @@ class Settings:
         Good replies that end a phase of training: a share up to 1, or a whole number.
     round_minimum : int, optional
         Good replies below which a phase of training is void; None: the strategy's own minimum of clients.
+    checkpoint : bool
+        Whether a checkpoint is taken after each round.
+    resumed_from : str, optional
+        The run that this one goes on from.
     """
 
     run_name: str | None = None
@@ -45,6 +49,8 @@ class Settings:
     round_deadline: float | str | None = None
     round_goal: float | int | None = None
     round_minimum: int | None = None
+    checkpoint: bool = True
+    resumed_from: str | None = None
 
 
 @contextmanager
@@ -90,4 +96,6 @@ def read(state: Path, run_id: str) -> Settings:
         round_deadline=given.get("round_deadline") or None,
         round_goal=given.get("round_goal") or None,
         round_minimum=given.get("round_minimum") or None,
+        checkpoint=given.get("checkpoint", True),
+        resumed_from=given.get("resumed_from"),
     )
