@@ -29,6 +29,12 @@ class Run:
         has the seconds after which there was a reply after all, if there was.
     policy
         The last `policy` event; empty without one.
+    resumes
+        The `resume` events: of a run that was interrupted, the journal is that of all parts.
+    interrupted
+        Seconds between the last round that a part has kept and the submission of the next part.
+    checkpoints
+        The `checkpoint` events.
     model_sha256
         Hash over the final model's arrays, if it was saved.
     finished
@@ -43,6 +49,9 @@ class Run:
     failures: list[Event] = field(default_factory=list)
     late: list[Event] = field(default_factory=list)
     policy: Event = field(default_factory=dict)
+    resumes: list[Event] = field(default_factory=list)
+    interrupted: float = 0.0
+    checkpoints: list[Event] = field(default_factory=list)
     model_sha256: str | None = None
     finished: Event = field(default_factory=dict)
     first: float | None = None
@@ -57,14 +66,18 @@ class Run:
 def gather(events: Iterable[Event]) -> Run:
     """Sort a journal's events by kind; of two events for one round the later counts."""
     run = Run()
-    outcomes = {"reply": run.replies, "failure": run.failures, "late": run.late}
+    outcomes = {
+        **{"reply": run.replies, "failure": run.failures, "late": run.late},
+        **{"resume": run.resumes, "checkpoint": run.checkpoints},
+    }
     for event in events:
-        run.last = float(event["time"])
+        before, run.last = run.last, float(event["time"])
         if run.first is None:
             run.first = run.last
         kind = event["event"]
         if kind == "run_started":
-            run.started = event
+            known = {"histogram": run.started["histogram"]} if "histogram" in run.started else {}
+            run.started = {**known, **event}
         elif kind == "plan":
             known = {key: event[key] for key in ("strategy", "rounds") if event.get(key) is not None}
             run.started = {**run.started, **known}
@@ -75,6 +88,8 @@ def gather(events: Iterable[Event]) -> Run:
             run.rounds[int(event["round"])] = event
         elif kind in outcomes:
             outcomes[kind].append(event)
+            if kind == "resume":
+                run.interrupted += run.last - (before or run.last)
         elif kind == "late_reply":
             _came_late(run, event)
         elif kind == "policy":

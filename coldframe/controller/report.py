@@ -157,6 +157,7 @@ def headline(run: Run, summary: Mapping[str, Any], record: Mapping[str, Any]) ->
         done = str(summary["rounds"]) if planned is None else f"{summary['rounds']} of {planned}"
         note = f"{len(run.failures)} failures" if run.failures else "no failures"
         note += f", {len(run.late)} late" if run.late else ""
+        note += "".join(f", resumed after round {event['round']}" for event in run.resumes)
         found.append(("Rounds", done, note))
         found.append(("Clients", str(summary["clients"]), str(summary["partitioner"] or "")))
     if summary["wall_seconds"] is not None:

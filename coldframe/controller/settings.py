@@ -24,7 +24,7 @@ DATASETS = ("mnist", "fashion_mnist", "cifar10", "synthetic")
 
 # Variables of run.yml that no app gets: they travel beneath it.
 POLICY = ("round_deadline", "round_goal", "round_minimum")  # which replies a round waits for
-SETTINGS = ("run_name", "wait_timeout", *POLICY)
+SETTINGS = ("run_name", "wait_timeout", *POLICY, "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,7 @@ RUN = _table(
     Variable("round_deadline", "deadline", "60", "", above=0, most=MONTH, empty=True),
     Variable("round_goal", "goal", "0.75", "", above=0, most=100_000, empty=True),
     Variable("round_minimum", "whole", "2", "", low=1, most=100_000, empty=True),
+    Variable("checkpoint", "truth", "false", True),
     Variable("run_name", "text", "baseline", "", pattern=RUN_NAME, empty=True),
     Variable("wait", "truth", "true", True),
     Variable("concurrent", "truth", "true", False),
@@ -137,9 +138,16 @@ RUN = _table(
     Variable("collect", "text", "RUN_ID", "", pattern=r"\d+"),
     Variable("stop", "text", "RUN_ID", "", pattern=r"\d+"),
     Variable("follow", "text", "RUN_ID", "", pattern=r"\d+"),
+    Variable("resume", "text", "RUN_ID", "", pattern=r"\d+|auto"),
+    Variable("resume_changed", "truth", "true", False),
 )
 RUN_CONFIG_KEYS = {variable.name: variable.key for variable in TRAINING}
-EARLIER = ("collect", "stop", "follow")  # with these, run.yml is about a run that was submitted before
+EARLIER = (
+    "collect",
+    "stop",
+    "follow",
+    "resume",
+)  # with these, run.yml is about a run that was submitted before
 VERBS: dict[str, dict[str, Variable]] = {
     "site": {
         **RUN,

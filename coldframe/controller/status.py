@@ -17,6 +17,7 @@ SHOWN_RUNS = 5
 CALL = (
     *EARLIER,
     "wait",
+    "resume_changed",
     "app",
     "app_data",
     "concurrent",

@@ -160,11 +160,16 @@ def about(context: Context, recorder: Recorder, asked: Settings) -> dict[str, An
             {"name": client.name, "partition_id": client.partition_id, "node_id": str(client.node_id)}
             for client in recorder.clients()
         ],
-        "versions": {
-            **{name: version for name in ("flwr", "torch", "numpy") if (version := version_of(name))},
-            "python": platform.python_version(),
-            "coldframe": coldframe.__version__,
-        },
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what a ServerApp runs on."""
+    return {
+        **{name: version for name in ("flwr", "torch", "numpy") if (version := version_of(name))},
+        "python": platform.python_version(),
+        "coldframe": coldframe.__version__,
     }
 
 

@@ -70,14 +70,23 @@ def write(state: Path, run_id: str, note: str) -> None:
     part.rename(folder / NOTE)
 
 
+def note_of(state: Path, run_id: str) -> dict[str, Any]:
+    """Return the note of a run; empty where there is none."""
+    try:
+        return dict(json.loads((state / "runs" / run_id / NOTE).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
 def experiment_of(state: Path, run_id: str) -> dict[str, Any] | None:
     """Return what a run's note says of the experiment that it belongs to; None for any other run."""
-    try:
-        note = json.loads((state / "runs" / run_id / NOTE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    found = note.get("experiment")
+    found = note_of(state, run_id).get("experiment")
     return found if isinstance(found, dict) else None
+
+
+def began(state: Path, run_id: str) -> str | None:
+    """Return when the first part of a run was submitted that was resumed; None for any other run."""
+    return (note_of(state, run_id).get("settings") or {}).get("began")
 
 
 def read(state: Path, run_id: str) -> Settings:
