@@ -128,7 +128,7 @@ def summarise(
         **{f"round_{name}": run.policy.get(name) for name in ("deadline", "goal", "minimum")},
         "policy": policy_words(run.policy),
         "late": len(run.late) if started else None,
-        "resumed": len(run.resumes),
+        "resumed": len(run.resumes) if started else None,
         "resumed_from": run.resumes[-1]["resumed_from"] if run.resumes else None,
         "interrupted_seconds": run.interrupted if run.resumes else None,
         "oversubscribed": started.get("oversubscribed"),
@@ -412,9 +412,7 @@ def resumed_words(summary: dict[str, Any], run: Run) -> str:
     """Say after which rounds a run was interrupted, for how long, and what it was before."""
     places = ", ".join(str(event["round"]) for event in run.resumes)
     between = duration(summary["interrupted_seconds"])
-    return (
-        f"after round {places}, {between} later, which are no wall time; from run {summary['resumed_from']}"
-    )
+    return f"after round {places}, {between} later (no wall time), from run {summary['resumed_from']}"
 
 
 def failure_lines(failures: Sequence[dict[str, Any]]) -> list[str]:

@@ -184,7 +184,7 @@ def test_a_file_that_is_not_whole_is_not_taken(
     torn = [whole[: len(whole) // 2], b"", whole[:5000] + b"\xff" + whole[5001:], b"x" * len(whole)]
     for content in torn:
         path.write_bytes(content)
-        with pytest.raises(CheckpointError, match="round-3.zip is not whole"):
+        with pytest.raises(CheckpointError, match=r"round-3\.zip is not whole"):
             read(path)
         found = newest(run)
         assert found is not None and found.round == 2
@@ -257,7 +257,7 @@ def test_what_the_serverapp_has_written_goes_along(
 
 
 class Own(FedAvg):
-    """Keeps what strategies keep: numbers, arrays, generators, a scheduler; draws; changes its config in place."""
+    """Keeps what strategies keep: numbers, arrays, generators, a module; changes its config in place."""
 
     def __init__(self, step: float = 0.5) -> None:
         super().__init__(fraction_train=0.5, min_train_nodes=2)

@@ -21,6 +21,7 @@ SUMMARY_KEYS = {
     *("scenario", "assertions"),
     *("strategy_args", "dp", "dp_args", "partitioner_args", "oversubscribed_because"),
     *("round_deadline", "round_goal", "round_minimum", "policy", "late"),
+    *("resumed", "resumed_from", "interrupted_seconds"),
 }
 
 
