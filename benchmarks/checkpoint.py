@@ -63,7 +63,7 @@ def measure(strategy: Strategy, folder: Path, rounds: int) -> dict[str, float]:
         if taken._writer is not None:
             taken._writer.join()  # as in a round that is longer than the writing
     size = path_of(folder, rounds).stat().st_size
-    taken.close(completed=False)
+    taken.close()
     events = [event for event in read_journal(folder / "journal.jsonl") if event["event"] == "checkpoint"]
     assert len(events) == rounds
     return {

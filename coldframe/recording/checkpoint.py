@@ -311,13 +311,11 @@ class Checkpoints:
         """Take none of a strategy that is started after the first has ended."""
         self._over = True
 
-    def close(self, completed: bool) -> None:
-        """Wait for what is being written; remove what a run that has completed needs no more."""
+    def close(self) -> None:
+        """Wait for what is being written."""
         self._over = True
         if self._writer is not None:
             self._writer.join()
-        if completed:
-            forget(self._run)
 
     # The rest.
 

@@ -30,7 +30,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 import coldframe
 from coldframe.recording import apps, files, flower, output, reading, settings, threads, torchvision_import
 from coldframe.recording.app_errors import AppError
-from coldframe.recording.checkpoint import Checkpoints, newest
+from coldframe.recording.checkpoint import Checkpoints, forget, newest
 from coldframe.recording.grid import RecordingGrid
 from coldframe.recording.journal import STOPPED, Journal
 from coldframe.recording.policy import Policy
@@ -138,9 +138,11 @@ def record(run: Any, grid: Grid, context: Context, state: Path) -> Context:
     finally:
         probes.remove()
         recording.close_policy()
-        checkpoints.close(status == "completed")
+        checkpoints.close()
         recorder.finish(status, reason, folder)
         journal.close()
+        if status == "completed":
+            forget(folder)
     return found
 
 

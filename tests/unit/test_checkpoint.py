@@ -359,7 +359,7 @@ def own_run(
         )
     finally:
         probes.remove()
-        checkpoints.close(False)
+        checkpoints.close()
         journal.close()
     return found, sent, chosen
 
@@ -404,7 +404,7 @@ def test_a_second_strategy_of_the_app_is_not_skipped(tmp_path: Path, task: None)
     taken.end_strategy()
     for number in (1, 2, 3, 4, 5):
         taken.configuring("train", second, number, (number, arrays, config), {})
-    taken.close(False)
+    taken.close()
     assert rounds_of(folder) == [2, 1]
     found = newest(folder)
     assert found is not None

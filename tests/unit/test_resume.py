@@ -35,7 +35,7 @@ NOTE = {
 
 
 class Superlink:
-    """The Control API's calls about runs; each run is its id, its status and how it ended, the newest first."""
+    """The Control API's calls about runs: each has its id, status and how it ended; the newest first."""
 
     def __init__(self, fab: bytes, *runs: tuple[int, str, str]) -> None:
         self.started: list[StartRunRequest] = []
@@ -91,7 +91,7 @@ def keep(state: Path, run_id: str, **versions_: str) -> None:
         arrays = ArrayRecord({"w": Array(np.ones(2))})
         taken.configuring("train", kept, number, (number, arrays, ConfigRecord()), {})
         journal.append("round", round=number)
-    taken.close(False)
+    taken.close()
     journal.append("run_finished", status="failed", error="gone")
     settings.write(state, run_id, json.dumps(NOTE))
 
