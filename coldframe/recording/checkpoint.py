@@ -164,13 +164,27 @@ def hand_over(runs: Path, earlier: str, run_id: str, found: Checkpoint) -> None:
     path = path_of(target, found.round)
     path.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(path_of(source, found.round), path)
-    text = (source / "journal.jsonl").read_bytes()[: found.content["journal"]]
-    (target / "journal.jsonl").write_bytes(text[: text.rfind(b"\n") + 1])
+    (target / "journal.jsonl").write_bytes(_up_to(source / "journal.jsonl", found.content["journal"]))
     journal = Journal(target / "journal.jsonl")
     times = sum(event["event"] == "resume" for event in read_journal(journal.path)) + 1
     journal.append("resume", run_id=run_id, resumed_from=earlier, round=found.round, resumed=times)
     journal.close()
     _take_along(source / "app" / "files", target / "app" / "files")
+
+
+def _up_to(path: Path, size: int) -> bytes:
+    """Return the whole lines among the first bytes of a journal.
+
+    A run that was resumed and broke off before it had a checkpoint of its own has that of the run before, and
+    in its journal, after that size, the event that says so: it belongs to them.
+    """
+    whole = path.read_bytes()
+    kept = whole[: whole.rfind(b"\n", 0, size) + 1]
+    for line in whole[len(kept) :].splitlines(keepends=True):
+        if b'"event": "resume"' not in line or not line.endswith(b"\n"):
+            break
+        kept += line
+    return kept
 
 
 def _take_along(source: Path, target: Path) -> None:

@@ -17,6 +17,7 @@ from flwr.proto.control_pb2 import ListRunsResponse, StartRunRequest
 from flwr.proto.run_pb2 import Run, RunStatus
 from flwr.serverapp.strategy import FedAvg
 
+from coldframe.controller import latest, results
 from coldframe.recording import checkpoint, settings
 from coldframe.recording.checkpoint import Checkpoints
 from coldframe.recording.journal import Journal, read_journal
@@ -255,3 +256,32 @@ def test_a_run_for_which_the_disk_has_no_room_does_not_start_anew(
     with pytest.raises(OSError, match="no space"):
         go(client)
     assert client.stopped == [9]
+
+
+def test_the_progress_lines_name_the_run_before_and_what_is_not_kept_once(tmp_path: Path) -> None:
+    follower = control.Follower(tmp_path / "journal.jsonl")
+    event = {"event": "resume", "run_id": "9", "resumed_from": "7", "round": 3, "resumed": 1}
+    assert follower.describe(event) == ["resumed from run 7 after round 3"]
+    kept = {"event": "checkpoint", "round": 4, "unkept": []}
+    lost = {**kept, "unkept": ["Own.session (lock)"]}
+    assert follower.describe(kept) == []
+    assert follower.describe(lost) == [
+        "no checkpoint holds Own.session (lock): a run that is resumed begins with new ones"
+    ]
+    assert follower.describe(lost) == []
+
+
+def test_the_whole_has_a_folder_beside_that_of_its_part_and_is_the_latest(tmp_path: Path) -> None:
+    for resumed, name in ((0, "20261201-090000-pilot"), (1, "20261201-090000-pilot-resumed-1")):
+        summary = {
+            "run_id": "7",
+            "run_name": "pilot",
+            "started": "2026-12-01T09:00:00+00:00",
+            "resumed": resumed,
+        }
+        assert results.folder_name(summary) == name
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "20261201-090000-pilot").rename(tmp_path / "20261201-090000-zzz")
+    latest.point(tmp_path)
+    assert (tmp_path / "latest").readlink().name == "20261201-090000-pilot-resumed-1"
