@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from coldframe.controller.roster import flatten, run_config
-from coldframe.controller.settings import RUN, RUN_CONFIG_KEYS, SETTINGS, Finding
+from coldframe.controller.settings import EARLIER, RUN, RUN_CONFIG_KEYS, SETTINGS, Finding
 
 # Of run.yml with resume: how it is called, and what the server compares.
-CALL = ("resume", "resume_changed", "wait", "concurrent", "interrupt", "app", "app_data")
+CALL = (*EARLIER, "resume_changed", "wait", "concurrent", "interrupt", "app", "app_data")
 COMPARED = (*RUN_CONFIG_KEYS, *SETTINGS, "run_config")
 
 

@@ -160,6 +160,7 @@ def test_completed_run_is_summed_up(tmp_path: Path) -> None:
         "model_sha256": "ab" * 32,
         **dict.fromkeys(("round_deadline", "round_goal", "round_minimum", "policy")),
         "late": 0,
+        **{"resumed": 0, "resumed_from": None, "interrupted_seconds": None},
         "oversubscribed": True,
         "oversubscribed_because": [],
         "concurrent_with": None,
