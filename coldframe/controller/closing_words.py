@@ -74,9 +74,18 @@ def outcome_lines(summary: dict[str, Any], planned: int | None) -> list[str]:
     return lines
 
 
+def resumed_words(summary: dict[str, Any], run: Run) -> str:
+    """Say after which rounds a run was interrupted, for how long, and what it was before."""
+    places = ", ".join(str(event["round"]) for event in run.resumes)
+    between = duration(summary["interrupted_seconds"])
+    return f"after round {places}, {between} later (no wall time), from run {summary['resumed_from']}"
+
+
 def note_lines(summary: dict[str, Any], run: Run) -> list[str]:
     """Say what a reader of the times has to know: what was shared, and who was late."""
     lines = []
+    if summary["resumed"]:
+        lines.append(f"  resumed     {resumed_words(summary, run)}")
     if summary["oversubscribed"]:
         lines.append("  note        more was asked of a machine than it has: times are the machine's")
         reasons = summary["oversubscribed_because"]

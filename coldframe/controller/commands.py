@@ -61,7 +61,7 @@ def addressing(extra: Mapping[str, Any], verb: str = "") -> list[str]:
 
 def of_the_run(extra: Mapping[str, Any]) -> list[str]:
     """What was typed about the training, which another run repeats."""
-    return settings(extra, [name for name in RUN if name not in (*EARLIER, "wait")])
+    return settings(extra, [name for name in RUN if name not in (*EARLIER, "wait", "resume_changed")])
 
 
 def settings(extra: Mapping[str, Any], names: Iterable[str]) -> list[str]:

@@ -34,6 +34,7 @@ from coldframe.controller.experiment import Experiment
 from coldframe.controller.misplaced import misplaced
 from coldframe.controller.monitoring import coldframe_ports
 from coldframe.controller.records import folders_of
+from coldframe.controller.resume import check_resume
 from coldframe.controller.roster import build_roster
 from coldframe.controller.round_policy import check_policy
 from coldframe.controller.settings import (
@@ -283,6 +284,7 @@ def check_run(it: Preflight) -> None:
     elif it.deploys:
         it.findings += check_clients(it.values, it.clients)
         it.findings += check_policy(it.values, it.clients)
+        it.findings += check_resume(it.call.verb, it.values, it.call.extra)
         it.findings += checks.check_addresses(it.machines)
         # A partitioner or an argument that is unknown was found above.
         if it.server and not any(finding.problem.startswith("partitioner") for finding in it.findings):
@@ -344,7 +346,8 @@ def check_machines(it: Preflight) -> None:
 def _app(it: Preflight) -> tuple[dict[str, Any], list[Finding]]:
     """Pack the app of the user's that is to run; its FAB and commit, and what is wrong with it."""
     given = it.values.get("app")
-    if not given or not it.server or any(it.values.get(name) for name in EARLIER):
+    earlier = any(it.values.get(name) for name in EARLIER if name != "resume")
+    if not given or not it.server or earlier:
         manifest = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
         config = it.values.get("run_config", {})
         known = {key: value for key, value in config.items() if key in RUN_CONFIG_KEYS.values()}

@@ -36,6 +36,12 @@ class Run:
         The `update` events; each is also the `update` of the reply that it is about.
     policy
         The last `policy` event; empty without one.
+    resumes
+        The `resume` events: of a run that was interrupted, the journal is that of all parts.
+    interrupted
+        Seconds between the last round that a part has kept and the submission of the next part.
+    checkpoints
+        The `checkpoint` events.
     model_sha256
         Hash over the final model's arrays, if it was saved.
     finished
@@ -51,6 +57,9 @@ class Run:
     late: list[Event] = field(default_factory=list)
     updates: list[Event] = field(default_factory=list)
     policy: Event = field(default_factory=dict)
+    resumes: list[Event] = field(default_factory=list)
+    interrupted: float = 0.0
+    checkpoints: list[Event] = field(default_factory=list)
     model_sha256: str | None = None
     finished: Event = field(default_factory=dict)
     first: float | None = None
@@ -90,14 +99,18 @@ class Run:
 def gather(events: Iterable[Event]) -> Run:
     """Sort a journal's events by kind; of two events for one round the later counts."""
     run = Run()
-    outcomes = {"reply": run.replies, "failure": run.failures, "late": run.late, "update": run.updates}
+    outcomes = {
+        **{"reply": run.replies, "failure": run.failures, "late": run.late, "update": run.updates},
+        **{"resume": run.resumes, "checkpoint": run.checkpoints},
+    }
     for event in events:
-        run.last = float(event["time"])
+        before, run.last = run.last, float(event["time"])
         if run.first is None:
             run.first = run.last
         kind = event["event"]
         if kind == "run_started":
-            run.started = event
+            known = {"histogram": run.started["histogram"]} if "histogram" in run.started else {}
+            run.started = {**known, **event}
         elif kind == "plan":
             known = {key: event[key] for key in ("strategy", "rounds") if event.get(key) is not None}
             run.started = {**run.started, **known}
@@ -108,6 +121,8 @@ def gather(events: Iterable[Event]) -> Run:
             run.rounds[int(event["round"])] = event
         elif kind in outcomes:
             outcomes[kind].append(event)
+            if kind == "resume":
+                run.interrupted += run.last - (before or run.last)
         elif kind == "late_reply":
             _note_late(run, event, {"came": event["seconds"]})
         elif kind == "folded":

@@ -159,6 +159,7 @@ def headline(run: Run, summary: Mapping[str, Any], record: Mapping[str, Any]) ->
         note = f"{len(run.failures)} failures" if run.failures else "no failures"
         note += f", {len(run.late)} late" if run.late else ""
         note += f" ({len(run.folded)} folded in)" if run.folded else ""
+        note += "".join(f", resumed after round {event['round']}" for event in run.resumes)
         found.append(("Rounds", done, note))
         found.append(("Clients", str(summary["clients"]), client_words(summary)))
     if summary["wall_seconds"] is not None:

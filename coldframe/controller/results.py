@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shutil
 import sys
@@ -26,7 +25,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from coldframe.controller import assertions, oversubscription, plots, report, scenario_outcome, submission
+from coldframe.controller import (
+    assertions,
+    latest,
+    oversubscription,
+    plots,
+    report,
+    scenario_outcome,
+    submission,
+)
 from coldframe.controller.asynchronous import summary_of
 from coldframe.controller.closing_words import closing_words
 from coldframe.controller.records import LEFT_OUT, Event, Run, folders_of, gather, iso, jain
@@ -73,6 +80,8 @@ def summarise(
     the runs that ran on the same clients at the same time. `policy` is null where no round_deadline was asked
     for; `late` counts the messages that a phase did not wait for, `folded` those of them whose replies are in
     the model of a later round. `updates_jain` is Jain's index of the clients' replies that are in the model.
+    `resumed` counts how often the run was interrupted and went on, `resumed_from` is the id of the part before
+    the last, and `wall_seconds` is without the `interrupted_seconds`.
     """
     status, error = outcome(run, status, error)
     trained = run.trained_rounds
@@ -80,9 +89,11 @@ def summarise(
     final = evaluated[-1] if evaluated else {}
     started = run.started
     privacy = (started.get("config", {}).get("dp") or None) if started.get("partitioner") else None
-    wall = run.last - run.first if run.first is not None and run.last is not None else None
+    wall = None
+    if run.first is not None and run.last is not None:
+        wall = run.last - run.first - run.interrupted
     return {
-        "run_id": str(started.get("run_id", run_id)),
+        "run_id": str((run.resumes[-1:] or [{}])[0].get("run_id") or started.get("run_id", run_id)),
         "run_name": started.get("run_name") or None,
         "status": status,
         "error": error,
@@ -107,6 +118,9 @@ def summarise(
         "folded": len(run.folded) if started else None,
         "updates_jain": jain(run.contributions().values()),
         "updates": summary_of(run),
+        "resumed": len(run.resumes) if started else None,
+        "resumed_from": run.resumes[-1]["resumed_from"] if run.resumes else None,
+        "interrupted_seconds": run.interrupted if run.resumes else None,
         "oversubscribed": started.get("oversubscribed"),
         "oversubscribed_because": [],
         "concurrent_with": concurrent_with,
@@ -178,35 +192,9 @@ def folder_name(summary: dict[str, Any]) -> str:
     started = summary["started"]
     moment = datetime.fromisoformat(started) if started else datetime.now(UTC)
     name = re.sub(r"[^\w.-]+", "-", summary["run_name"] or summary["run_id"])
+    if summary["run_name"] and summary["resumed"]:
+        name += f"-resumed-{summary['resumed']}"  # the part before has a folder of that name
     return f"{moment:%Y%m%d-%H%M%S}-{name}"
-
-
-def check_latest(results: Path) -> Path:
-    """Give the path of the link `latest`, if it is free to be one."""
-    link = results / "latest"
-    if link.exists() and not link.is_symlink():
-        raise FileExistsError(f"{link} is no symbolic link: move it away, then collect the run again")
-    return link
-
-
-def point_latest(results: Path) -> None:
-    """Let `latest` point to the run that started last; without any run there is no link.
-
-    The link is replaced in one step, so that a reader never finds it missing.
-    """
-    link = check_latest(results)
-    runs = [
-        (str(json.loads(path.read_text(encoding="utf-8")).get("started") or ""), path.parent.name)
-        for path in results.glob("*/summary.json")
-        if not path.parent.is_symlink()
-    ]
-    if not runs:
-        link.unlink(missing_ok=True)
-        return
-    fresh = results / f".latest-{os.getpid()}"
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(max(runs)[1])
-    fresh.replace(link)
 
 
 def purge(results: Path, federation: str) -> list[Path]:
@@ -219,7 +207,7 @@ def purge(results: Path, federation: str) -> list[Path]:
     for folder in removed:
         shutil.rmtree(folder)
     if removed:
-        point_latest(results)
+        latest.point(results)
         left = False
         for experiment in results.glob("experiments/*"):
             if any(experiment.glob("runs/*/summary.json")):
@@ -348,7 +336,7 @@ def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, P
         versions={**versions, **noted.get("versions", {})},
     )
     summary["experiment"] = noted.get("experiment")
-    check_latest(arguments.results)
+    latest.check(arguments.results)
     out: Path = arguments.results / folder_name(summary)
     out.mkdir(parents=True, exist_ok=True)
     inventory, events = write_surroundings(arguments, noted, run, out)
@@ -386,7 +374,7 @@ def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, P
         settings=settings,
         record=record,
     )
-    point_latest(arguments.results)
+    latest.point(arguments.results)
     return summary, run, out, events
 
 

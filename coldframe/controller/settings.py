@@ -25,7 +25,7 @@ DATASETS = ("mnist", "fashion_mnist", "cifar10", "synthetic")
 # Which replies a round waits for, and what becomes of the others.
 POLICY = ("round_deadline", "round_goal", "round_minimum", "round_late")
 # Variables of run.yml that no app gets: the recording does.
-SETTINGS = ("run_name", "wait_timeout", *POLICY, "replay")
+SETTINGS = ("run_name", "wait_timeout", *POLICY, "replay", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,7 @@ RUN = _table(
     Variable("round_minimum", "whole", "2", "", low=1, most=100_000, empty=True),
     Variable("round_late", "choice", "fold", "drop", choices=("drop", "fold")),
     Variable("replay", "text", "RUN_ID", "", pattern=r"\d+", empty=True),
+    Variable("checkpoint", "truth", "false", True),
     Variable("run_name", "text", "baseline", "", pattern=RUN_NAME, empty=True),
     Variable("wait", "truth", "true", True),
     Variable("concurrent", "truth", "true", False),
@@ -141,9 +142,16 @@ RUN = _table(
     Variable("collect", "text", "RUN_ID", "", pattern=r"\d+"),
     Variable("stop", "text", "RUN_ID", "", pattern=r"\d+"),
     Variable("follow", "text", "RUN_ID", "", pattern=r"\d+"),
+    Variable("resume", "text", "RUN_ID", "", pattern=r"\d+|auto"),
+    Variable("resume_changed", "truth", "true", False),
 )
 RUN_CONFIG_KEYS = {variable.name: variable.key for variable in TRAINING}
-EARLIER = ("collect", "stop", "follow")  # with these, run.yml is about a run that was submitted before
+EARLIER = (
+    "collect",
+    "stop",
+    "follow",
+    "resume",
+)  # with these, run.yml is about a run that was submitted before
 VERBS: dict[str, dict[str, Variable]] = {
     "site": {
         **RUN,

@@ -19,6 +19,7 @@ SHOWN_RUNS = 5
 CALL = (
     *EARLIER,
     "wait",
+    "resume_changed",
     "app",
     "app_data",
     "concurrent",

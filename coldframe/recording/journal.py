@@ -36,6 +36,10 @@ Events (each line has `time`, unix seconds, and `event`):
   clients (that trained), failures, late, folded and void (only with a policy), updates (used ones),
   discarded, staleness (mean) and max_staleness (only with an asynchronous strategy), keys {figure: the
   app's own name of it}, derived [figures that are the mean of the replies, weighted with their examples]
+- `checkpoint`: round, bytes, held (seconds for which the run waited for it), seconds (that it took to write),
+  unkept [attributes of the strategy that it cannot hold]
+- `resume`: run_id, resumed_from (the run before it), round (the last one that was kept), resumed (how many
+  times by now); a `run_started` follows. What came after that round is in the journal of the run before alone
 - `model_saved`: path, sha256, bytes
 - `run_finished`: status (completed, failed, diverged or stopped), error
 
@@ -73,6 +77,14 @@ class Journal:
         record = {"time": round(time.time(), 3), "event": event, **_finite(fields)}
         line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
         os.write(self._file, line.encode())
+
+    def size(self) -> int:
+        """Return the bytes of all events so far."""
+        return os.fstat(self._file).st_size
+
+    def sync(self) -> None:
+        """Wait until all events so far are on the disk."""
+        os.fdatasync(self._file)
 
     def close(self) -> None:
         """Close the file."""

@@ -20,6 +20,7 @@ from flwr.app import ArrayRecord
 from flwr.server.strategy import Strategy as LegacyStrategy
 from flwr.serverapp.strategy import Strategy
 
+from coldframe.recording.checkpoint import Checkpoints
 from coldframe.recording.policy import Policy
 from coldframe.recording.replay import NO_ORDER, ReplayError
 from coldframe.recording.rounds import (
@@ -56,10 +57,12 @@ class Probes:
         recorder: Recorder,
         policy: Policy | None = None,
         order: Callable[[], list[Planned]] | None = None,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         self.recorder = recorder
         self.policy = policy
         self.order = order
+        self.checkpoints = checkpoints
         self._inside = threading.local()
         self._replaced: list[tuple[Any, str, Any]] = []  # where, name, what was there
 
@@ -151,13 +154,18 @@ class Probes:
         bound.apply_defaults()
         given = {**bound.arguments, **bound.arguments.get("kwargs", {})}
         self.recorder.plan(strategy, given.get("num_rounds"))
+        earlier = self.checkpoints.first_arrays() if self.checkpoints is not None else None
         if isinstance(first := given.get("initial_arrays"), ArrayRecord):
-            self.recorder.model = first
+            self.recorder.model = earlier or first
         for where in (bound.arguments, bound.arguments.get("kwargs", {})):
+            if earlier is not None and "initial_arrays" in where:
+                where["initial_arrays"] = earlier
             if callable(where.get("evaluate_fn")):
                 where["evaluate_fn"] = self.evaluates(where["evaluate_fn"])
         found = method(*bound.args, **bound.kwargs)
         self.recorder.end_round()
+        if self.checkpoints is not None:
+            self.checkpoints.end_strategy()
         return found
 
     def evaluates(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -165,10 +173,15 @@ class Probes:
 
         @functools.wraps(function)
         def evaluate(server_round: int, *args: Any, **kwargs: Any) -> Any:
+            checkpoints = self.checkpoints
+            if checkpoints is not None and checkpoints.is_past(None, server_round):
+                return checkpoints.past_metrics("server", server_round)
             self.recorder.enter(server_round)
             with self._timed("server_evaluate"):
                 metrics = function(server_round, *args, **kwargs)
             self.recorder.told("server", SERVER, metrics or {})
+            if checkpoints is not None:
+                checkpoints.told("server", server_round, metrics)
             return metrics
 
         return evaluate
@@ -177,7 +190,12 @@ class Probes:
         """Record that a round begins or goes on; of the legacy API also who will be asked, one by one."""
 
         def hook(method: Any, strategy: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            self.recorder.enter(_round_of(args, kwargs))
+            number = _round_of(args, kwargs)
+            if self._is_past(strategy, number):
+                return []
+            self.recorder.enter(number)
+            if self.checkpoints is not None:
+                args, kwargs = self.checkpoints.configuring(phase, strategy, number, args, kwargs)
             with self._timed("configure"), self._choosing(strategy, phase):
                 found = method(strategy, *args, **kwargs)
             if self.policy is not None:
@@ -192,7 +210,10 @@ class Probes:
         """Record the aggregate: the model and the clients' metrics."""
 
         def hook(method: Any, strategy: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            self.recorder.enter(_round_of(args, kwargs))
+            number, checkpoints = _round_of(args, kwargs), self.checkpoints
+            if checkpoints is not None and self._is_past(strategy, number):
+                return self._past(checkpoints, phase, number or 0)
+            self.recorder.enter(number)
             if phase == "train" and self.policy is not None and self.policy.take_void():
                 return None, None  # as a strategy does that has no replies
             with self._timed("aggregate"):
@@ -200,6 +221,8 @@ class Probes:
             legacy = isinstance(strategy, LegacyStrategy)
             if not legacy and phase == "evaluate":
                 self.recorder.told("evaluate", EVALUATED, found or {})
+                if checkpoints is not None:
+                    checkpoints.told("evaluate", number, found)
             elif not isinstance(found, tuple) or len(found) != 2:
                 pass  # not what Flower asks for: whoever called it will say so
             elif phase == "train":
@@ -208,6 +231,9 @@ class Probes:
                     self.policy.aggregated()
                 self.recorder.aggregated(strategy, arrays)
                 self.recorder.told("train", TRAINED, metrics or {})
+                if checkpoints is not None and not legacy:
+                    checkpoints.aggregated(arrays)
+                    checkpoints.told("train", number, metrics)
             else:
                 loss, metrics = found
                 known = {} if loss is None else {"loss": loss}
@@ -223,6 +249,22 @@ class Probes:
         found = method(strategy, *args, **kwargs)
         self.recorder.updated(*args, **kwargs)
         return found
+
+    def _is_past(self, strategy: Any, number: int | None) -> bool:
+        """Whether a resumed run has had a round before: no client is asked then, and nothing is recorded."""
+        if self.checkpoints is None or not isinstance(strategy, Strategy):
+            return False
+        return self.checkpoints.is_past(strategy, number)
+
+    def _past(self, checkpoints: Checkpoints, phase: str, number: int) -> Any:
+        """Return what a strategy has aggregated in a round that a resumed run has had before."""
+        metrics = checkpoints.past_metrics(phase, number)
+        if phase != "train":
+            return metrics
+        arrays = checkpoints.past_arrays()
+        if arrays is not None:
+            self.recorder.model = arrays
+        return arrays, metrics
 
     def evaluate(
         self, method: Callable[..., Any], strategy: Any, args: tuple[Any, ...], kwargs: dict[str, Any]

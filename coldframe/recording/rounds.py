@@ -181,6 +181,10 @@ class Recorder:
             if number is not None and (number or not self._offset):
                 self._enter(number + self._offset)
 
+    def passed(self, number: int) -> None:
+        """Note a round that the journal has already: a resumed run had it before."""
+        self.probed, self._last = True, max(self._last, number)
+
     def _enter(self, number: int) -> Round:
         now = time.monotonic()
         if self._round is None or number > self._round.number:

@@ -30,6 +30,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 import coldframe
 from coldframe.recording import apps, files, flower, output, reading, settings, threads, torchvision_import
 from coldframe.recording.app_errors import AppError
+from coldframe.recording.checkpoint import Checkpoints, forget, newest
 from coldframe.recording.grid import RecordingGrid
 from coldframe.recording.journal import STOPPED, Journal
 from coldframe.recording.policy import Policy
@@ -108,9 +109,9 @@ def claim_output(state: Path) -> None:
 def record(run: Any, grid: Grid, context: Context, state: Path) -> Context:
     """Run an app, and leave a journal of it however it ends."""
     folder = state / "runs" / str(context.run_id)
+    asked = settings.read(state, str(context.run_id))  # of a run that is resumed the journal is there then
     journal = Journal(folder / "journal.jsonl")
     recorder = Recorder(journal, state / "nodes.json")
-    asked = settings.read(state, str(context.run_id))
     recorder.known = about(context, recorder, asked)
     recorder.epochs = first_whole(context.run_config, EPOCHS_KEYS) or 1
     journal.append("run_started", **recorder.known)
@@ -118,11 +119,13 @@ def record(run: Any, grid: Grid, context: Context, state: Path) -> Context:
     rules = Rules(finite=not nonfinite) if isinstance(nonfinite, bool) else None
     policy = Policy(recorder, asked) if asked.round_deadline else None
     recording = RecordingGrid(grid, recorder, rules, asked.wait_timeout, policy)
+    resumed = newest(folder) if asked.resumed_from else None
+    checkpoints = Checkpoints(recorder, folder, asked.checkpoint, resumed)
     order = None
     if asked.replay:
         config, clients = dict(context.run_config), recorder.clients()
         order = functools.partial(order_of, state, asked.replay, config, clients)
-    probes = Probes(recorder, policy, order)
+    probes = Probes(recorder, policy, order, checkpoints)
     probes.install()
     status, reason = "completed", None
     try:
@@ -140,8 +143,11 @@ def record(run: Any, grid: Grid, context: Context, state: Path) -> Context:
     finally:
         probes.remove()
         recording.close_policy()
+        checkpoints.close()
         recorder.finish(status, reason, folder)
         journal.close()
+        if status == "completed":
+            forget(folder)
     return found
 
 
@@ -162,11 +168,16 @@ def about(context: Context, recorder: Recorder, asked: Settings) -> dict[str, An
             {"name": client.name, "partition_id": client.partition_id, "node_id": str(client.node_id)}
             for client in recorder.clients()
         ],
-        "versions": {
-            **{name: version for name in ("flwr", "torch", "numpy") if (version := version_of(name))},
-            "python": platform.python_version(),
-            "coldframe": coldframe.__version__,
-        },
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what a ServerApp runs on."""
+    return {
+        **{name: version for name in ("flwr", "torch", "numpy") if (version := version_of(name))},
+        "python": platform.python_version(),
+        "coldframe": coldframe.__version__,
     }
 
 

@@ -42,6 +42,10 @@ class Settings:
         What becomes of replies to a phase of training that has ended: nothing, or they are in the next one.
     replay : str, optional
         The run whose order of updates is to be repeated.
+    checkpoint : bool
+        Whether a checkpoint is taken after each round.
+    resumed_from : str, optional
+        The run that this one goes on from.
     """
 
     run_name: str | None = None
@@ -52,6 +56,8 @@ class Settings:
     round_minimum: int | None = None
     round_late: str = DROP
     replay: str | None = None
+    checkpoint: bool = True
+    resumed_from: str | None = None
 
 
 @contextmanager
@@ -71,14 +77,23 @@ def write(state: Path, run_id: str, note: str) -> None:
     part.rename(folder / NOTE)
 
 
+def note_of(state: Path, run_id: str) -> dict[str, Any]:
+    """Return the note of a run; empty where there is none."""
+    try:
+        return dict(json.loads((state / "runs" / run_id / NOTE).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
 def experiment_of(state: Path, run_id: str) -> dict[str, Any] | None:
     """Return what a run's note says of the experiment that it belongs to; None for any other run."""
-    try:
-        note = json.loads((state / "runs" / run_id / NOTE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    found = note.get("experiment")
+    found = note_of(state, run_id).get("experiment")
     return found if isinstance(found, dict) else None
+
+
+def began(state: Path, run_id: str) -> str | None:
+    """Return when the first part of a run was submitted that was resumed; None for any other run."""
+    return (note_of(state, run_id).get("settings") or {}).get("began")
 
 
 def read(state: Path, run_id: str) -> Settings:
@@ -99,4 +114,6 @@ def read(state: Path, run_id: str) -> Settings:
         round_minimum=given.get("round_minimum") or None,
         round_late=given.get("round_late") or DROP,
         replay=given.get("replay") or None,
+        checkpoint=given.get("checkpoint", True),
+        resumed_from=given.get("resumed_from"),
     )

@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx
 from cryptography.hazmat.primitives import serialization
-from flwr.common.serde import fab_to_proto, user_config_to_proto
+from flwr.common.serde import fab_to_proto, user_config_from_proto, user_config_to_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
     ListRunsRequest,
@@ -37,10 +37,11 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from coldframe import cgroups
 from coldframe.flower import database
 from coldframe.flower.version import runtime
-from coldframe.recording import settings
+from coldframe.recording import checkpoint, settings
 from coldframe.recording.app_errors import FLWR_PREFIX
 from coldframe.recording.journal import Tail, reaches, read_journal
 from coldframe.server.container import SUPERLINK, SUPERLINK_CERTIFICATE
+from coldframe.server.resume import Asked, Refused, choose, judge, note_of
 from coldframe.server.retention import COLLECTED, PRUNED, prune
 
 ASK_SECONDS = 2.0  # how often the SuperLink is asked whether a run has ended that its journal does not end
@@ -119,6 +120,8 @@ def submit(
     keep: int,
     others: str,
     note: str = "",
+    series: int | None = None,
+    prepare: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Start a run of the app in ``fab_file`` with the keys of ``run_config`` overridden.
 
@@ -132,6 +135,10 @@ def submit(
     note : str
         Kept beside the run's journal: what whoever collects it has to know, and the settings of the run that
         its app does not get.
+    series : int, optional
+        The series of runs that it belongs to: clients keep what a ClientApp has in its state within one.
+    prepare : callable, optional
+        Called with the run's id before its ServerApp may begin.
     """
     going = [run["run_id"] for run in list_runs(client) if run["status"] != "finished"]
     if going and others == "refuse":
@@ -148,20 +155,61 @@ def submit(
             StartRunRequest(
                 fab=fab_to_proto(Fab(hashlib.sha256(content).hexdigest(), content, {})),
                 override_config=user_config_to_proto(run_config),
+                series_id=series,
             )
         )
         if not response.HasField("run_id"):
             raise SystemExit(
                 "the SuperLink refused the run; its log says why: docker logs <federation>-server"
             )
-        if note:
-            settings.write(state_directory(), str(response.run_id), note)
+        try:
+            if prepare:
+                prepare(str(response.run_id))
+            if note:
+                settings.write(state_directory(), str(response.run_id), note)
+        except OSError:
+            client.StopRun(StopRunRequest(run_id=response.run_id))
+            raise
     try:
         pruned = prune(state_directory() / "runs", keep)
     except OSError as error:  # the run is on its way all the same
         print(f"the files of old runs could not be removed: {error}", file=sys.stderr)
         pruned = []
     return {"run_id": str(response.run_id), "pruned": pruned}
+
+
+def resume(client: ControlHttpClient, wanted: str, keep: int, others: str, asked: Asked) -> dict[str, Any]:
+    """Start a run that goes on from the last checkpoint of one that has not completed.
+
+    Parameters
+    ----------
+    wanted : str
+        The id of that run, or `auto`: the newest that can be resumed.
+    keep, others
+        As of `submit`.
+    """
+    state = state_directory()
+    try:
+        run_id, found = choose(list_runs(client), wanted, state)
+        earlier = client.ListRuns(ListRunsRequest(run_id=int(run_id))).run_dict[int(run_id)]
+        fab = Path(asked.fab or state / "apps" / f"{earlier.fab_hash[:16]}.fab")
+        noted = settings.note_of(state, run_id)
+        judge(run_id, found, noted, earlier.fab_hash, fab, asked)
+    except Refused as refused:
+        raise SystemExit(str(refused)) from None
+    config = user_config_from_proto(earlier.override_config)
+    config |= {key: value for _, key, value in asked.typed if key}
+    submitted = submit(
+        client,
+        fab,
+        config,
+        keep,
+        others,
+        json.dumps(note_of(run_id, earlier.pending_at, noted, asked)),
+        earlier.series_id or None,
+        lambda later: checkpoint.hand_over(state / "runs", run_id, later, found),
+    )
+    return {**submitted, "resumed_from": run_id, "round": found.round}
 
 
 def progress(run_id: str) -> dict[str, Any]:
@@ -200,6 +248,11 @@ def list_runs(client: ControlHttpClient, run_id: str | None = None) -> list[dict
             "noted": (state_directory() / "runs" / str(run.run_id) / settings.NOTE).exists(),
             "collected": (state_directory() / "runs" / str(run.run_id) / COLLECTED).exists(),
             "experiment": settings.experiment_of(state_directory(), str(run.run_id)),
+            "checkpoint": next(
+                iter(checkpoint.rounds_of(state_directory() / "runs" / str(run.run_id))), None
+            ),
+            # Of a run that was resumed, the first part.
+            "began": settings.began(state_directory(), str(run.run_id)) or run.pending_at,
             **(progress(str(run.run_id)) if run.status.status == "running" else {}),
         }
         for run in client.ListRuns(request).run_dict.values()
@@ -293,6 +346,7 @@ class Follower:
         self.expected = 0
         self.updates = 0  # of the round, that an asynchronous strategy used
         self.begin: float | None = None  # unix time
+        self.unkept = False  # it was said what checkpoints do not hold
         self.reached = ""  # which figure of which round is what the run is to be ended at
 
     def over(self) -> str:
@@ -334,6 +388,10 @@ class Follower:
             return [self.bar(f"{place(event)}{event['phase']} 0/{self.expected}")]
         if kind == "phase_extended":
             self.expected += len(event["clients"])
+        if kind == "checkpoint" and event["unkept"] and not self.unkept:
+            self.unkept = True
+            names = ", ".join(event["unkept"])
+            return [f"no checkpoint holds {names}: a run that is resumed begins with new ones"]
         if kind in ("reply", "failure", "late"):
             self.replies += 1
             lines = [self.bar(f"{place(event)}{event['phase']} {self.replies}/{self.expected}")]
@@ -379,6 +437,11 @@ def policy_words(event: dict[str, Any]) -> str:
     return ""
 
 
+def resume_words(event: dict[str, Any]) -> str:
+    """Say from where a run goes on."""
+    return f"resumed from run {event['resumed_from']} after round {event['round']}"
+
+
 def not_folded_words(event: dict[str, Any]) -> str:
     """Say why a late reply is in no model."""
     return f"{place(event)}the late reply of {event['client']} cannot be used: {event['reason']}"
@@ -388,6 +451,7 @@ def not_folded_words(event: dict[str, Any]) -> str:
 WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "waiting": waiting_words,
     "policy": policy_words,
+    "resume": resume_words,
     "not_folded": not_folded_words,
 }
 
@@ -465,8 +529,11 @@ def main() -> int:
     submit_parser = commands.add_parser("submit")
     submit_parser.add_argument("fab", type=Path)
     submit_parser.add_argument("run_config", help="JSON object; a note of the run comes on standard input")
-    submit_parser.add_argument("--keep", type=int, required=True, help="runs that keep their files")
-    submit_parser.add_argument("--others", choices=("beside", "end", "refuse"), required=True)
+    resume_parser = commands.add_parser("resume")
+    resume_parser.add_argument("run_id", help="or auto; what was typed comes on standard input as JSON")
+    for words in (submit_parser, resume_parser):
+        words.add_argument("--keep", type=int, required=True, help="runs that keep their files")
+        words.add_argument("--others", choices=("beside", "end", "refuse"), required=True)
     commands.add_parser("stop").add_argument("run_id")
     follow_parser = commands.add_parser("follow")
     follow_parser.add_argument("run_id")
@@ -485,6 +552,9 @@ def main() -> int:
             config = json.loads(arguments.run_config)
             note = sys.stdin.read()
             result = submit(client, arguments.fab, config, arguments.keep, arguments.others, note)
+        elif arguments.command == "resume":
+            asked = Asked(**json.loads(sys.stdin.read() or "{}"))
+            result = resume(client, arguments.run_id, arguments.keep, arguments.others, asked)
         elif arguments.command == "follow":
             if (found := runtime()).reason:
                 print(f"runtime: {found}", flush=True)

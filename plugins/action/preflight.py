@@ -26,6 +26,7 @@ from coldframe.controller import (
 )
 from coldframe.controller.preflight import Call, Preflight
 from coldframe.controller.records import folders_of
+from coldframe.controller.resume import resumption
 from coldframe.controller.roster import run_config
 from coldframe.controller.settings import VERBS
 
@@ -83,6 +84,7 @@ def _answer(it: Preflight) -> dict[str, Any]:
     return {
         "run": it.values,
         "run_config": run_config(it.values) if it.deploys else {},
+        "resumption": resumption(it.values, it.call.extra) if it.values.get("resume") else {},
         "fab": it.packed.get("path", ""),
         "app_data": check_app_data.folder_of(it.values, it.call.base),
         "roster": deployment.shown(it),

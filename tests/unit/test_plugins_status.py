@@ -197,6 +197,7 @@ def test_submission_notes_what_was_typed_and_what_the_agents_read() -> None:
         **{"run_name": "pilot", "wait_timeout": 300.0, "oversubscribed": True},
         **dict.fromkeys(("round_deadline", "round_goal", "round_minimum", "replay"), ""),
         "round_late": "drop",
+        "checkpoint": True,
     }
     assert {key: found[key] for key in who} == who
     one, two = found["clients"]
