@@ -80,8 +80,8 @@ def summarise(
     the runs that ran on the same clients at the same time. `policy` is null where no round_deadline was asked
     for; `late` counts the messages that a phase did not wait for, `folded` those of them whose replies are in
     the model of a later round. `updates_jain` is Jain's index of the clients' replies that are in the model.
-    `resumed` counts how often the run was interrupted and went on, `resumed_from` is the id of the part before
-    the last, and `wall_seconds` is without the `interrupted_seconds`.
+    `resumed` counts how often the run was interrupted and went on, `resumed_from` is the id of the part
+    before the last, and `wall_seconds` is without the `interrupted_seconds`.
     """
     status, error = outcome(run, status, error)
     trained = run.trained_rounds

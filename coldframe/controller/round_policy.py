@@ -20,7 +20,6 @@ NOT_FOLDING = {
     "bulyan": MALICIOUS,
     "qfedavg": "it weighs work with the loss of the present model, and that of late work is another's",
 }
-OWN_WAY = "it has rules of its own for old work"  # asynchronous ones
 LOCAL = "local"  # differential privacy that each client adds by itself: it needs no other client
 
 
@@ -107,7 +106,7 @@ def _of_our_app(values: Mapping[str, Any], clients: int | None) -> list[Finding]
         findings.append(Finding(problem, f"type -e round_minimum={sampled}"))
     strategy, args = values["fl_strategy"], values["strategy_args"]
     if late == FOLD and strategy not in FOLDING:
-        problem = f"{strategy} takes no late work: {NOT_FOLDING.get(strategy, OWN_WAY)}"
+        problem = f"{strategy} takes no late work: {NOT_FOLDING[strategy]}"
         findings.append(Finding(problem, f"leave round_late out, or type -e fl_strategy={FOLDING[0]}"))
     if not arguments.judge("", arguments.STRATEGIES[strategy], args):
         need, least = arguments.replies_needed(strategy, args), minimum or asked

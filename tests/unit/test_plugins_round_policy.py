@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from coldframe.controller.round_policy import OWN_WAY, check_policy
+from coldframe.controller.round_policy import NOT_FOLDING, check_policy
 from coldframe.controller.settings import STRATEGIES, cast
+from fl.arguments import ASYNCHRONOUS
 
 DP = {"fl_dp": "server-fixed", "dp_args": {"noise_multiplier": 0.1, "clipping_norm": 10}}
 LOCAL = {
@@ -140,7 +141,10 @@ def test_only_weighted_averages_take_late_work_and_each_refusal_has_a_reason(nam
     found = findings(round_deadline=60, round_late="fold", round_minimum=5, fl_strategy=name)
     takes = name in ("fedavg", "fedavgm", "fedprox", "fedadagrad", "fedadam", "fedyogi")
     assert (found == []) == takes
-    assert takes or (found[0].startswith(f"{name} takes no late work: ") and OWN_WAY not in found[0])
+    if name in ASYNCHRONOUS:
+        assert f"{name} waits for no client" in found[0]
+    elif not takes:
+        assert found[0].startswith(f"{name} takes no late work: {NOT_FOLDING[name]}")
     assert findings(app="x", round_deadline=60, round_late="fold", fl_strategy=name) == []
 
 
