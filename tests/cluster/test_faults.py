@@ -6,7 +6,9 @@ everything standing behind.
 
 from __future__ import annotations
 
+import csv
 import os
+import re
 import signal
 import ssl
 import time
@@ -38,9 +40,13 @@ def federation_to_hurt(federation: WatchedLab) -> Iterator[WatchedLab]:
 
 
 def start(lab: Lab, **variables: Any) -> tuple[Play, Callable[[], Play]]:
-    """Start a run and wait until its first round is over."""
+    """Start a run, or resume one, and wait until a round of it is over."""
     play, wait = lab.start("run.yml", **{**SMALL, **variables})
-    lab.wait_for("the first round", lambda: "round 1/" in play.output or play.code >= 0, 180)
+
+    def over() -> bool:
+        return re.search(r"round [1-9]\d*/\d+  ", play.output) is not None
+
+    lab.wait_for("a round", lambda: over() or play.code >= 0, 180)
     return play, wait
 
 
@@ -107,9 +113,9 @@ def test_power_cut_and_partition_of_client_machines(faults: WatchedLab) -> None:
     assert {client for client in CLIENTS if after[client] != before[client]} == ON_C2
 
 
-def broken(faults: WatchedLab, hurt: Callable[[], object]) -> None:
+def broken(faults: WatchedLab, hurt: Callable[[], object], **variables: str) -> dict[str, Any]:
     """Hurt the server while a run goes on: the run fails, and its results and status.yml say why."""
-    _, wait = start(faults, rounds="50")
+    _, wait = start(faults, **variables)
     hurt()
     play = wait()
     assert play.code != 0
@@ -119,22 +125,37 @@ def broken(faults: WatchedLab, hurt: Callable[[], object]) -> None:
     faults.wait_for("all clients", lambda: faults.online() == set(CLIENTS), 90)
     run = next(run for run in faults.status()["runs"] if run["run_id"] == summary["run_id"])
     assert (run["status"], run["sub_status"], run["details"]) == ("finished", "failed", RESTARTED)
+    assert f"-e resume={summary['run_id']}" in play.output
+    return summary
 
 
 def test_server_comes_back_with_its_state(faults: WatchedLab) -> None:
-    """Hurts the server: SIGKILL of its main process, then a reboot of its machine, each in the middle of a
-    run. The federation is whole again without Ansible, and the next run completes."""
+    """Hurts the server: SIGKILL of its main process, and so of all in its container, in the middle of a run;
+    then a reboot of its machine in the middle of the rest. The federation is whole again without Ansible, and
+    the run goes on each time, to the model of one that nobody interrupted."""
+    training = {"rounds": "12", "seed": "3", "fl_strategy": "fedavgm", **EVERYBODY}
+    training["strategy_args"] = '{"server_momentum":0.9}'
     described = faults.container(faults.server, f"{FEDERATION}-server")
-    broken(faults, lambda: faults.on_server(f"kill -9 {described['State']['Pid']}"))
+    first = broken(faults, lambda: faults.on_server(f"kill -9 {described['State']['Pid']}"), **training)
+    assert 1 <= first["rounds"] < 12
 
     def healthy() -> bool:
         state = faults.container(faults.server, f"{FEDERATION}-server")["State"]
         return state["Pid"] != described["State"]["Pid"] and state["Health"]["Status"] == "healthy"
 
     faults.wait_for("the server's return", healthy)
-    broken(faults, faults.server.reboot)
-    again = faults.run(**{**SMALL, **EVERYBODY, "rounds": "1"})
-    assert (again["status"], again["failures"]) == ("completed", [])
+    second = broken(faults, faults.server.reboot, resume=first["run_id"])
+    assert (second["resumed"], second["resumed_from"]) == (1, first["run_id"])
+    assert first["rounds"] < second["rounds"] < 12
+    play = faults.must("run.yml", resume="auto")
+    assert f"resumed from run {second['run_id']} after round" in play.output
+    whole = faults.summary()
+    assert (whole["status"], whole["failures"], whole["resumed"]) == ("completed", [], 2)
+    assert whole["rounds"] == 12
+    rounds = list(csv.DictReader((faults.results / "latest" / "rounds.csv").open()))
+    assert [int(row["round"]) for row in rounds] == list(range(13)), "each round once"
+    straight = faults.run(**{**SMALL, **training})
+    assert straight["model_sha256"] == whole["model_sha256"]
 
 
 def test_controller_killed_in_the_middle(faults: WatchedLab) -> None:
