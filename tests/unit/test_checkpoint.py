@@ -346,7 +346,7 @@ def own_run(
         return MetricRecord({"sum": float(arrays["w"].numpy().sum()), "parts": [1.0, 2.0]})
 
     checkpoints = Checkpoints(recorder, folder, True, newest(folder) if resumed else None)
-    probes = Probes(recorder, None, checkpoints)
+    probes = Probes(recorder, checkpoints=checkpoints)
     probes.install()
     torch.manual_seed(6)
     random.seed(1 if not resumed else 999)
