@@ -39,12 +39,12 @@ def federation_to_hurt(federation: WatchedLab) -> Iterator[WatchedLab]:
     write_inventory(federation)
 
 
-def start(lab: Lab, **variables: Any) -> tuple[Play, Callable[[], Play]]:
-    """Start a run, or resume one, and wait until a round of it is over."""
+def start(lab: Lab, after: int = 0, **variables: Any) -> tuple[Play, Callable[[], Play]]:
+    """Start a run, or resume one, and wait until a round is over that comes after the one of this number."""
     play, wait = lab.start("run.yml", **{**SMALL, **variables})
 
     def over() -> bool:
-        return re.search(r"round [1-9]\d*/\d+  ", play.output) is not None
+        return any(int(number) > after for number in re.findall(r"round (\d+)/\d+  ", play.output))
 
     lab.wait_for("a round", lambda: over() or play.code >= 0, 180)
     return play, wait
@@ -113,9 +113,11 @@ def test_power_cut_and_partition_of_client_machines(faults: WatchedLab) -> None:
     assert {client for client in CLIENTS if after[client] != before[client]} == ON_C2
 
 
-def broken(faults: WatchedLab, hurt: Callable[[], object], **variables: str) -> dict[str, Any]:
+def broken(
+    faults: WatchedLab, hurt: Callable[[], object], after: int = 0, **variables: str
+) -> dict[str, Any]:
     """Hurt the server while a run goes on: the run fails, and its results and status.yml say why."""
-    _, wait = start(faults, **variables)
+    _, wait = start(faults, after, **variables)
     hurt()
     play = wait()
     assert play.code != 0
@@ -144,7 +146,7 @@ def test_server_comes_back_with_its_state(faults: WatchedLab) -> None:
         return state["Pid"] != described["State"]["Pid"] and state["Health"]["Status"] == "healthy"
 
     faults.wait_for("the server's return", healthy)
-    second = broken(faults, faults.server.reboot, resume=first["run_id"])
+    second = broken(faults, faults.server.reboot, first["rounds"], resume=first["run_id"])
     assert (second["resumed"], second["resumed_from"]) == (1, first["run_id"])
     assert first["rounds"] < second["rounds"] < 12
     play = faults.must("run.yml", resume="auto")
