@@ -190,6 +190,34 @@ def test_limits_change_while_clients_train(pacing: Pacing) -> None:
     assert all(event["holds"] for event in events)
 
 
+def test_rounds_that_do_not_wait_for_a_slow_client_lose_nothing_of_its_work(pacing: Pacing) -> None:
+    """With a goal the slow client's reply is in the model of a later round. FedBuff waits for nobody, and in
+    the same order of updates it makes the same model without any throttle."""
+    lab = pacing.lab
+    pacing.throttle(cpu="0.05", clients="c1-0")
+    lab.run(rounds="8", fraction_evaluate="0", round_deadline="60", round_goal="0.8", round_late="fold")
+    summary, journal = lab.summary(), lab.journal()
+    assert (summary["status"], summary["failures"]) == ("completed", [])
+    folded = [event for event in journal if event["event"] == "folded"]
+    assert {event["client"] for event in folded} == {"c1-0"}
+    assert summary["folded"] == len(folded) <= summary["late"]
+    assert all(event["into"] > event["round"] and 0 < event["weight"] <= 1 for event in folded)
+    phases = [event for event in journal if event["event"] == "phase_started"]
+    asked = [(event["round"], event["phase"], client) for event in phases for client in event["clients"]]
+    came = [e for e in journal if e["event"] in ("reply", "failure", "late")]
+    assert sorted((e["round"], e["phase"], e["client"]) for e in came) == sorted(asked), "one outcome each"
+
+    buffered = {"fl_strategy": "fedbuff", "strategy_args": '{"buffer_size":3}', "rounds": "6", "seed": "4"}
+    first = lab.run(**buffered, **EVERYBODY)
+    assert (first["status"], first["updates"]["used"]) == ("completed", 18)
+    assert first["updates"]["by_client"]["c1-0"] < max(first["updates"]["by_client"].values())
+    assert max(map(int, first["updates"]["staleness"])) > 0
+    pacing.throttle(undo="true")
+    again = lab.run(**buffered, **EVERYBODY, replay=first["run_id"])
+    assert again["model_sha256"] == first["model_sha256"]
+    assert again["updates"]["staleness"] == first["updates"]["staleness"]
+
+
 @pytest.mark.measures
 def test_saturating_process_gets_what_is_asked_for(pacing: Pacing) -> None:
     """Within 3 % over 10 s, by the kernel's own counters."""
