@@ -194,8 +194,8 @@ def test_rounds_that_do_not_wait_for_a_slow_client_lose_nothing_of_its_work(paci
     """With a goal the slow client's reply is in the model of a later round. FedBuff waits for nobody, and in
     the same order of updates it makes the same model without any throttle."""
     lab = pacing.lab
-    pacing.throttle(cpu="0.05", clients="c1-0")
-    lab.run(rounds="8", fraction_evaluate="0", round_deadline="60", round_goal="0.8", round_late="fold")
+    pacing.throttle(cpu="0.08", clients="c1-0")
+    lab.run(rounds="20", fraction_evaluate="0", round_deadline="60", round_goal="0.8", round_late="fold")
     summary, journal = lab.summary(), lab.journal()
     assert (summary["status"], summary["failures"]) == ("completed", [])
     folded = [event for event in journal if event["event"] == "folded"]
