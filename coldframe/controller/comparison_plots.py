@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -56,6 +56,16 @@ def figures(comparison: Comparison) -> dict[str, Figure]:
     return drawn
 
 
+class Course(Protocol):
+    """What the course of a run is drawn from."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def rounds(self) -> Sequence[Mapping[str, Any]]: ...
+
+
 def colour(place: int) -> str:
     """The colour of a point, by its place."""
     return COLOURS[place % len(COLOURS)]
@@ -99,7 +109,7 @@ def curves(comparison: Comparison, key: str) -> Figure:
 
 
 def curve(
-    runs: Sequence[RunData], key: str, along: str
+    runs: Sequence[Course], key: str, along: str
 ) -> tuple[list[float], list[float], list[float], list[float]]:
     """Average a figure over the seeds.
 
