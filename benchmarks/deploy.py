@@ -106,7 +106,7 @@ class Bench:
         ask = "docker exec coldframe-server python3 -m coldframe.server.control nodes"
         end = time.monotonic() + SETTLE
         while time.monotonic() < end:
-            nodes = json.loads(self.hosts[0].run(ask).stdout.splitlines()[-1])
+            nodes = json.loads(self.hosts[0].run(ask).stdout.splitlines()[-1])["nodes"]
             if sum(node["status"] == "online" for node in nodes) == total:
                 return
             time.sleep(3)
