@@ -29,17 +29,24 @@ def main(grid: Grid, context: Context) -> None:
     partition.validate(str(run["partitioner"]), arguments(run, "partitioner"), clients, samples)
     chosen = build_strategy(run, clients)
     net = model.build(dataset, seed)
-    evaluate = evaluation(net, run)
+    evaluate, holds = evaluation(net, run), False
+
+    def evaluate_fn(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        nonlocal holds
+        holds = True  # the global model; before that only what it was built with
+        return evaluate(server_round, arrays)
+
     try:
         result = chosen.start(
             grid,
             ArrayRecord(net.state_dict()),
             num_rounds=rounds,
             timeout=float(run["round-timeout"]),
-            evaluate_fn=evaluate,
+            evaluate_fn=evaluate_fn,
         )
-    finally:  # what the rounds before a failure have made is not lost
-        torch.save(net.state_dict(), MODEL_FILE)
+    finally:  # what the rounds before a failure have made is not lost, nor what a run before has saved
+        if holds:
+            torch.save(net.state_dict(), MODEL_FILE)
     if rounds and not result.arrays and float(run["fraction-train"]) > 0:
         raise RuntimeError(f"no round of {rounds} trained the model; the failures of the clients say why")
 

@@ -3,7 +3,9 @@
 import difflib
 import importlib
 import random
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -181,7 +183,8 @@ class Reproducible(Strategy):
     def __init__(self, strategy: Strategy, seed: int, finite: bool = True, work_seconds: float = 0.0) -> None:
         self.strategy, self.seed, self.finite = strategy, seed, finite
         self.pace = work.Pace(work_seconds) if work_seconds else None
-        self._state: Mapping[str, torch.Tensor] = {}
+        # Of the model in hand. A function, so that no checkpoint holds that model a second time.
+        self._unpack: Callable[..., OrderedDict[str, torch.Tensor]] = partial(model.unpack, like={})
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -208,7 +211,7 @@ class Reproducible(Strategy):
         packed, metrics = self.strategy.aggregate_train(server_round, replies)
         if not packed:
             return None, metrics
-        state = model.unpack({key: array.numpy() for key, array in packed.items()}, self._state)
+        state = self._unpack({key: array.numpy() for key, array in packed.items()})
         if self.finite and not all(torch.isfinite(tensor).all() for tensor in state.values()):
             raise FloatingPointError(
                 f"in round {server_round} the aggregated model is NaN or infinite. Lower learning_rate or"
@@ -250,5 +253,6 @@ class Reproducible(Strategy):
         return result
 
     def _pack(self, arrays: ArrayRecord) -> ArrayRecord:
-        self._state = arrays.to_torch_state_dict()
-        return ArrayRecord({key: Array(array) for key, array in model.pack(self._state).items()})
+        state = arrays.to_torch_state_dict()
+        self._unpack = partial(model.unpack, like=state)
+        return ArrayRecord({key: Array(array) for key, array in model.pack(state).items()})

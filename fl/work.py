@@ -59,6 +59,14 @@ class Pace:
         self.seconds = seconds
         self.speeds: dict[int, Speed] = {}  # by node
 
+    def state_dict(self) -> dict[str, dict[int, tuple[float, float]]]:
+        """Return the speeds, for a checkpoint of the run."""
+        return {"speeds": {node: (it.steps_per_second, it.setup_seconds) for node, it in self.speeds.items()}}
+
+    def load_state_dict(self, found: Mapping[str, Mapping[int, tuple[float, float]]]) -> None:
+        """Take over the speeds of a checkpoint."""
+        self.speeds = {node: Speed(*speed) for node, speed in found["speeds"].items()}
+
     def assign(self, messages: Iterable[Message]) -> list[Message]:
         """Tell each client how many steps it has; 0 where its speed is not known: the seconds decide."""
         return [self._assign(message) for message in messages]

@@ -65,6 +65,9 @@ OWN = {
     "collect": "the runs of an experiment are collected",
     "stop": "type ansible-playbook run.yml -e stop=RUN_ID",
     "follow": "type ansible-playbook run.yml -e follow=RUN_ID",
+    "resume": "type ansible-playbook experiment.yml again: it repeats what has failed",
+    "resume_changed": "type ansible-playbook experiment.yml again: it repeats what has failed",
+    "replay": "type ansible-playbook run.yml -e replay=RUN_ID",
 }
 LIMIT_KEYS = (*LIMITS, "profile", "clients", "fraction", "seed")
 NO_LIMITS = "none"

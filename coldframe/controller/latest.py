@@ -1,4 +1,4 @@
-"""The link `latest` in the results, to the folder of the run that started last."""
+"""The link `latest` in the results, to the folder of the run that started, or was resumed, last."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def check(results: Path) -> Path:
 
 
 def point(results: Path) -> None:
-    """Let `latest` point to the run that started last; without any run there is no link.
+    """Let `latest` point to the run that started, or was resumed, last; without any run there is no link.
 
     The link is replaced in one step, so that a reader never finds it missing.
     """
@@ -25,8 +25,8 @@ def point(results: Path) -> None:
     for path in results.glob("*/summary.json"):
         if not path.parent.is_symlink():
             summary = json.loads(path.read_text(encoding="utf-8"))
-            begin = str(summary.get("started") or "")
-            runs.append((begin, summary.get("resumed") or 0, path.parent.name))
+            begin = str(summary.get("resumed_at") or summary.get("started") or "")
+            runs.append((begin, path.parent.name))
     if not runs:
         link.unlink(missing_ok=True)
         return

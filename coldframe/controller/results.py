@@ -81,7 +81,7 @@ def summarise(
     for; `late` counts the messages that a phase did not wait for, `folded` those of them whose replies are in
     the model of a later round. `updates_jain` is Jain's index of the clients' replies that are in the model.
     `resumed` counts how often the run was interrupted and went on, `resumed_from` is the id of the part
-    before the last, and `wall_seconds` is without the `interrupted_seconds`.
+    before the last, `resumed_at` when that went on, and `wall_seconds` is without the `interrupted_seconds`.
     """
     status, error = outcome(run, status, error)
     trained = run.trained_rounds
@@ -121,6 +121,7 @@ def summarise(
         "resumed": len(run.resumes) if started else None,
         "resumed_from": run.resumes[-1]["resumed_from"] if run.resumes else None,
         "interrupted_seconds": run.interrupted if run.resumes else None,
+        "resumed_at": iso(run.resumes[-1]["time"]) if run.resumes else None,
         "oversubscribed": started.get("oversubscribed"),
         "oversubscribed_because": [],
         "concurrent_with": concurrent_with,
@@ -193,7 +194,7 @@ def folder_name(summary: dict[str, Any]) -> str:
     moment = datetime.fromisoformat(started) if started else datetime.now(UTC)
     name = re.sub(r"[^\w.-]+", "-", summary["run_name"] or summary["run_id"])
     if summary["run_name"] and summary["resumed"]:
-        name += f"-resumed-{summary['resumed']}"  # the part before has a folder of that name
+        name += f"-resumed-{summary['run_id']}"  # the part before, and another resume of it, have their own
     return f"{moment:%Y%m%d-%H%M%S}-{name}"
 
 

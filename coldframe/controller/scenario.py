@@ -438,6 +438,13 @@ def coldframe_scenario(plan: Mapping[str, Any], machine: str, run_id: str = "") 
     return {"run": staged, "entries": []} if over else {}
 
 
+def coldframe_scenario_left(plan: Mapping[str, Any], machine: str) -> dict[str, Any]:
+    """What to ask of a machine's agent before a run is resumed: to end what a run that is over has staged."""
+    staged = plan["staged"].get(machine, "")
+    over = staged and (plan["run"]["interrupt"] or staged not in plan["going"])
+    return {"run": staged, "entries": []} if over else {}
+
+
 def coldframe_scenario_end(plan: Mapping[str, Any], machine: str, run_id: str) -> dict[str, Any]:
     """What to ask of a machine's agent when a run has ended: to end its scenario, if it can have one."""
     mine = machine in (plan["scenario"].get("machines") or {}) or plan["staged"].get(machine) == run_id

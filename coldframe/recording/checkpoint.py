@@ -23,10 +23,11 @@ import stat
 import threading
 import time
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
@@ -34,8 +35,10 @@ from flwr.serverapp.strategy import Strategy
 
 from coldframe.recording import files, state
 from coldframe.recording.journal import Journal, read_journal
-from coldframe.recording.rounds import Recorder
+from coldframe.recording.roster import Client
+from coldframe.recording.rounds import Recorder, innermost
 from coldframe.recording.state import Blobs
+from coldframe.recording.updates import HOOK
 from coldframe.supervise import say
 
 FOLDER = "checkpoints"  # below the run's
@@ -43,6 +46,7 @@ KEPT = 2
 FORMAT = 1
 CONTENT = "checkpoint.json"
 NAME = re.compile(r"round-(\d+)\.zip")
+SEVERAL = "the app trains with several strategies in a loop of its own"
 PHASES = ("train", "evaluate", "server")  # whose metrics are kept, by round
 
 
@@ -61,7 +65,8 @@ class Checkpoint:
     content : dict
         As it was written: `run_id`, `config` (of the run), `versions`, `journal` (bytes of the journal up to
         here), `arrays`, `aggregated` (whether a strategy made them), `configs` (by phase), `strategy` (its
-        `name` and `state`), `random`, `metrics` (by phase and round), `unkept` (names of attributes).
+        `name` and `state`), `random`, `metrics` (by phase and round), `unkept` (names of attributes),
+        `clients` (name and partition id of each).
     blobs : dict
         The bytes that the content names.
     """
@@ -95,22 +100,35 @@ def path_of(run: Path, number: int) -> Path:
 def write(run: Path, number: int, content: Mapping[str, Any], blobs: Mapping[str, bytes | np.ndarray]) -> int:
     """Write a checkpoint so that it has its name only when all of it is on the disk; return its bytes."""
     path = path_of(run, number)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
+    with _appearing(path) as file:
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr(CONTENT, json.dumps(content))
             for name, blob in blobs.items():
                 with archive.open(name, "w", force_zip64=True) as entry:
                     entry.write(state.to_bytes(blob))
-        file.flush()
-        os.fsync(file.fileno())
         size = file.tell()
-    part.rename(path)
-    _sync_folder(path.parent)
     for old in rounds_of(run)[KEPT:]:
         path_of(run, old).unlink(missing_ok=True)
     return size
+
+
+@contextmanager
+def _appearing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that has its name only when all of it is on the disk; what is left of others is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob("*.part"):  # of a process that was killed: it would take the disk's room
+        left.unlink(missing_ok=True)
+    part = path.with_suffix(".part")
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -161,9 +179,8 @@ def hand_over(runs: Path, earlier: str, run_id: str, found: Checkpoint) -> None:
     The journal of the new run is that of the whole: of a round that was cut off nothing is in it.
     """
     source, target = runs / earlier, runs / run_id
-    path = path_of(target, found.round)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(path_of(source, found.round), path)
+    with path_of(source, found.round).open("rb") as old, _appearing(path_of(target, found.round)) as new:
+        shutil.copyfileobj(old, new)
     (target / "journal.jsonl").write_bytes(_up_to(source / "journal.jsonl", found.content["journal"]))
     journal = Journal(target / "journal.jsonl")
     times = sum(event["event"] == "resume" for event in read_journal(journal.path)) + 1
@@ -209,6 +226,12 @@ def ancestors(run: Path) -> list[str]:
     return [str(event["resumed_from"]) for event in events if event["event"] == "resume"]
 
 
+def diverged(run: Path) -> bool:
+    """Whether a run ended since its model is NaN or infinite: it would end so again."""
+    ends = (event for event in read_journal(run / "journal.jsonl") if event["event"] == "run_finished")
+    return next((event["status"] for event in ends), "") == "diverged"
+
+
 def forget(run: Path) -> None:
     """Remove the checkpoints of a run that has completed, and of those that it went on from."""
     for run_id in (run.name, *ancestors(run)):
@@ -230,17 +253,47 @@ class Snapshot:
 
 @dataclass
 class Memory:
-    """What the strategy's methods have returned, encoded: by phase and round."""
+    """What the strategy's methods have returned: metrics, encoded, by phase and round; whether a model."""
 
     metrics: dict[str, dict[str, Any]] = field(default_factory=lambda: {phase: {} for phase in PHASES})
-    configs: dict[str, Any] = field(default_factory=dict)
     aggregated: bool = False
+
+
+class EvaluateConfig:
+    """The config of evaluation, which a strategy may change in place, as that of training.
+
+    It is looked at when a checkpoint is taken, after the round's evaluation. An app's own loop that makes a
+    new one for each round has nothing to keep in it.
+    """
+
+    def __init__(self) -> None:
+        self._live: ConfigRecord | None = None
+        self._varies = False
+        self._kept: ConfigRecord | None = None  # of the run before, until there is one to be set
+
+    def keep(self, found: ConfigRecord | None) -> None:
+        """Take over what the run before had."""
+        self._kept = found
+
+    def meet(self, config: ConfigRecord) -> None:
+        """Note the config of a round, and set the first one to what it was."""
+        self._varies = self._varies or (self._live is not None and self._live is not config)
+        self._live = config
+        if self._kept is not None:
+            config.clear()
+            config.update(self._kept)
+            self._kept = None
+
+    def now(self) -> ConfigRecord | None:
+        """Return what is to be kept."""
+        return None if self._varies else self._kept if self._kept is not None else self._live
 
 
 class Checkpoints:
     """Takes the checkpoints of a run, and brings one that is resumed to where it was.
 
-    Of an app that starts several strategies the first one's rounds are kept.
+    Of an app that starts several strategies one after the other the first one's rounds are kept; none of an
+    asynchronous strategy, nor of several at once.
 
     Parameters
     ----------
@@ -264,9 +317,16 @@ class Checkpoints:
         self._memory = Memory()
         if resumed:
             self._memory.metrics = {phase: dict(resumed.content["metrics"][phase]) for phase in PHASES}
-            self._memory.configs = dict(resumed.content["configs"])
             self._memory.aggregated = resumed.content["aggregated"]
+        self._evaluates = EvaluateConfig()
         self._writer: threading.Thread | None = None
+        self._told = threading.Lock()  # what the writer appends to the journal, and the journal's end
+        self._ended = False
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is a checkpoint whose state is not set yet."""
+        return self._resumed is not None
 
     # What the probes ask.
 
@@ -275,11 +335,23 @@ class Checkpoints:
         return self._resumed.value("arrays") if self._resumed and not self._over else None
 
     def is_past(self, strategy: Any, number: int | None) -> bool:
-        """Whether a round was over when the run was interrupted: nobody is asked in it."""
-        if self._resumed is None or number is None or self._over or number > self._resumed.round:
+        """Whether a round was over when the run was interrupted: nobody is asked in it.
+
+        Raises
+        ------
+        CheckpointError
+            If the strategy, or the app, cannot be resumed.
+        """
+        if self._resumed is None or number is None or self._over:
             return False
         if strategy is not None:
-            self._meet(strategy)
+            if waits_for_none(strategy):
+                name = type(innermost(strategy)).__name__
+                raise CheckpointError(f"{name} waits for no client and cannot be resumed")
+            if not self._meet(strategy):
+                raise CheckpointError(f"{SEVERAL}, and cannot be resumed")
+        if number > self._resumed.round:
+            return False
         self._recorder.passed(number)
         return True
 
@@ -295,21 +367,26 @@ class Checkpoints:
         self, phase: str, strategy: Any, number: int | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Keep the round before, or set all to what it was; return what to call the method with."""
-        if self._over or number is None or not isinstance(strategy, Strategy) or not self._meet(strategy):
+        if self._over or number is None or not isinstance(strategy, Strategy) or waits_for_none(strategy):
+            return args, kwargs
+        if not self._meet(strategy):
+            self._over = True  # what the other one holds would not be in them
+            if self._takes:
+                say(f"no checkpoint is taken any more: {SEVERAL}")
             return args, kwargs
         arrays, config = _argument(args, kwargs, 1, "arrays"), _argument(args, kwargs, 2, "config")
         if not isinstance(arrays, ArrayRecord) or not isinstance(config, ConfigRecord):
             return args, kwargs
         if self._resumed is not None and number == self._resumed.round + 1:
-            if kept := self._resumed.value("configs", phase):
-                config.clear()
-                config.update(kept)
             if phase == "train":
+                if kept := self._resumed.value("configs", phase):
+                    config.clear()
+                    config.update(kept)
                 args, kwargs = self._go_on(self._resumed, strategy, args, kwargs)
         elif phase == "train":
             self._take(strategy, number - 1, arrays, config)
-        if self._takes and phase == "evaluate":
-            self._memory.configs[phase] = state.encode(config, Blobs())
+        if phase == "evaluate":
+            self._evaluates.meet(config)
         return args, kwargs
 
     def told(self, phase: str, number: int | None, metrics: Any) -> None:
@@ -325,9 +402,15 @@ class Checkpoints:
         """Take none of a strategy that is started after the first has ended."""
         self._over = True
 
+    def end(self) -> None:
+        """Take no more, and have the journal say no more of them: its end comes next."""
+        self._over = True
+        with self._told:
+            self._ended = True
+
     def close(self) -> None:
         """Wait for what is being written."""
-        self._over = True
+        self.end()
         if self._writer is not None:
             self._writer.join()
 
@@ -349,6 +432,7 @@ class Checkpoints:
         if lost:
             say(f"begins anew, since the checkpoint has no or another state of it: {', '.join(lost)}")
         state.restore_random(found.content["random"], found.blobs)
+        self._evaluates.keep(found.value("configs", "evaluate") or None)
         args, kwargs = _replaced(args, kwargs, 1, "arrays", found.value("arrays"))
         self._resumed = None  # it takes memory, and is not needed any more
         return args, kwargs
@@ -365,18 +449,25 @@ class Checkpoints:
         self._last = number
         blobs = Blobs()
         try:
-            kept, unkept = state.capture(strategy, blobs)
+            attributes, unkept = state.capture(strategy, blobs)
             content = {
                 "format": FORMAT,
                 "run_id": self._run.name,
                 "round": number,
                 "config": dict(self._recorder.known.get("config", {})),
                 "versions": dict(self._recorder.known.get("versions", {})),
+                "clients": told_of(self._recorder.clients()),
                 "journal": self._recorder.journal.size(),
                 "arrays": state.encode(arrays, blobs),
                 "aggregated": self._memory.aggregated,
-                "configs": {**self._memory.configs, "train": state.encode(config, blobs)},
-                "strategy": {"name": type(strategy).__name__, "state": state.changes(kept, self._before)},
+                "configs": {
+                    phase: state.encode(kept, blobs)
+                    for phase, kept in (("train", config), ("evaluate", self._evaluates.now()))
+                },
+                "strategy": {
+                    "name": type(strategy).__name__,
+                    "state": state.changes(attributes, self._before),
+                },
                 "random": state.random_states(blobs),
                 "metrics": {phase: dict(found) for phase, found in self._memory.metrics.items()},
                 "unkept": unkept,
@@ -396,14 +487,27 @@ class Checkpoints:
         except Exception as error:  # a full disk
             say(f"no checkpoint of round {snapshot.round}: {type(error).__name__}: {error}")
             return
-        self._recorder.journal.append(
-            "checkpoint",
-            round=snapshot.round,
-            bytes=size,
-            held=round(snapshot.held, 4),
-            seconds=round(time.monotonic() - start, 4),
-            unkept=snapshot.content["unkept"],
-        )
+        with self._told:
+            if self._ended:
+                return
+            self._recorder.journal.append(
+                "checkpoint",
+                round=snapshot.round,
+                bytes=size,
+                held=round(snapshot.held, 4),
+                seconds=round(time.monotonic() - start, 4),
+                unkept=snapshot.content["unkept"],
+            )
+
+
+def waits_for_none(strategy: Any) -> bool:
+    """Whether a strategy is asynchronous: messages are on their way also where a round ends."""
+    return hasattr(innermost(strategy), HOOK)
+
+
+def told_of(clients: Iterable[Client]) -> list[list[Any]]:
+    """Return what a checkpoint has of the federation: a name and a partition id for each client."""
+    return sorted([client.name, client.partition_id] for client in clients)
 
 
 def _argument(args: Sequence[Any], kwargs: Mapping[str, Any], place: int, name: str) -> Any:

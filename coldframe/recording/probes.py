@@ -55,6 +55,7 @@ class Probes:
     def __init__(
         self,
         recorder: Recorder,
+        *,
         policy: Policy | None = None,
         order: Callable[[], list[Planned]] | None = None,
         checkpoints: Checkpoints | None = None,

@@ -30,7 +30,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 import coldframe
 from coldframe.recording import apps, files, flower, output, reading, settings, threads, torchvision_import
 from coldframe.recording.app_errors import AppError
-from coldframe.recording.checkpoint import Checkpoints, forget, newest
+from coldframe.recording.checkpoint import CheckpointError, Checkpoints, forget, newest
 from coldframe.recording.grid import RecordingGrid
 from coldframe.recording.journal import STOPPED, Journal
 from coldframe.recording.policy import Policy
@@ -119,17 +119,24 @@ def record(run: Any, grid: Grid, context: Context, state: Path) -> Context:
     rules = Rules(finite=not nonfinite) if isinstance(nonfinite, bool) else None
     policy = Policy(recorder, asked) if asked.round_deadline else None
     recording = RecordingGrid(grid, recorder, rules, asked.wait_timeout, policy)
-    resumed = newest(folder) if asked.resumed_from else None
-    checkpoints = Checkpoints(recorder, folder, asked.checkpoint, resumed)
+    # The checkpoint that it goes on from is not held here: it is large, and not needed for long.
+    checkpoints = Checkpoints(
+        recorder, folder, asked.checkpoint, newest(folder) if asked.resumed_from else None
+    )
     order = None
     if asked.replay:
         config, clients = dict(context.run_config), recorder.clients()
         order = functools.partial(order_of, state, asked.replay, config, clients)
-    probes = Probes(recorder, policy, order, checkpoints)
+    probes = Probes(recorder, policy=policy, order=order, checkpoints=checkpoints)
     probes.install()
     status, reason = "completed", None
     try:
         try:
+            if asked.resumed_from and not checkpoints.goes_on:
+                raise CheckpointError(
+                    f"the checkpoint of run {asked.resumed_from} cannot be read on the server: type"
+                    f" -e resume={asked.resumed_from} again, or leave resume out to train anew"
+                )
             found: Context = run(grid=recording)
         except Exception as error:
             if is_refused(error):
@@ -143,8 +150,9 @@ def record(run: Any, grid: Grid, context: Context, state: Path) -> Context:
     finally:
         probes.remove()
         recording.close_policy()
+        checkpoints.end()
+        recorder.finish(status, reason, folder)  # first of all: a slow disk may outlast the process's time
         checkpoints.close()
-        recorder.finish(status, reason, folder)
         journal.close()
         if status == "completed":
             forget(folder)

@@ -6,6 +6,7 @@ read. Of an attribute that holds something else the checkpoint says that it is n
 
 from __future__ import annotations
 
+import functools
 import io
 import random
 import sys
@@ -27,6 +28,10 @@ SEQUENCES: dict[str, Callable[[list[Any]], Any]] = {
     kind.__name__: kind for kind in (list, tuple, set, frozenset, deque)
 }
 PLAIN = (bool, int, float, str, type(None))
+NO_STATE = (
+    *(types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial),
+    *(type, types.ModuleType, PurePath),
+)
 
 
 class Unkept(TypeError):
@@ -119,7 +124,7 @@ def encode(value: Any, blobs: Blobs, within: tuple[int, ...] = ()) -> Any:
         if isinstance(value, record):
             return {
                 "record": name,
-                "items": [[key, encode(item, blobs, within)] for key, item in value.items()],
+                "items": [[key, encode(_plain(item), blobs, within)] for key, item in value.items()],
             }
     if isinstance(value, dict):
         pairs = [[encode(key, blobs, within), encode(item, blobs, within)] for key, item in value.items()]
@@ -127,6 +132,13 @@ def encode(value: Any, blobs: Blobs, within: tuple[int, ...] = ()) -> Any:
     if type(value).__name__ in SEQUENCES and type(value) is SEQUENCES[type(value).__name__]:
         return {type(value).__name__: [encode(item, blobs, within) for item in value]}
     raise Unkept(type(value).__name__)
+
+
+def _plain(value: Any) -> Any:
+    """Return what a record has of numpy's scalars, some of which it lets through, as Python's numbers."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def decode(tree: Any, blobs: Mapping[str, bytes | np.ndarray]) -> Any:
@@ -173,8 +185,8 @@ def capture(strategy: Any, blobs: Blobs, within: tuple[int, ...] = ()) -> tuple[
     """Return what the attributes of a strategy hold, and the names of those that cannot be kept.
 
     A strategy that it wraps is captured likewise, and what has `state_dict` and `load_state_dict`, as torch's
-    modules and optimisers and the accountant of differential privacy have, by these. Functions, modules and
-    paths are no state.
+    modules and optimisers and the accountant of differential privacy have, by these. Functions, classes,
+    modules and paths are no state.
     """
     found: dict[str, Any] = {}
     unkept: list[str] = []
@@ -189,7 +201,7 @@ def capture(strategy: Any, blobs: Blobs, within: tuple[int, ...] = ()) -> tuple[
                     unkept += lost
             elif (state := _own_state(value)) is not None:
                 found[name] = {"state": encode(state(), blobs)}
-            elif not (callable(value) or isinstance(value, types.ModuleType | PurePath)):
+            elif not isinstance(value, NO_STATE):
                 found[name] = {"value": encode(value, blobs)}
         except Exception as error:  # Unkept, or what a foreign state_dict raises
             unkept.append(f"{place} ({str(error) or type(error).__name__})")

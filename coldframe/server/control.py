@@ -40,9 +40,10 @@ from coldframe.flower.version import runtime
 from coldframe.recording import checkpoint, settings
 from coldframe.recording.app_errors import FLWR_PREFIX
 from coldframe.recording.journal import Tail, reaches, read_journal
+from coldframe.recording.roster import read_roster
 from coldframe.server.container import SUPERLINK, SUPERLINK_CERTIFICATE
 from coldframe.server.resume import Asked, Refused, choose, judge, note_of
-from coldframe.server.retention import COLLECTED, PRUNED, prune
+from coldframe.server.retention import COLLECTED, PRUNED, prune, thin
 
 ASK_SECONDS = 2.0  # how often the SuperLink is asked whether a run has ended that its journal does not end
 MOST_RUNS = 1000  # that are listed; flwr lists 20 unless told otherwise
@@ -140,7 +141,8 @@ def submit(
     prepare : callable, optional
         Called with the run's id before its ServerApp may begin.
     """
-    going = [run["run_id"] for run in list_runs(client) if run["status"] != "finished"]
+    runs = list_runs(client)
+    going = [run["run_id"] for run in runs if run["status"] != "finished"]
     if going and others == "refuse":
         raise SystemExit(
             f"run {', '.join(going)} is running on the same clients: wait for its end, stop it with "
@@ -172,6 +174,8 @@ def submit(
             raise
     try:
         pruned = prune(state_directory() / "runs", keep)
+        ended = [run["run_id"] for run in runs if run["status"] == "finished"]
+        thin([state_directory() / "runs" / run_id / checkpoint.FOLDER for run_id in ended])
     except OSError as error:  # the run is on its way all the same
         print(f"the files of old runs could not be removed: {error}", file=sys.stderr)
         pruned = []
@@ -184,7 +188,7 @@ def resume(client: ControlHttpClient, wanted: str, keep: int, others: str, asked
     Parameters
     ----------
     wanted : str
-        The id of that run, or `auto`: the newest that can be resumed.
+        The id of that run, or `auto`: the newest that has failed.
     keep, others
         As of `submit`.
     """
@@ -194,7 +198,8 @@ def resume(client: ControlHttpClient, wanted: str, keep: int, others: str, asked
         earlier = client.ListRuns(ListRunsRequest(run_id=int(run_id))).run_dict[int(run_id)]
         fab = Path(asked.fab or state / "apps" / f"{earlier.fab_hash[:16]}.fab")
         noted = settings.note_of(state, run_id)
-        judge(run_id, found, noted, earlier.fab_hash, fab, asked)
+        clients = read_roster(state / "nodes.json").values()
+        judge(run_id, found, noted, earlier.fab_hash, fab, clients, asked)
     except Refused as refused:
         raise SystemExit(str(refused)) from None
     config = user_config_from_proto(earlier.override_config)
@@ -248,9 +253,7 @@ def list_runs(client: ControlHttpClient, run_id: str | None = None) -> list[dict
             "noted": (state_directory() / "runs" / str(run.run_id) / settings.NOTE).exists(),
             "collected": (state_directory() / "runs" / str(run.run_id) / COLLECTED).exists(),
             "experiment": settings.experiment_of(state_directory(), str(run.run_id)),
-            "checkpoint": next(
-                iter(checkpoint.rounds_of(state_directory() / "runs" / str(run.run_id))), None
-            ),
+            "checkpoint": offered(state_directory() / "runs" / str(run.run_id)),
             # Of a run that was resumed, the first part.
             "began": settings.began(state_directory(), str(run.run_id)) or run.pending_at,
             **(progress(str(run.run_id)) if run.status.status == "running" else {}),
@@ -258,6 +261,12 @@ def list_runs(client: ControlHttpClient, run_id: str | None = None) -> list[dict
         for run in client.ListRuns(request).run_dict.values()
     ]
     return sorted(runs, key=lambda run: run["submitted"], reverse=True)
+
+
+def offered(run: Path) -> int | None:
+    """Return the round after which a run may go on; None where it cannot, or its model has diverged."""
+    rounds = checkpoint.rounds_of(run)
+    return None if not rounds or checkpoint.diverged(run) else rounds[0]
 
 
 def concurrent_with(run: dict[str, Any], runs: Sequence[dict[str, Any]]) -> list[str]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from coldframe.recording.checkpoint import Checkpoint, newest
+from coldframe.recording.checkpoint import Checkpoint, ancestors, diverged, newest, told_of
+from coldframe.recording.roster import Client
 from coldframe.recording.server import ROUNDS_KEYS, versions
 
-AUTO = "auto"  # the newest run that can be resumed
+AUTO = "auto"  # the newest run that has failed
+CLIENTS_NAMED = 6  # of those that are others now
 FORCE = "type -e resume_changed=true too"
 # Of a run's settings those that may differ: they change nothing of what is computed.
 FREE = ("run_name", "wait_timeout", "checkpoint")
@@ -54,7 +56,8 @@ def choose(runs: Sequence[Mapping[str, Any]], wanted: str, state: Path) -> tuple
     runs : sequence of mapping
         All runs that the SuperLink knows, newest first: `run_id`, `status`, `sub_status`.
     wanted : str
-        The id of a run, or `auto`.
+        The id of a run, or `auto`: the newest that has failed, unless its model diverged or it was resumed
+        already.
 
     Raises
     ------
@@ -62,14 +65,7 @@ def choose(runs: Sequence[Mapping[str, Any]], wanted: str, state: Path) -> tuple
         If there is none.
     """
     if wanted == AUTO:
-        for each in runs:
-            is_open = each["status"] == "finished" and each["sub_status"] != "completed"
-            if is_open and (found := newest(state / "runs" / each["run_id"])) is not None:
-                return each["run_id"], found
-        raise Refused(
-            "no run here can be resumed: none that has not completed has a checkpoint. "
-            "Type ansible-playbook status.yml to see the runs"
-        )
+        wanted = _newest_failed(runs, state / "runs")
     run = {run["run_id"]: run for run in runs}.get(wanted)
     if run is None:
         known = ", ".join(run["run_id"] for run in runs) or "none"
@@ -85,13 +81,34 @@ def choose(runs: Sequence[Mapping[str, Any]], wanted: str, state: Path) -> tuple
     if found is None:
         raise Refused(
             f"run {wanted} has no checkpoint: it ended in its first round, had checkpoint=false, has no"
-            " strategy of Flower's Message API, or its files were removed. Leave resume out to train anew"
+            " strategy of Flower's Message API, an asynchronous one or several at once, or its files were"
+            " removed. Leave resume out to train anew"
         )
     return wanted, found
 
 
+def _newest_failed(runs: Sequence[Mapping[str, Any]], folder: Path) -> str:
+    resumed: set[str] = set()  # those have what came of them in a later run
+    for run in runs:
+        run_id = str(run["run_id"])
+        resumed |= set(ancestors(folder / run_id))
+        failed = run["status"] == "finished" and run["sub_status"] == "failed"
+        if failed and run_id not in resumed and not diverged(folder / run_id):
+            return run_id
+    raise Refused(
+        "no run here can be resumed by resume=auto: none has failed, apart from those that were resumed"
+        " already or whose model diverged. Type ansible-playbook status.yml to see the runs"
+    )
+
+
 def judge(
-    run_id: str, found: Checkpoint, noted: Mapping[str, Any], fab_hash: str, fab: Path, asked: Asked
+    run_id: str,
+    found: Checkpoint,
+    noted: Mapping[str, Any],
+    fab_hash: str,
+    fab: Path,
+    clients: Iterable[Client],
+    asked: Asked,
 ) -> None:
     """Refuse what would make another run of it, unless that is wanted.
 
@@ -101,12 +118,19 @@ def judge(
         The note of the run.
     fab_hash, fab : str, Path
         The hash of the run's app, and the app that the new run would have.
+    clients : iterable of Client
+        Of the federation now.
 
     Raises
     ------
     Refused
         With the first difference.
     """
+    if experiment := noted.get("experiment"):
+        raise Refused(
+            f"run {run_id} belongs to experiment {experiment.get('name')}: type ansible-playbook"
+            " experiment.yml -e file=FILE again, which repeats it"
+        )
     if not fab.is_file():
         raise Refused(f"the app of run {run_id} is no longer on the server: type -e app=DIR too")
     for name, key, value in asked.typed:
@@ -139,6 +163,27 @@ def judge(
             f"run {run_id} had the image {image}, and the server has {asked.image}: deploy the commit that it"
             f" had, or {FORCE}"
         )
+    were, are = ({tuple(client) for client in each} for each in (found.content["clients"], told_of(clients)))
+    if were != are:
+        raise Refused(
+            f"run {run_id} had other clients ({_clients_words(were, are)}): deploy the federation that it"
+            f" had, or {FORCE}"
+        )
+
+
+def _clients_words(were: set[tuple[Any, ...]], are: set[tuple[Any, ...]]) -> str:
+    """Name the clients that are gone, new, or have another partition."""
+    old, new = dict(were - are), dict(are - were)
+    words = [
+        f"{name} is new"
+        if name not in old
+        else f"{name} is gone"
+        if name not in new
+        else f"{name} had partition {old[name]} and has {new[name]}"
+        for name in sorted(old.keys() | new.keys())
+    ]
+    more = len(words) - CLIENTS_NAMED
+    return ", ".join(words[:CLIENTS_NAMED] + ([f"and {more} more"] if more > 0 else []))
 
 
 def note_of(run_id: str, submitted: str, noted: Mapping[str, Any], asked: Asked) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 COLLECTED = "collected"  # a file in the folder of a run that a controller has fetched
 PRUNED = "pruned"  # in its place, once everything else is gone
+RESUMABLE = 3  # of the runs that ended without completing so many keep their checkpoints
 
 
 def prune(runs: Path, keep: int) -> list[str]:
@@ -38,3 +40,15 @@ def prune(runs: Path, keep: int) -> list[str]:
             elif path.name != PRUNED:
                 path.unlink(missing_ok=True)
     return [folder.name for folder in removed]
+
+
+def thin(checkpoints: Sequence[Path]) -> None:
+    """Remove checkpoints of all runs but the newest RESUMABLE that have any.
+
+    Parameters
+    ----------
+    checkpoints : sequence of Path
+        The folders of the runs that have ended, newest first; one that has completed has none.
+    """
+    for folder in [path for path in checkpoints if path.is_dir()][RESUMABLE:]:
+        shutil.rmtree(folder, ignore_errors=True)

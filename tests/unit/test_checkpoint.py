@@ -21,13 +21,13 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from coldframe.controller.records import gather
 from coldframe.controller.results import client_rows, round_rows, summarise
-from coldframe.recording import checkpoint, state
+from coldframe.recording import checkpoint
 from coldframe.recording.checkpoint import CheckpointError, Checkpoints, newest, read, rounds_of
 from coldframe.recording.journal import Journal, read_journal
 from coldframe.recording.probes import Probes
 from coldframe.recording.rounds import Recorder
-from coldframe.recording.state import Blobs
-from fl import data, strategy
+from coldframe.strategies import FedBuff
+from fl import data, strategy, work
 from tests.unit.fl_runs import NODES, LocalGrid, Start, of, sha, starter
 
 ROUNDS = 6
@@ -206,8 +206,10 @@ def test_while_a_checkpoint_is_written_it_has_another_name(
         raise OSError("no space left")
 
     monkeypatch.setattr(checkpoint.os, "fsync", full)
+    (tmp_path / "checkpoints" / "round-9.part").write_bytes(b"of a process that was killed")
     with pytest.raises(OSError, match="no space"):
         checkpoint.write(tmp_path, 2, {"format": 1, "round": 2}, {"0.bin": b"new"})
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["round-1.zip"]
     assert (found := newest(tmp_path)) is not None and found.blobs == {"0.bin": b"old"}
 
 
@@ -415,69 +417,161 @@ def test_a_second_strategy_of_the_app_is_not_skipped(tmp_path: Path, task: None)
     assert not later.is_past(second, 1)
 
 
-# --- what a checkpoint holds
+def direct(tmp_path: Path, resumed: checkpoint.Checkpoint | None = None) -> Checkpoints:
+    """Return what takes the checkpoints of run 1."""
+    folder = tmp_path / "runs" / "1"
+    recorder = Recorder(Journal(folder / "journal.jsonl"), tmp_path / "nodes.json")
+    return Checkpoints(recorder, folder, True, resumed)
 
 
-def test_values_come_back_as_they_were() -> None:
-    class Foreign:
-        pass
-
-    values = [
-        *(None, True, 3, 2.5, "text", b"bytes", float("inf"), 2**70),
-        *([1, (2, "a"), {3}], {"a": {1: [2]}, (1, 2): "b"}, frozenset({1}), deque([1, 2])),
-        *(np.arange(6).reshape(2, 3).T, np.float32(1.5), np.array(2), np.zeros((0, 2), dtype="int8")),
-        *(torch.ones(2, dtype=torch.float64), ArrayRecord({"w": Array(np.ones(2))})),
-        *(ConfigRecord({"a": [1.5], "b": b"x", "c": True}), MetricRecord({"m": [1, 2], "n": 0.5})),
-        Array("float32", (2,), "trees", b"another's format"),
-    ]
-    blobs = Blobs()
-    trees = json.loads(json.dumps([state.encode(value, blobs) for value in values]))
-    kept = {name: state.from_bytes(name, bytes(state.to_bytes(blob))) for name, blob in blobs.seal().items()}
-    for value, tree in zip(values, trees, strict=True):
-        found = state.decode(tree, kept)
-        assert type(found) is type(value)
-        if isinstance(value, np.ndarray | np.generic | torch.Tensor):
-            assert found.dtype == value.dtype and np.array_equal(found, value)
-        elif isinstance(value, ArrayRecord):
-            assert {key: array.data for key, array in found.items()} == {k: a.data for k, a in value.items()}
-        else:
-            assert found == value
-    loop: list[Any] = []
-    loop.append(loop)
-    for value in (Foreign(), [Foreign()], np.array([Foreign()]), loop, torch.ones(2, dtype=torch.bfloat16)):
-        with pytest.raises(state.Unkept):
-            state.encode(value, Blobs())
+def configure(taken: Checkpoints, chosen: Any, number: int, **configs: ConfigRecord) -> None:
+    """Begin the phases of a round."""
+    arrays = ArrayRecord({"w": Array(np.ones(2))})
+    for phase in ("train", "evaluate"):
+        config = configs.get(phase, ConfigRecord())
+        taken.configuring(phase, chosen, number, (number, arrays, config), {})
 
 
-def test_a_checkpoint_is_a_copy_and_has_everything_once() -> None:
-    array, data = np.zeros(3), b"0" * 100
-    blobs = Blobs()
-    trees = [state.encode(value, blobs) for value in (array, {"a": array}, data, [data])]
-    array += 1
-    found = blobs.seal()
-    assert len(found) == 2
-    assert np.array_equal(state.decode(trees[0], found), np.zeros(3))
+def kept_of(tmp_path: Path) -> checkpoint.Checkpoint:
+    found = newest(tmp_path / "runs" / "1")
+    assert found is not None
+    return found
 
 
-def test_the_accountant_of_differential_privacy_is_kept() -> None:
-    class Accountant:
-        def __init__(self) -> None:
-            self.spent = 0.0
+def test_of_an_asynchronous_strategy_none_is_taken_and_none_goes_on(tmp_path: Path, task: None) -> None:
+    for chosen in (FedBuff(), strategy.Reproducible(FedBuff(), 1)):
+        taken = direct(tmp_path)
+        for number in (1, 2, 3):
+            configure(taken, chosen, number)
+        taken.close()
+        assert newest(tmp_path / "runs" / "1") is None
+    taken, other = direct(tmp_path), FedAvg()
+    for number in (1, 2, 3):
+        configure(taken, other, number)
+    taken.close()
+    later = direct(tmp_path, kept_of(tmp_path))
+    with pytest.raises(CheckpointError, match="FedBuff waits for no client and cannot be resumed"):
+        later.is_past(chosen, 1)
 
-        def state_dict(self) -> dict[str, Any]:
-            return {"spent": self.spent, "orders": [1.5, 2.0]}
 
-        def load_state_dict(self, found: dict[str, Any]) -> None:
-            self.spent = found["spent"]
+def test_several_strategies_in_turn_have_no_checkpoints(
+    tmp_path: Path, task: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = FedAvg(), FedAvg()
+    taken = direct(tmp_path)
+    for number in (1, 2, 3):
+        configure(taken, first, number)
+        configure(taken, second, number)
+    taken.close()
+    assert newest(tmp_path / "runs" / "1") is None
+    assert "no checkpoint is taken any more: the app trains with several" in "".join(capsys.readouterr())
+    taken = direct(tmp_path)
+    for number in (1, 2, 3):
+        configure(taken, first, number)
+    taken.close()
+    later = direct(tmp_path, kept_of(tmp_path))
+    assert later.is_past(first, 1)
+    with pytest.raises(CheckpointError, match=r"several strategies .* cannot be resumed"):
+        later.is_past(second, 1)
 
-    one, other = FedAvg(), FedAvg()
-    one.accountant, other.accountant = Accountant(), Accountant()  # type: ignore[attr-defined]
-    before, _ = state.capture(one, Blobs())
-    one.accountant.spent = 2.5  # type: ignore[attr-defined]
-    blobs = Blobs()
-    kept, unkept = state.capture(one, blobs)
-    changed = state.changes(kept, before)
-    assert list(changed) == ["accountant"] and unkept == []
-    assert state.restore(other, changed, blobs.seal()) == []
-    assert other.accountant.spent == 2.5  # type: ignore[attr-defined]
-    assert state.restore(FedAvg(), changed, {}) != []
+
+def test_metrics_of_numpy_come_back_as_numbers(tmp_path: Path, task: None) -> None:
+    metrics = MetricRecord({"a": np.float64(0.5), "b": [np.float64(1.5)]})
+    chosen, taken = FedAvg(), direct(tmp_path)
+    configure(taken, chosen, 1)
+    taken.told("train", 1, metrics)
+    configure(taken, chosen, 2)
+    taken.close()
+    found = direct(tmp_path, kept_of(tmp_path)).past_metrics("train", 1)
+    assert found is not None and dict(found) == {"a": 0.5, "b": [1.5]}
+    assert type(found["a"]) is float
+
+
+def test_the_config_of_evaluation_is_that_after_the_last_round(tmp_path: Path, task: None) -> None:
+    chosen, taken, live = FedAvg(), direct(tmp_path), ConfigRecord({"level": 1})
+    for number in (1, 2, 3):
+        configure(taken, chosen, number, evaluate=live)
+        live["level"], live["key"] = number * 10, b"bytes"  # as a strategy changes it
+    taken.close()
+    later, config = direct(tmp_path, kept_of(tmp_path)), ConfigRecord({"level": 1})
+    assert later.is_past(chosen, 2)
+    configure(later, chosen, 3, evaluate=config)
+    assert dict(config) == {"level": 20, "key": b"bytes"}
+    config["level"] = 30
+    configure(later, chosen, 4, evaluate=config)
+    later.close()
+    assert dict(config) == {"level": 30, "key": b"bytes"}, "it is set once"
+    assert dict(kept_of(tmp_path).value("configs", "evaluate")) == dict(config)
+
+
+def test_a_config_that_a_loop_makes_for_each_round_is_not_set_back(tmp_path: Path, task: None) -> None:
+    chosen, taken = FedAvg(), direct(tmp_path)
+    for number in (1, 2, 3):
+        configure(taken, chosen, number, evaluate=ConfigRecord({"round": number}))
+    taken.close()
+    later, config = direct(tmp_path, kept_of(tmp_path)), ConfigRecord({"round": 3})
+    configure(later, chosen, 3, evaluate=config)
+    later.close()
+    assert dict(config) == {"round": 3}
+
+
+def test_a_run_whose_checkpoint_cannot_be_read_does_not_train_anew(start: Start, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="the checkpoint of run 5 cannot be read"):
+        start(note={"settings": {"resumed_from": "5"}}, num_server_rounds=2)
+    journal = read_journal(tmp_path / "runs" / "0" / "journal.jsonl")
+    assert (journal[-1]["event"], journal[-1]["status"]) == ("run_finished", "failed")
+    assert of(journal, "round") == []
+
+
+def test_a_slow_disk_costs_neither_the_model_nor_the_journals_end(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, inner = threading.Event(), Recorder.finish
+
+    def finish(self: Recorder, *args: Any) -> None:
+        inner(self, *args)
+        ended.set()
+
+    def slow(*_args: Any) -> int:
+        assert ended.wait(20), "the model waits for the checkpoint"
+        return 1
+
+    monkeypatch.setattr(Recorder, "finish", finish)
+    monkeypatch.setattr(checkpoint, "write", slow)
+    journal, _ = start(num_server_rounds=2)
+    assert journal[-1]["event"] == "run_finished" and of(journal, "model_saved")
+    assert of(journal, "checkpoint") == []
+
+
+def test_our_strategy_keeps_no_second_model_but_the_speeds(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed(monkeypatch, 3)
+    with pytest.raises(Killed):
+        start(num_server_rounds=3, round_work=5.0)
+    found = newest(tmp_path / "runs" / "0")
+    assert found is not None and set(found.content["strategy"]["state"]) == {"pace"}
+    assert found.content["unkept"] == []
+    pace = work.Pace(5.0)
+    pace.load_state_dict(found.value("strategy", "state", "pace", "state"))
+    assert set(pace.speeds) == set(NODES)
+    assert all(speed.steps_per_second > 0 for speed in pace.speeds.values())
+
+
+def test_a_resumed_run_that_fails_at_once_keeps_the_model_that_was_saved(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        killed(patch, 3)
+        with pytest.raises(Killed):
+            start(num_server_rounds=4)
+    (saved,) = tmp_path.rglob("model.pt")
+    before = saved.read_bytes()
+    found = newest(tmp_path / "runs" / "0")
+    assert found is not None
+    checkpoint.hand_over(tmp_path / "runs", "0", "1", found)
+    with monkeypatch.context() as patch:
+        killed(patch, 3)
+        with pytest.raises(Killed):
+            start(note={"settings": {"resumed_from": "0"}}, num_server_rounds=4)
+    assert saved.read_bytes() == before

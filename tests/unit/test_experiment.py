@@ -214,6 +214,14 @@ def test_a_file_that_is_none_is_one_finding(tmp_path: Path, content: str | None,
     assert found is None and words in str(finding) and str(path) in str(finding)
 
 
+@pytest.mark.parametrize("given", ["resume: auto", "resume_changed: true", "replay: '7'", "follow: '7'"])
+def test_an_experiment_names_no_earlier_run(tmp_path: Path, given: str) -> None:
+    path = tmp_path / "x.yml"
+    path.write_text(f"base: {{rounds: 2, {given}}}", encoding="utf-8")
+    _, (finding,) = experiment.read(path)
+    assert f"base sets {given.partition(':')[0]}: type ansible-playbook" in str(finding)
+
+
 def test_what_the_experiment_decides_itself_are_variables_that_there_are() -> None:
     assert set(experiment.OWN) | set(experiment.ONLY_BASE) <= set(RUN)
     assert set(experiment.LIMIT_KEYS) <= set(VERBS["throttle"])

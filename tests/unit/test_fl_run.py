@@ -188,7 +188,7 @@ def test_one_packed_array_trains_the_same_model_as_one_array_per_layer(
     def pack(state: dict[str, Tensor]) -> dict[str, np.ndarray]:
         return {key: tensor.detach().numpy().copy() for key, tensor in state.items()}
 
-    def unpack(arrays: dict[str, np.ndarray], _like: dict[str, Tensor]) -> dict[str, Tensor]:
+    def unpack(arrays: dict[str, np.ndarray], like: dict[str, Tensor]) -> dict[str, Tensor]:
         return {key: torch.tensor(array.astype(np.float32)) for key, array in arrays.items()}
 
     monkeypatch.setattr(model, "pack", pack)

@@ -31,7 +31,7 @@ SUMMARY_KEYS = {
         "updates_jain",
         "updates",
     ),
-    *("resumed", "resumed_from", "interrupted_seconds"),
+    *("resumed", "resumed_from", "interrupted_seconds", "resumed_at"),
 }
 
 
@@ -172,7 +172,7 @@ def test_completed_run_is_summed_up(tmp_path: Path) -> None:
         **dict.fromkeys(("late", "folded"), 0),
         "updates_jain": pytest.approx((3 + 2 + 3) ** 2 / (3 * (9 + 4 + 9))),
         "updates": None,
-        **{"resumed": 0, "resumed_from": None, "interrupted_seconds": None},
+        **{"resumed": 0, "resumed_from": None, "interrupted_seconds": None, "resumed_at": None},
         "oversubscribed": True,
         "oversubscribed_because": [],
         "concurrent_with": None,

@@ -124,16 +124,70 @@ def test_a_run_goes_on_with_its_own_app_and_settings(state: Path) -> None:
     assert [(run["checkpoint"], run["began"]) for run in listed] == [(3, "2026-12-09T00:00:00+00:00")]
 
 
-def test_auto_is_the_newest_that_has_not_completed_and_has_a_checkpoint(state: Path) -> None:
-    for number in ("5", "6"):
+def test_auto_is_the_newest_that_has_failed(state: Path) -> None:
+    """Not one that was stopped on purpose, nor one whose model diverged."""
+    for number in ("4", "5", "6"):
         keep(state, number)
-    (state / "runs" / "8").mkdir()
-    runs = [(8, "finished", "failed"), (7, "finished", "completed"), (6, "finished", "stopped")]
-    assert go(Superlink(b"fab", *runs, (5, "finished", "failed")), "auto")["resumed_from"] == "6"
-    for number in (6, 7):
-        checkpoint.forget(state / "runs" / str(number))
-    with pytest.raises(SystemExit, match=r"no run here can be resumed: .*status\.yml"):
+    path = state / "runs" / "5" / "journal.jsonl"
+    path.write_text(path.read_text().replace('"status": "failed"', '"status": "diverged"'))
+    runs = [(7, "finished", "completed"), (6, "finished", "stopped"), (5, "finished", "failed")]
+    client = Superlink(b"fab", *runs, (4, "finished", "failed"))
+    offered = {run["run_id"]: run["checkpoint"] for run in control.list_runs(client)}  # type: ignore[arg-type]
+    assert (offered["6"], offered["5"], offered["4"]) == (3, None, 3)
+    assert go(client, "auto")["resumed_from"] == "4"
+    with pytest.raises(SystemExit, match=r"no run here can be resumed by resume=auto: .*status\.yml"):
         go(Superlink(b"fab", *runs), "auto")
+    assert go(Superlink(b"fab", *runs), "5")["resumed_from"] == "5", "asked for by its id it may be"
+
+
+def test_auto_takes_no_older_run_in_the_place_of_one_that_has_no_checkpoint(state: Path) -> None:
+    (state / "runs" / "8").mkdir()
+    with pytest.raises(SystemExit, match=r"run 8 has no checkpoint"):
+        go(Superlink(b"fab", (8, "finished", "failed"), (7, "finished", "failed")), "auto")
+
+
+def test_auto_passes_over_a_run_that_was_resumed_already(state: Path) -> None:
+    go(Superlink(b"fab", (7, "finished", "failed")))
+    with pytest.raises(SystemExit, match="no run here can be resumed by resume=auto"):
+        go(Superlink(b"fab", (9, "finished", "stopped"), (7, "finished", "failed")), "auto")
+
+
+def test_a_run_of_an_experiment_is_repeated_by_that(state: Path) -> None:
+    settings.write(state, "7", json.dumps({**NOTE, "experiment": {"name": "stragglers", "key": "a"}}))
+    with pytest.raises(
+        SystemExit, match=r"run 7 belongs to experiment stragglers: type .*experiment\.yml -e"
+    ):
+        go(Superlink(b"fab", (7, "finished", "failed")), changed=True)
+
+
+def test_a_federation_of_other_clients_is_refused_by_their_names(state: Path) -> None:
+    def deploy(**partitions: int) -> None:
+        nodes = {
+            str(number): {"name": name, "partition_id": partitions[name]}
+            for number, name in enumerate(partitions)
+        }
+        (state / "nodes.json").write_text(json.dumps(nodes))
+
+    deploy(a=0, b=1, c=2)
+    keep(state, "6")
+    client = Superlink(b"fab", (6, "finished", "failed"))
+    deploy(a=0, c=1, d=2)
+    words = r"\(b is gone, c had partition 2 and has 1, d is new\): deploy .* resume_changed"
+    with pytest.raises(SystemExit, match=rf"run 6 had other clients {words}"):
+        go(client, "6")
+    assert go(client, "6", changed=True)["round"] == 3
+    deploy(c=2, b=1, a=0)
+    assert go(client, "6")["round"] == 3, "node ids may differ"
+
+
+def test_only_the_newest_runs_that_did_not_complete_keep_their_checkpoints(state: Path) -> None:
+    for number in ("2", "3", "4", "5"):
+        keep(state, number)
+    runs = [(number, "finished", "failed") for number in (7, 6, 5, 4, 3)]
+    go(Superlink(b"fab", (8, "running", ""), *runs, (2, "finished", "stopped")), others="beside")
+    kept = {path.parent.name for path in (state / "runs").glob("*/checkpoints")}
+    assert kept == {"9", "7", "5", "4"}
+    assert (state / "runs" / "3" / "journal.jsonl").exists()
 
 
 def test_a_run_that_goes_on_once_more_began_when_the_first_did(state: Path) -> None:
@@ -272,16 +326,21 @@ def test_the_progress_lines_name_the_run_before_and_what_is_not_kept_once(tmp_pa
 
 
 def test_the_whole_has_a_folder_beside_that_of_its_part_and_is_the_latest(tmp_path: Path) -> None:
-    for resumed, name in ((0, "20261201-090000-pilot"), (1, "20261201-090000-pilot-resumed-1")):
+    first, other = "2026-12-01T09:00:00.000+00:00", "2026-12-01T10:00:00.000+00:00"
+    names = ("pilot", "pilot-resumed-8", "pilot-resumed-9", "other")
+    for number, (name, resumed_at) in enumerate(
+        zip(names, (None, other, "2026-12-01T11:00:00.000+00:00", None), strict=True), start=7
+    ):
         summary = {
-            "run_id": "7",
-            "run_name": "pilot",
-            "started": "2026-12-01T09:00:00+00:00",
-            "resumed": resumed,
+            "run_id": str(number),
+            "run_name": name.split("-")[0],
+            "started": first if name != "other" else other,
+            "resumed": int(resumed_at is not None),
+            "resumed_at": resumed_at,
         }
+        name = f"20261201-{'09' if name != 'other' else '10'}0000-{name}"
         assert results.folder_name(summary) == name
         (tmp_path / name).mkdir()
         (tmp_path / name / "summary.json").write_text(json.dumps(summary))
-    (tmp_path / "20261201-090000-pilot").rename(tmp_path / "20261201-090000-zzz")
     latest.point(tmp_path)
-    assert (tmp_path / "latest").readlink().name == "20261201-090000-pilot-resumed-1"
+    assert (tmp_path / "latest").readlink().name == "20261201-090000-pilot-resumed-9"

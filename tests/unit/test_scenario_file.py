@@ -228,6 +228,14 @@ def test_an_agent_is_asked_what_is_its_own() -> None:
     assert end(plan, "c2", "7") == end(plan, "c3", "7") == end(plan, "c1", "") == {}
 
 
+def test_what_a_run_that_is_over_has_staged_ends_before_one_is_resumed() -> None:
+    plan: dict[str, Any] = {"staged": {"c1": "5", "c2": "6"}, "going": ["6"], "run": {"interrupt": False}}
+    left = scenario.coldframe_scenario_left
+    assert left(plan, "c1") == {"run": "5", "entries": []}
+    assert left(plan, "c2") == left(plan, "c3") == {}
+    assert left({**plan, "run": {"interrupt": True}}, "c2") == {"run": "6", "entries": []}
+
+
 def test_what_became_of_it_is_in_the_summary_and_the_closing_words() -> None:
     entries = {"1": "entry 1 (at 5 s, pause)", "2": "entry 2 (round 9, kill)", "3": "entry 3 (at 9 s, leave)"}
     noted = {"scenario": {"name": "x.yml", "entries": entries, "text": ""}}
