@@ -14,6 +14,7 @@ from typing import Any
 Event = dict[str, Any]
 # What an event `folded` says of the work of a late reply.
 FOLDED = ("into", "staleness", "weight", "examples", "metrics", "system", "bytes_down", "bytes_up")
+BAD_REPLY = -2  # the code of the failure of a reply that cannot be used
 LEFT_OUT = "left_out.json"  # of a run's `files/`: by client, or `server`, what was not collected, and why
 
 
@@ -28,8 +29,11 @@ class Run:
         the samples of each class by partition id.
     rounds
         Round number -> `round` event. Round 0 is the evaluation before any training.
+    not_aggregated
+        Rounds of whose replies the strategy made no model.
     replies, failures, late
-        The `reply`, `failure` and `late` events in the order of the journal. Of those that are late `came`
+        The `reply`, `failure` and `late` events in the order of the journal. A reply that was refused
+        afterwards has `refused`; its failure follows. Of those that are late `came`
         has the seconds after which there was a reply after all, if there was; and those that are in the
         model of a later round have that as `into`, with what their `folded` event says of the work.
     updates
@@ -52,6 +56,7 @@ class Run:
 
     started: Event = field(default_factory=dict)
     rounds: dict[int, Event] = field(default_factory=dict)
+    not_aggregated: set[int] = field(default_factory=set)
     replies: list[Event] = field(default_factory=list)
     failures: list[Event] = field(default_factory=list)
     late: list[Event] = field(default_factory=list)
@@ -79,7 +84,8 @@ class Run:
         """Count by client what it has trained that is in the model: replies in time, and late ones folded in;
         with an asynchronous strategy the updates that it has used.
 
-        A round that is void has none; of a client that never trained there is a zero.
+        A round that is void or not aggregated has none, and neither has a reply that was refused; of a client
+        that never trained there is a zero.
         """
         counts = dict.fromkeys((str(client["name"]) for client in self.started.get("clients", [])), 0)
         if self.updates:
@@ -89,11 +95,16 @@ class Run:
         in_time = [
             event
             for event in self.replies
-            if event["phase"] == "train" and not self.rounds.get(event["round"], {}).get("void")
+            if event["phase"] == "train" and not event.get("refused") and self._made(event["round"])
         ]
-        for event in [*in_time, *self.folded]:
+        for event in [*in_time, *(event for event in self.folded if self._made(event["into"]))]:
             counts[event["client"]] = counts.get(event["client"], 0) + 1
         return counts
+
+    def _made(self, number: int | None) -> bool:
+        """Whether the replies of a round were made a model."""
+        void = self.rounds.get(number, {}).get("void") if number is not None else False
+        return not void and number not in self.not_aggregated
 
 
 def gather(events: Iterable[Event]) -> Run:
@@ -103,6 +114,7 @@ def gather(events: Iterable[Event]) -> Run:
         **{"reply": run.replies, "failure": run.failures, "late": run.late, "update": run.updates},
         **{"resume": run.resumes, "checkpoint": run.checkpoints},
     }
+    replied: dict[tuple[Any, ...], Event] = {}  # of the messages that were sent last
     for event in events:
         before, run.last = run.last, float(event["time"])
         if run.first is None:
@@ -123,8 +135,18 @@ def gather(events: Iterable[Event]) -> Run:
             outcomes[kind].append(event)
             if kind == "resume":
                 run.interrupted += run.last - (before or run.last)
+            elif kind == "reply":
+                replied[_message_of(event)] = event
+            elif kind == "failure" and event.get("code") == BAD_REPLY:
+                if reply := replied.pop(_message_of(event), None):
+                    reply["refused"] = True
+        elif kind == "phase_started":
+            replied.clear()
+        elif kind == "not_aggregated":
+            run.not_aggregated.add(event["round"])
         elif kind == "late_reply":
-            _note_late(run, event, {"came": event["seconds"]})
+            if event.get("error") is None:
+                _note_late(run, event, {"came": event["seconds"]})
         elif kind == "folded":
             _note_late(run, event, {key: event[key] for key in FOLDED})
         elif kind == "policy":
@@ -135,6 +157,11 @@ def gather(events: Iterable[Event]) -> Run:
             run.finished = event
     _match_updates(run)
     return run
+
+
+def _message_of(event: Event) -> tuple[Any, ...]:
+    """Return what tells an outcome's message from the others that were sent at the same time."""
+    return event["round"], event["phase"], event.get("node_id")
 
 
 def _note_late(run: Run, event: Event, found: Event) -> None:
