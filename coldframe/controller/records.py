@@ -114,8 +114,8 @@ def gather(events: Iterable[Event]) -> Run:
         **{"reply": run.replies, "failure": run.failures, "late": run.late, "update": run.updates},
         **{"resume": run.resumes, "checkpoint": run.checkpoints},
     }
-    replied: dict[tuple[Any, ...], Event] = {}  # of the messages that were sent last
-    for event in events:
+    kept = list(events)
+    for event in kept:
         before, run.last = run.last, float(event["time"])
         if run.first is None:
             run.first = run.last
@@ -135,18 +135,8 @@ def gather(events: Iterable[Event]) -> Run:
             outcomes[kind].append(event)
             if kind == "resume":
                 run.interrupted += run.last - (before or run.last)
-            elif kind == "reply":
-                replied[_message_of(event)] = event
-            elif kind == "failure" and event.get("code") == BAD_REPLY:
-                if reply := replied.pop(_message_of(event), None):
-                    reply["refused"] = True
-        elif kind == "phase_started":
-            replied.clear()
-        elif kind == "not_aggregated":
-            run.not_aggregated.add(event["round"])
-        elif kind == "late_reply":
-            if event.get("error") is None:
-                _note_late(run, event, {"came": event["seconds"]})
+        elif kind == "late_reply" and event.get("error") is None:
+            _note_late(run, event, {"came": event["seconds"]})
         elif kind == "folded":
             _note_late(run, event, {key: event[key] for key in FOLDED})
         elif kind == "policy":
@@ -155,13 +145,25 @@ def gather(events: Iterable[Event]) -> Run:
             run.model_sha256 = event["sha256"]
         elif kind == "run_finished":
             run.finished = event
+    run.not_aggregated = {event["round"] for event in kept if event["event"] == "not_aggregated"}
+    _mark_refused(kept)
     _match_updates(run)
     return run
 
 
-def _message_of(event: Event) -> tuple[Any, ...]:
-    """Return what tells an outcome's message from the others that were sent at the same time."""
-    return event["round"], event["phase"], event.get("node_id")
+def _mark_refused(events: Iterable[Event]) -> None:
+    """Mark replies whose failure follows: before the next messages are sent, a client has one of each."""
+    replied: dict[tuple[Any, ...], Event] = {}
+    for event in events:
+        kind = event["event"]
+        if kind == "phase_started":
+            replied.clear()
+        elif kind == "reply" or (kind == "failure" and event.get("code") == BAD_REPLY):
+            message = (event["round"], event["phase"], event["client"])
+            if kind == "reply":
+                replied[message] = event
+            elif message in replied:
+                replied.pop(message)["refused"] = True
 
 
 def _note_late(run: Run, event: Event, found: Event) -> None:

@@ -2,7 +2,7 @@
 
 It reads what the ServerApps append, and the SuperLink's own records for what no journal says: who is
 connected, and the runs of apps that keep none. It lives in the server's container, on its loopback; the
-gateway publishes it. The newest RUNS runs are shown, closed ones too, after any restart: 43 series per run
+gateway publishes it. The newest RUNS runs are shown, closed ones too, after any restart: 46 series per run
 and 3 per metric that its clients report, of MOST_METRICS metrics at most. The 10 series per run and client
 are there for the newest run, for those that go on, and for the newest others: CLIENTS clients of all runs.
 `python3 -m coldframe.exporters.runs PORT [USERS]`: with the file of users it asks for a password.
@@ -100,6 +100,11 @@ FAMILIES: Families = {
     "fl_run_failures_total": ("counter", "Failed tasks, by reason."),
     "fl_run_late_total": ("counter", "Replies that a phase did not wait for, by what ended it."),
     "fl_run_folded_total": ("counter", "Late replies that are in the model of a later round."),
+    "fl_run_discarded_total": ("counter", "Updates that an asynchronous strategy did not use."),
+    "fl_round_staleness": (
+        "gauge",
+        "Versions of the model by which the updates of the last round were behind: mean and max.",
+    ),
     "fl_run_bytes_total": ("counter", "Bytes of models to the clients (down) and from them (up)."),
     "fl_run_metric": (
         "gauge",
@@ -204,6 +209,7 @@ class Run:
         self.trained: Counter[str] = Counter()  # replies by client, for the model of the round that goes on
         self.replied: set[str] = set()  # clients, to the messages of training that were sent last
         self.void = False  # the round that goes on makes no model
+        self.discarded = 0  # updates
         self.asynchronous = False  # each update is told, in the round that uses it
         self.bytes: Counter[str] = Counter()
         self.clients: dict[str, dict[str, Any]] = {}
@@ -299,6 +305,7 @@ class Run:
         self.asynchronous, self.trained = True, Counter()
         if not event["reason"]:
             self._client(event["client"], event["partition_id"])["updates"] += 1
+        self.discarded += bool(event["reason"])
 
     def _on_not_aggregated(self, event: dict[str, Any]) -> None:
         self.void = True
@@ -387,6 +394,9 @@ class Run:
         for reason in LATE:
             page.add("fl_run_late_total", f'{own},reason="{reason}"', self.late[reason])
         page.add("fl_run_folded_total", own, self.folded)
+        page.add("fl_run_discarded_total", own, self.discarded)
+        for stat, field in (("mean", "staleness"), ("max", "max_staleness")):
+            page.add("fl_round_staleness", f'{own},stat="{stat}"', self.round.get(field) or 0)
         for (phase, metric), values in self.metrics.shown.items():
             for stat, value in zip(("mean", "min", "max"), values, strict=True):
                 text = labels({"run": self.run_id, "phase": phase, "metric": metric, "stat": stat})

@@ -28,7 +28,7 @@ LISTED_SECONDS = 0.5  # a strategy that asks twice for the clients gets the same
 SAY_SECONDS = 5.0  # how often it is written down whom the run waits for
 # Seconds after a time-out in which a message is still good: its reply may be on its way.
 EXPIRY_MARGIN = 5.0
-# Seconds after which a message that an app sent itself is given up, though it does not ask for the reply any more.
+# Seconds after its expiry in which a message that an app sent itself is kept, if nobody asks for its reply.
 FORGET_MARGIN = 60.0
 
 

@@ -267,7 +267,11 @@ def test_of_an_asynchronous_run_the_used_updates_count(journal: Journal, exporte
         reply(journal, client, 1.0)
     for client, reason in ((0, None), (1, "max_staleness"), (0, None)):
         update(journal, client, reason)
-    finish_round(journal, updates=2, discarded=1, staleness=0.0, max_staleness=0)
+    finish_round(journal, updates=2, discarded=1, staleness=1.5, max_staleness=3)
+    samples = scrape(exporter)
+    assert value(samples, "fl_run_discarded_total") == 1
+    assert value(samples, "fl_round_staleness", stat="mean") == 1.5
+    assert value(samples, "fl_round_staleness", stat="max") == 3
     reply(journal, 1, 1.0)
     reply(journal, 1, 1.0)  # which waits for the next round
     update(journal, 1)
@@ -425,7 +429,7 @@ def test_a_run_has_as_few_series_as_the_readme_says(tmp_path: Path, exporter: Ex
     run = exporter.runs["7"]
     text = run.page().text() + run.clients_page().text()
     series = [line for line in text.splitlines() if not line.startswith("#")]
-    assert len(series) == 42 + 10 * clients  # one more where the app has made up a phase
+    assert len(series) == 45 + 10 * clients  # one more where the app has made up a phase
 
 
 def test_clients_and_foreign_runs_come_from_flowers_own_database(tmp_path: Path, exporter: Exporter) -> None:
