@@ -99,7 +99,7 @@ def weight(strategy: str, examples: int, processed: int, epochs: int) -> int:
     is smaller, too: FedAvg then leans towards the data of the fast ones, and nothing here takes that back.
 
     FedProx averages what its devices have reached, however exactly (section 3.2 of its paper), by the share
-    of the data that each has: its experiments (section 5.1) have that weight, as McMahan et al. have it. So it
+    of the data that each has, which is the weight in its experiments (section 5.1, as McMahan et al.). So it
     stays the number of all examples, and the proximal term bounds how far those go that do more.
 
     Parameters

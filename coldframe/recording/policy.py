@@ -318,8 +318,9 @@ class LeftBehind:
             except Exception as error:
                 replies = []
                 with self._lock:
-                    for message_id in self._messages if self._late_work is not None else ():
-                        self._late_work.settle(message_id, None, 0.0)
+                    if self._late_work is not None:
+                        for message_id in self._messages:
+                            self._late_work.settle(message_id, None, 0.0)
                     self._messages.clear()
                     if not self._closed:  # else Flower has closed the connection
                         say(f"late replies stay with the SuperLink: {type(error).__name__}: {error}")
