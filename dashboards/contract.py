@@ -85,6 +85,8 @@ METRICS: dict[str, tuple[str, ...]] = {
     "fl_run_failures_total": ("run", "reason"),
     "fl_run_late_total": ("run", "reason"),
     "fl_run_folded_total": ("run",),
+    "fl_run_discarded_total": ("run",),
+    "fl_round_staleness": ("run", "stat"),
     "fl_run_bytes_total": ("run", "direction"),
     "fl_run_metric": ("run", "phase", "metric", "stat"),
     **_all(_RUN_CLIENT, "run", "client", "partition"),

@@ -423,6 +423,34 @@ def _limits(built: Board) -> None:
             ),
         ),
     )
+    built.line(
+        7,
+        (
+            12,
+            curves(
+                "Staleness of updates",
+                "By how many versions of the model the updates of a round were behind, with fedbuff and"
+                " fedasync; else 0.",
+                "none",
+                Query(f"max(fl_round_staleness{{{RUN}}}) by (stat)", "{{stat}}"),
+                steps=True,
+                decimals=1,
+                overrides={"mean": fixed(BLUE), "max": fixed(AMBER)},
+            ),
+        ),
+        (
+            12,
+            curves(
+                "Discarded updates",
+                "Updates of the run that fedbuff or fedasync did not use: too stale, or no such model.",
+                "none",
+                Query(f"sum(fl_run_discarded_total{{{RUN}}})", "discarded"),
+                steps=True,
+                decimals=0,
+                overrides={"discarded": fixed(AMBER)},
+            ),
+        ),
+    )
 
 
 def _inventory(built: Board) -> None:

@@ -55,7 +55,7 @@ def train(message: Message, context: Context) -> Message:
     examples = len(y)
     told: dict[str, float] = {}
     if work.SECONDS in config:
-        examples = work.weight(str(run["strategy"]), len(y), trained.examples, epochs)
+        examples = work.weight(str(run["strategy"]).lower(), len(y), trained.examples, epochs)
         told = work.report(trained.steps, trained.examples, trained.seconds, setup)
     arrays = {key: Array(array) for key, array in model.pack(net.state_dict()).items()}
     content = RecordDict(

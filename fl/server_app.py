@@ -84,7 +84,7 @@ def build_strategy(run: Mapping[str, Any], clients: int) -> strategy.Reproducibl
         dp_args=arguments(run, "dp"),
     )
     seconds = float(run["round-work"])
-    if problems := limits.judge_work(seconds, str(run["dp"]), str(run["strategy"])):
+    if problems := limits.judge_work(seconds, str(run["dp"]), str(run["strategy"]).lower()):
         raise strategy.StrategyError(limits.together(problems))
     return strategy.Reproducible(
         chosen, int(run["seed"]), finite=not run["allow-nonfinite"], work_seconds=seconds

@@ -80,16 +80,22 @@ class Pace:
         return message
 
     def learn(self, replies: Iterable[Message]) -> None:
-        """Note how fast the clients were."""
+        """Note how fast the clients were.
+
+        Of several replies of a client the first counts: late ones to earlier rounds come after those in time.
+        """
+        learnt: set[int] = set()
         for reply in replies:
-            if reply.has_error():
+            node_id = reply.metadata.src_node_id
+            if reply.has_error() or node_id in learnt:
                 continue
             metrics: Mapping[str, object] = next(iter(reply.content.metric_records.values()), {})
             speed, setup = metrics.get(SPEED), metrics.get(SETUP)
             if not isinstance(speed, int | float) or not isinstance(setup, int | float):
                 continue
             if 0 < speed < FASTEST and 0 <= setup < LONGEST:
-                self.speeds[reply.metadata.src_node_id] = Speed(float(speed), float(setup))
+                learnt.add(node_id)
+                self.speeds[node_id] = Speed(float(speed), float(setup))
 
 
 def weight(strategy: str, examples: int, processed: int, epochs: int) -> int:
@@ -100,9 +106,9 @@ def weight(strategy: str, examples: int, processed: int, epochs: int) -> int:
     its examples, as without a limit. A client that makes fewer steps counts for less twice, since its update
     is smaller, too: FedAvg then leans towards the data of the fast ones, and nothing here takes that back.
 
-    FedProx averages what its devices have reached, however exactly (Algorithm 2), by the share of the data
-    that each has: there the weight stays the number of all examples, and the proximal term bounds how far
-    those go that do more.
+    FedProx averages what its devices have reached, however exactly (section 3.2 of its paper), by the share
+    of the data that each has, which is the weight in its experiments (section 5.1, as McMahan et al.). So it
+    stays the number of all examples, and the proximal term bounds how far those go that do more.
 
     Parameters
     ----------

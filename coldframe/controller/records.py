@@ -14,6 +14,7 @@ from typing import Any
 Event = dict[str, Any]
 # What an event `folded` says of the work of a late reply.
 FOLDED = ("into", "staleness", "weight", "examples", "metrics", "system", "bytes_down", "bytes_up")
+BAD_REPLY = -2  # the code of the failure of a reply that cannot be used
 LEFT_OUT = "left_out.json"  # of a run's `files/`: by client, or `server`, what was not collected, and why
 
 
@@ -28,8 +29,11 @@ class Run:
         the samples of each class by partition id.
     rounds
         Round number -> `round` event. Round 0 is the evaluation before any training.
+    not_aggregated
+        Rounds of whose replies the strategy made no model.
     replies, failures, late
-        The `reply`, `failure` and `late` events in the order of the journal. Of those that are late `came`
+        The `reply`, `failure` and `late` events in the order of the journal. A reply that was refused
+        afterwards has `refused`; its failure follows. Of those that are late `came`
         has the seconds after which there was a reply after all, if there was; and those that are in the
         model of a later round have that as `into`, with what their `folded` event says of the work.
     updates
@@ -52,6 +56,7 @@ class Run:
 
     started: Event = field(default_factory=dict)
     rounds: dict[int, Event] = field(default_factory=dict)
+    not_aggregated: set[int] = field(default_factory=set)
     replies: list[Event] = field(default_factory=list)
     failures: list[Event] = field(default_factory=list)
     late: list[Event] = field(default_factory=list)
@@ -79,7 +84,8 @@ class Run:
         """Count by client what it has trained that is in the model: replies in time, and late ones folded in;
         with an asynchronous strategy the updates that it has used.
 
-        A round that is void has none; of a client that never trained there is a zero.
+        A round that is void or not aggregated has none, and neither has a reply that was refused; of a client
+        that never trained there is a zero.
         """
         counts = dict.fromkeys((str(client["name"]) for client in self.started.get("clients", [])), 0)
         if self.updates:
@@ -89,11 +95,16 @@ class Run:
         in_time = [
             event
             for event in self.replies
-            if event["phase"] == "train" and not self.rounds.get(event["round"], {}).get("void")
+            if event["phase"] == "train" and not event.get("refused") and self._made(event["round"])
         ]
-        for event in [*in_time, *self.folded]:
+        for event in [*in_time, *(event for event in self.folded if self._made(event["into"]))]:
             counts[event["client"]] = counts.get(event["client"], 0) + 1
         return counts
+
+    def _made(self, number: int | None) -> bool:
+        """Whether the replies of a round were made a model."""
+        void = self.rounds.get(number, {}).get("void") if number is not None else False
+        return not void and number not in self.not_aggregated
 
 
 def gather(events: Iterable[Event]) -> Run:
@@ -103,7 +114,8 @@ def gather(events: Iterable[Event]) -> Run:
         **{"reply": run.replies, "failure": run.failures, "late": run.late, "update": run.updates},
         **{"resume": run.resumes, "checkpoint": run.checkpoints},
     }
-    for event in events:
+    kept = list(events)
+    for event in kept:
         before, run.last = run.last, float(event["time"])
         if run.first is None:
             run.first = run.last
@@ -123,7 +135,7 @@ def gather(events: Iterable[Event]) -> Run:
             outcomes[kind].append(event)
             if kind == "resume":
                 run.interrupted += run.last - (before or run.last)
-        elif kind == "late_reply":
+        elif kind == "late_reply" and event.get("error") is None:
             _note_late(run, event, {"came": event["seconds"]})
         elif kind == "folded":
             _note_late(run, event, {key: event[key] for key in FOLDED})
@@ -133,8 +145,25 @@ def gather(events: Iterable[Event]) -> Run:
             run.model_sha256 = event["sha256"]
         elif kind == "run_finished":
             run.finished = event
+    run.not_aggregated = {event["round"] for event in kept if event["event"] == "not_aggregated"}
+    _mark_refused(kept)
     _match_updates(run)
     return run
+
+
+def _mark_refused(events: Iterable[Event]) -> None:
+    """Mark replies whose failure follows: before the next messages are sent, a client has one of each."""
+    replied: dict[tuple[Any, ...], Event] = {}
+    for event in events:
+        kind = event["event"]
+        if kind == "phase_started":
+            replied.clear()
+        elif kind == "reply" or (kind == "failure" and event.get("code") == BAD_REPLY):
+            message = (event["round"], event["phase"], event["client"])
+            if kind == "reply":
+                replied[message] = event
+            elif message in replied:
+                replied.pop(message)["refused"] = True
 
 
 def _note_late(run: Run, event: Event, found: Event) -> None:

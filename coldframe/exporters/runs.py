@@ -2,7 +2,7 @@
 
 It reads what the ServerApps append, and the SuperLink's own records for what no journal says: who is
 connected, and the runs of apps that keep none. It lives in the server's container, on its loopback; the
-gateway publishes it. The newest RUNS runs are shown, closed ones too, after any restart: 43 series per run
+gateway publishes it. The newest RUNS runs are shown, closed ones too, after any restart: 46 series per run
 and 3 per metric that its clients report, of MOST_METRICS metrics at most. The 10 series per run and client
 are there for the newest run, for those that go on, and for the newest others: CLIENTS clients of all runs.
 `python3 -m coldframe.exporters.runs PORT [USERS]`: with the file of users it asks for a password.
@@ -39,9 +39,10 @@ OTHER = "other"  # all phases that an app has made up
 PHASES = ("configure", "train", "aggregate", "evaluate", "server_evaluate", OTHER)
 REASONS = ("oom", "timeout", "lost", "exception", "bad_reply", "other")
 LATE = ("deadline", "goal")  # why a phase ended without a reply
+BAD_REPLY = -2  # our code of a failure: what a reply contains cannot be used
 # A failure's class by its code: Flower's ErrorCode; our own -1 for a time that was up, -2 for a bad reply.
 REASON_OF_CODE = {
-    -2: "bad_reply",
+    BAD_REPLY: "bad_reply",
     -1: "timeout",
     1: "exception",
     2: "exception",
@@ -99,6 +100,11 @@ FAMILIES: Families = {
     "fl_run_failures_total": ("counter", "Failed tasks, by reason."),
     "fl_run_late_total": ("counter", "Replies that a phase did not wait for, by what ended it."),
     "fl_run_folded_total": ("counter", "Late replies that are in the model of a later round."),
+    "fl_run_discarded_total": ("counter", "Updates that an asynchronous strategy did not use."),
+    "fl_round_staleness": (
+        "gauge",
+        "Versions of the model by which the updates of the last round were behind: mean and max.",
+    ),
     "fl_run_bytes_total": ("counter", "Bytes of models to the clients (down) and from them (up)."),
     "fl_run_metric": (
         "gauge",
@@ -117,7 +123,7 @@ FAMILIES: Families = {
     "fl_client_examples": ("gauge", "Examples that the client trained on in its last round."),
     "fl_client_updates_total": (
         "counter",
-        "Replies of the client that are in the model, late ones too.",
+        "Replies of the client that are in the model, late ones too; counted as the round ends.",
     ),
     "fl_client_failures_total": ("counter", "Failed tasks of the client in the run."),
     "fl_client_last_seen_timestamp_seconds": ("gauge", "Last heartbeat or reply of the client."),
@@ -200,7 +206,11 @@ class Run:
         self.failures: Counter[str] = Counter()
         self.late: Counter[str] = Counter()
         self.folded = 0
-        self.trained: Counter[str] = Counter()  # replies by client in the round that goes on
+        self.trained: Counter[str] = Counter()  # replies by client, for the model of the round that goes on
+        self.replied: set[str] = set()  # clients, to the messages of training that were sent last
+        self.void = False  # the round that goes on makes no model
+        self.discarded = 0  # updates
+        self.asynchronous = False  # each update is told, in the round that uses it
         self.bytes: Counter[str] = Counter()
         self.clients: dict[str, dict[str, Any]] = {}
         self.metrics = Metrics()
@@ -237,13 +247,16 @@ class Run:
     def _on_phase_started(self, event: dict[str, Any]) -> None:
         if event.get("round") is None:  # no round will end: each exchange stands for itself
             self.metrics.close()
+        self.replied = set()
 
     def _on_reply(self, event: dict[str, Any]) -> None:
         self.bytes["down"] += event.get("bytes_down") or 0
         self.bytes["up"] += event.get("bytes_up") or 0
         client = self._client(event["client"], event["partition_id"])
         client["seen"] = event["time"]
-        self.trained[event["client"]] += event["phase"] == "train"
+        if event["phase"] == "train" and not self.asynchronous:
+            self.trained[event["client"]] += 1
+            self.replied.add(event["client"])
         phase, seconds = event["phase"], event.get("seconds") or 0.0
         spent = self.spent.setdefault(phase, {})
         spent[event["client"]] = spent.get(event["client"], 0.0) + seconds
@@ -272,6 +285,9 @@ class Run:
     def _on_failure(self, event: dict[str, Any]) -> None:
         self.failures[reason_of(event)] += 1
         self._client(event["client"], event["partition_id"])["failures"] += 1
+        if event["phase"] == "train" and event["code"] == BAD_REPLY and event["client"] in self.replied:
+            self.trained[event["client"]] -= 1  # it was refused after it had come
+            self.replied.remove(event["client"])
 
     def _on_late(self, event: dict[str, Any]) -> None:
         self.late[event["reason"]] += 1
@@ -282,8 +298,17 @@ class Run:
         self.bytes["up"] += event.get("bytes_up") or 0
         client = self._client(event["client"], event["partition_id"])
         client["seen"] = event["time"]
-        client["updates"] += 1
+        self.trained[event["client"]] += 1
         self._work(client, event, event.get("seconds") or 0.0)
+
+    def _on_update(self, event: dict[str, Any]) -> None:
+        self.asynchronous, self.trained = True, Counter()
+        if not event["reason"]:
+            self._client(event["client"], event["partition_id"])["updates"] += 1
+        self.discarded += bool(event["reason"])
+
+    def _on_not_aggregated(self, event: dict[str, Any]) -> None:
+        self.void = True
 
     def _on_round(self, event: dict[str, Any]) -> None:
         if all(event.get(key) is None for key in EVALUATION):  # not in this round: the last ones still hold
@@ -298,8 +323,8 @@ class Run:
             self.gap = max(spent.values()) - statistics.median(spent.values())
         self.spent = {}
         for name, count in self.trained.items():
-            self.clients[name]["updates"] += 0 if event.get("void") else count
-        self.trained = Counter()
+            self.clients[name]["updates"] += 0 if event.get("void") or self.void else count
+        self.trained, self.void = Counter(), False
         self.metrics.close()
 
     def _on_run_finished(self, event: dict[str, Any]) -> None:
@@ -369,6 +394,9 @@ class Run:
         for reason in LATE:
             page.add("fl_run_late_total", f'{own},reason="{reason}"', self.late[reason])
         page.add("fl_run_folded_total", own, self.folded)
+        page.add("fl_run_discarded_total", own, self.discarded)
+        for stat, field in (("mean", "staleness"), ("max", "max_staleness")):
+            page.add("fl_round_staleness", f'{own},stat="{stat}"', self.round.get(field) or 0)
         for (phase, metric), values in self.metrics.shown.items():
             for stat, value in zip(("mean", "min", "max"), values, strict=True):
                 text = labels({"run": self.run_id, "phase": phase, "metric": metric, "stat": stat})

@@ -146,8 +146,8 @@ class Folded:
 class LateWork:
     """Keeps late replies, and the models that they began with, until a phase of training takes them.
 
-    Messages of one phase share their arrays, so it holds a model for each phase that is waited for, and one
-    for each reply that has come.
+    Messages of one phase share their arrays, so it holds a model for each phase that is waited for, and two
+    for each client whose reply has come: of the replies of one client the newest is kept.
     """
 
     def __init__(self) -> None:
@@ -163,13 +163,29 @@ class LateWork:
         with self._lock:
             self._expected[message_id] = Expected(pending, bare, self.version)
 
-    def settle(self, message_id: str, reply: Message | None, seconds: float) -> None:
-        """Keep a reply that has come; None: there will be none that can be used."""
+    def settle(self, message_id: str, reply: Message | None, seconds: float) -> list[Expected]:
+        """Keep a reply that has come; None: there will be none that can be used.
+
+        Returns
+        -------
+        list of Expected
+            Replies that are not kept any more, since there is a newer one of the same client.
+        """
         with self._lock:
             if reply is None:
                 self._expected.pop(message_id, None)
-            elif message_id in self._expected:
-                self._expected[message_id].reply, self._expected[message_id].seconds = reply, seconds
+            if reply is None or message_id not in self._expected:
+                return []
+            come = self._expected[message_id]
+            come.reply, come.seconds = reply, seconds
+            node_id = come.sent.metadata.dst_node_id
+            ready = [
+                key
+                for key, item in self._expected.items()
+                if item.reply is not None and item.sent.metadata.dst_node_id == node_id
+            ]
+            newest = max(ready, key=lambda key: self._expected[key].pending.sent)
+            return [self._expected.pop(key) for key in ready if key != newest]
 
     def take(self) -> list[Expected]:
         """Return the replies that have come since the last time."""

@@ -28,6 +28,8 @@ LISTED_SECONDS = 0.5  # a strategy that asks twice for the clients gets the same
 SAY_SECONDS = 5.0  # how often it is written down whom the run waits for
 # Seconds after a time-out in which a message is still good: its reply may be on its way.
 EXPIRY_MARGIN = 5.0
+# Seconds after its expiry in which a message that an app sent itself is kept, if nobody asks for its reply.
+FORGET_MARGIN = 60.0
 
 
 class ClientsMissing(RuntimeError):
@@ -169,12 +171,22 @@ class RecordingGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages."""
         batch = list(messages)
+        self._forget_expired()
         if self._policy is not None:
             self._policy.pushed(batch)
         message_ids = self._push(batch)
         if self._rules is not None:
             self._sent.update({message.metadata.message_id: message for message in batch})
         return message_ids
+
+    def _forget_expired(self) -> None:
+        """Let go of messages that have expired: a strategy may have given them up, each with its model."""
+        now = time.time()
+        for message_id, message in list(self._sent.items()):
+            metadata = message.metadata
+            if now > metadata.created_at + metadata.ttl + FORGET_MARGIN:
+                del self._sent[message_id]
+                self._recorder.gave_up(message_id, metadata.ttl)
 
     def _push(self, batch: list[Message]) -> list[str]:
         if not batch:

@@ -26,6 +26,7 @@ from coldframe.recording.replies import clean
 from coldframe.recording.rounds import Pending, Recorder, innermost
 from coldframe.recording.settings import AUTO, FOLD, Settings
 from coldframe.recording.task_note import PHASES, phase_of
+from coldframe.recording.updates import HOOK
 from coldframe.supervise import say
 
 DEADLINE, GOAL = "deadline", "goal"  # why a client is late
@@ -40,6 +41,7 @@ PAUSE = 0.5  # seconds between two questions to a SuperLink that does not hold t
 LEGACY = "the app uses Flower's legacy API, which has no place for it"
 PRIVACY = "differential privacy is accounted for as if all sampled clients replied"
 RAW = "the app sends its messages without a strategy of Flower's Message API"
+WAITS_FOR_NONE = "its strategy waits for no client"
 NOTHING = "the run ended before a strategy of Flower's Message API sent anything"
 
 
@@ -147,6 +149,8 @@ class Policy:
             self._decide(False, LEGACY)
         elif is_private(strategy):
             self._decide(False, PRIVACY)
+        elif hasattr(innermost(strategy), HOOK):
+            self._decide(False, WAITS_FOR_NONE)
         else:
             self._armed = strategy
 
@@ -314,6 +318,9 @@ class LeftBehind:
             except Exception as error:
                 replies = []
                 with self._lock:
+                    if self._late_work is not None:
+                        for message_id in self._messages:
+                            self._late_work.settle(message_id, None, 0.0)
                     self._messages.clear()
                     if not self._closed:  # else Flower has closed the connection
                         say(f"late replies stay with the SuperLink: {type(error).__name__}: {error}")
@@ -342,7 +349,9 @@ class LeftBehind:
             about = self._recorder.about(pending)
             self._recorder.journal.append("late_reply", **about, seconds=round(seconds, 3), error=error)
         if self._late_work is not None:
-            self._late_work.settle(message_id, None if reply.has_error() else reply, seconds)
+            kept = None if reply.has_error() else reply
+            for older in self._late_work.settle(message_id, kept, seconds):
+                self._recorder.not_folded(older.pending, "a newer reply of the same client has come")
 
 
 def is_private(strategy: Any) -> bool:

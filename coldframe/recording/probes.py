@@ -63,6 +63,7 @@ class Probes:
         self.recorder = recorder
         self.policy = policy
         self.order = order
+        self.replays = False  # a strategy has been given the order
         self.checkpoints = checkpoints
         self._inside = threading.local()
         self._replaced: list[tuple[Any, str, Any]] = []  # where, name, what was there
@@ -144,10 +145,12 @@ class Probes:
     ) -> Any:
         """Note the strategy and its rounds, and the server's evaluation."""
         self.recorder.begin_strategy()
+        if self.policy is not None:
+            self.policy.late_work.close()  # it belongs to the model of the strategy before
         if self.order is not None:
             if not hasattr(inner := innermost(strategy), "order"):
                 raise ReplayError(NO_ORDER)
-            inner.order = self.order()
+            inner.order, self.replays = self.order(), True
         try:
             bound = inspect.signature(method).bind(strategy, *args, **kwargs)
         except TypeError:

@@ -50,4 +50,7 @@ def order_of(state: Path, run_id: str, config: Mapping[str, Any], clients: Seque
             f"replay={run_id}: that run had {len(wanted)} clients, and this one has {len(nodes)} or other"
             " partitions: deploy the same number of clients"
         )
-    return [Planned(event["dispatch"], nodes[event["partition_id"]], event["base"]) for event in updates]
+    return [
+        Planned(event["dispatch"], nodes[event["partition_id"]], event["base"], event["round"])
+        for event in updates
+    ]

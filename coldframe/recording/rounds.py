@@ -33,7 +33,7 @@ from coldframe.recording.messages import is_number, metrics_of, pick, size_of
 from coldframe.recording.replies import BAD_REPLY, MOST_EXAMPLES, NO_REPLY, SYSTEM_FIGURES, clean
 from coldframe.recording.roster import Client, read_roster
 from coldframe.recording.task_note import PHASES, phase_of, told_round
-from coldframe.recording.updates import Updates, described
+from coldframe.recording.updates import HOOK, Updates, described
 from coldframe.supervise import say
 
 PROCESSED = "examples_processed"  # the metric of an app that tells how many it has processed in all passes
@@ -120,6 +120,7 @@ class Recorder:
         self.examples_key = "num-examples"
         self.pending: dict[str, Pending] = {}
         self.probed = False  # a strategy tells the rounds
+        self.asynchronous = False  # it tells its updates; its messages span rounds
         self.configuring: Configuring | None = None
         self.known: Mapping[str, Any] = {}  # of strategy and rounds, what the run_config tells
         self.epochs = 1  # passes over the examples of a reply to `train`
@@ -160,6 +161,7 @@ class Recorder:
         """Note which strategy runs, and for how many rounds."""
         with self._lock:
             self.examples_key = str(getattr(innermost(strategy), "weighted_by_key", self.examples_key))
+            self.asynchronous = hasattr(innermost(strategy), HOOK)
             known = rounds if isinstance(rounds, int) else None
             planned = None if known is None else known + self._offset
             name = None if self.known.get("strategy") else type(strategy).__name__
@@ -476,7 +478,7 @@ class Recorder:
         self.journal.append(
             "failure", **self._about(exchange, node_id), code=code, reason=clean(readable(reason))
         )
-        if self._round is not None and exchange.round == self._round.number:
+        if self._round is not None and (self.asynchronous or exchange.round == self._round.number):
             self._round.failures += 1
             self._round.last = time.monotonic()
 

@@ -35,7 +35,7 @@ from coldframe.recording.grid import RecordingGrid
 from coldframe.recording.journal import STOPPED, Journal
 from coldframe.recording.policy import Policy
 from coldframe.recording.probes import Probes
-from coldframe.recording.replay import order_of
+from coldframe.recording.replay import NO_ORDER, ReplayError, order_of
 from coldframe.recording.replies import Rules
 from coldframe.recording.rounds import Recorder
 from coldframe.recording.settings import Settings
@@ -138,6 +138,8 @@ def record(run: Any, grid: Grid, context: Context, state: Path) -> Context:
                     f" -e resume={asked.resumed_from} again, or leave resume out to train anew"
                 )
             found: Context = run(grid=recording)
+            if order is not None and not probes.replays:
+                raise ReplayError(NO_ORDER)
         except Exception as error:
             if is_refused(error):
                 with suppress(Exception):

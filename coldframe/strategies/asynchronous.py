@@ -38,11 +38,14 @@ class Planned:
         The client that gets it now.
     base : int
         The version of the model that it was sent with.
+    round : int, optional
+        In which its update was used. Rounds whose length depends on who is connected are as long as then.
     """
 
     dispatch: int
     node_id: int
     base: int
+    round: int | None = None
 
 
 class Order:
@@ -52,6 +55,16 @@ class Order:
         plans = list(plans)
         self._unsent = {plan.dispatch: plan for plan in plans}
         self._unused = deque(plan.dispatch for plan in plans)
+        self._lengths = Counter(plan.round for plan in plans)
+
+    @property
+    def unused(self) -> int:
+        """How many updates are still to be used."""
+        return len(self._unused)
+
+    def updates_of_round(self, number: int) -> int | None:
+        """Return how many updates a round used; None where the order does not tell rounds."""
+        return None if None in self._lengths else self._lengths[number]
 
     def next_dispatches(self, version: int, busy: Collection[int]) -> list[Planned]:
         """Return what to send with this version of the model, to clients that are not busy, one for each."""
@@ -64,9 +77,13 @@ class Order:
             del self._unsent[plan.dispatch]
         return list(chosen.values())
 
-    def next_update(self, arrived: Collection[int]) -> int | None:
-        """Return the dispatch whose update is next, once its reply has come."""
-        if not self._unused or self._unused[0] not in arrived:
+    def next_update(self, arrived: Collection[int], version: int) -> int | None:
+        """Return the dispatch whose update is next, once its reply has come and this version is sent.
+
+        An update can make the next version: what is to be sent with this one has to be sent before.
+        """
+        sent = all(plan.base != version for plan in self._unsent.values())
+        if not sent or not self._unused or self._unused[0] not in arrived:
             return None
         return self._unused.popleft()
 
@@ -180,7 +197,7 @@ class Asynchronous(FedAvg):
         Raises
         ------
         RuntimeError
-            If a client does not give what an `order` needs of it.
+            If a client does not give what an `order` needs of it, or the rounds end before the order.
         """
         log(INFO, "Starting %s: %d rounds", type(self).__name__, num_rounds)
         self.summary()
@@ -212,6 +229,11 @@ class Asynchronous(FedAvg):
                     log(INFO, "[ROUND %d/%d] %s", number, num_rounds, metrics)
         finally:
             self._running = False
+        if self._order is not None and self._order.unused:
+            raise RuntimeError(
+                f"the order has {self._order.unused} updates more than {num_rounds} rounds used: set as many"
+                " rounds, and updates in a round, as in the run that the order is of"
+            )
         self._say_end()
         return result
 
@@ -235,6 +257,9 @@ class Asynchronous(FedAvg):
             log(INFO, "Waiting for clients: %d connected (%d needed)", len(nodes), needed)
             time.sleep(NODES_PAUSE)
         self._due = self.updates_of_round(self._places(len(nodes)))
+        if self._order is not None and not self.whole_rounds:
+            known = self._order.updates_of_round(server_round)
+            self._due = self._due if known is None else known
         return self._messages(nodes)
 
     def aggregate_train(
@@ -245,8 +270,10 @@ class Asynchronous(FedAvg):
         replies = list(replies)
         if self.state.due < self._due:  # all clients have failed: what the buffer has stays in it
             log(WARNING, "Round %d has %d updates of %d", server_round, self.state.due, self._due)
-            if not replies or type(self).whole_rounds:
+            if self.whole_rounds:
                 return None, None
+        if not replies:
+            return None, None
         self.state.apply()
         return self._packed(), self._mean(replies)
 
@@ -333,6 +360,8 @@ class Asynchronous(FedAvg):
                 self._push(grid, self._messages(list(grid.get_node_ids())))
             if not replies:
                 time.sleep(max(0.0, PAUSE - (time.monotonic() - asked)))
+        if self._order is not None and self._order.unused and self.state.due < self._due:
+            raise RuntimeError("the order cannot be repeated: no client has the update that is next")
 
     def _receive(self, reply: Message) -> None:
         flying = self._flying.pop(reply.metadata.reply_to_message_id, None)
@@ -350,7 +379,7 @@ class Asynchronous(FedAvg):
             if self._order is not None:
                 # What was sent before this update is sent before it again: after it the model is another.
                 self._push(grid, self._messages([]))
-                number = self._order.next_update(self._arrived)
+                number = self._order.next_update(self._arrived, self.state.version)
             else:
                 number = next(iter(self._arrived), None)
             if number is None:

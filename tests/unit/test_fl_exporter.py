@@ -17,6 +17,7 @@ from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.superlink.federation import NoOpFederationManager
 from prometheus_client.parser import text_string_to_metric_families
 
+from coldframe.controller.records import gather
 from coldframe.exporters import runs as fl_exporter
 from coldframe.exporters.runs import (
     CLIENTS,
@@ -31,7 +32,7 @@ from coldframe.exporters.runs import (
     reason_of,
 )
 from coldframe.flower import database
-from coldframe.recording.journal import Journal
+from coldframe.recording.journal import Journal, read_journal
 from tests.unit.journals import make_journal, name_of
 
 Samples = dict[str, list[tuple[dict[str, str], float]]]
@@ -70,10 +71,12 @@ def start(state: Path, run_id: str = "7", count: int = 2) -> Journal:
     return journal
 
 
-def reply(journal: Journal, client: int, seconds: float, phase: str = "train", **system: Any) -> None:
+def reply(
+    journal: Journal, client: int, seconds: float, phase: str = "train", round: int = 1, **system: Any
+) -> None:
     journal.append(
         "reply",
-        round=1,
+        round=round,
         phase=phase,
         client=f"c1-{client}",
         partition_id=client,
@@ -215,10 +218,72 @@ def test_updates_are_counted_by_client_with_late_ones_and_without_void_rounds(
     before = value(scrape(exporter), "fl_run_bytes_total", direction="up")
     journal.append("folded", **about, into=3, staleness=0, weight=1.0, **work)
     samples = scrape(exporter)
-    assert updates() == [1, 2] and value(samples, "fl_run_folded_total") == 1
+    assert updates() == [1, 1] and value(samples, "fl_run_folded_total") == 1
     assert value(samples, "fl_run_bytes_total", direction="up") == before + 6
     assert value(samples, "fl_client_round_seconds", client="c1-1") == 9.0
     assert value(samples, "fl_client_examples", client="c1-1") == 40
+    finish_round(journal, 3)
+    assert updates() == [1, 2]
+
+
+def failure(journal: Journal, client: int, code: int) -> None:
+    about = {"client": f"c1-{client}", "partition_id": client, "node_id": str(client)}
+    journal.append("failure", round=1, phase="train", **about, code=code, reason="x")
+
+
+def test_replies_that_are_in_no_model_are_no_updates(journal: Journal, exporter: Exporter) -> None:
+    def updates() -> list[float]:
+        samples = scrape(exporter)
+        found = [value(samples, "fl_client_updates_total", client=f"c1-{client}") for client in (0, 1)]
+        run = gather(read_journal(journal.path))
+        assert list(run.contributions().values()) == found
+        return found
+
+    def phase() -> None:
+        journal.append("phase_started", round=1, phase="train", clients=["c1-0", "c1-1"])
+
+    phase()
+    reply(journal, 0, 1.0)
+    reply(journal, 1, 1.0)
+    failure(journal, 1, -2)
+    phase()
+    failure(journal, 0, -2)  # a reply to this message has not been written down
+    finish_round(journal)
+    assert updates() == [1, 0]
+    phase()
+    journal.append("not_aggregated", round=2, messages=2, replies=2, reason="x")
+    for client in (0, 1):
+        reply(journal, client, 1.0, round=2)
+    finish_round(journal, 2)
+    assert updates() == [1, 0]
+    reply(journal, 1, 1.0, round=3)
+    finish_round(journal, 3)
+    assert updates() == [1, 1]
+
+
+def test_of_an_asynchronous_run_the_used_updates_count(journal: Journal, exporter: Exporter) -> None:
+    journal.append("phase_started", round=1, phase="train", clients=["c1-0", "c1-1"])
+    for client in (0, 1, 0):
+        reply(journal, client, 1.0)
+    for client, reason in ((0, None), (1, "max_staleness"), (0, None)):
+        update(journal, client, reason)
+    finish_round(journal, updates=2, discarded=1, staleness=1.5, max_staleness=3)
+    samples = scrape(exporter)
+    assert value(samples, "fl_run_discarded_total") == 1
+    assert value(samples, "fl_round_staleness", stat="mean") == 1.5
+    assert value(samples, "fl_round_staleness", stat="max") == 3
+    reply(journal, 1, 1.0)
+    reply(journal, 1, 1.0)  # which waits for the next round
+    update(journal, 1)
+    finish_round(journal, 2, updates=1, discarded=0, staleness=0.0, max_staleness=0)
+    samples = scrape(exporter)
+    assert [value(samples, "fl_client_updates_total", client=f"c1-{client}") for client in (0, 1)] == [2, 1]
+
+
+def update(journal: Journal, client: int, reason: str | None = None) -> None:
+    about = {"client": f"c1-{client}", "partition_id": client, "node_id": str(client)}
+    figures = {"dispatch": 0, "base": 0, "version": 0, "staleness": 0, "weight": 0 if reason else 1}
+    journal.append("update", round=1, phase="train", **about, **figures, reason=reason)
 
 
 def state_of(samples: Samples, run: str = "7") -> str:
@@ -364,7 +429,7 @@ def test_a_run_has_as_few_series_as_the_readme_says(tmp_path: Path, exporter: Ex
     run = exporter.runs["7"]
     text = run.page().text() + run.clients_page().text()
     series = [line for line in text.splitlines() if not line.startswith("#")]
-    assert len(series) == 42 + 10 * clients  # one more where the app has made up a phase
+    assert len(series) == 45 + 10 * clients  # one more where the app has made up a phase
 
 
 def test_clients_and_foreign_runs_come_from_flowers_own_database(tmp_path: Path, exporter: Exporter) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Message
+from flwr.app import Message, MetricRecord, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
 
 from fl import data, server_app, strategy, work
 from tests.unit.fl_runs import MANIFEST, LocalGrid, Start, changed, of, sha, starter, with_metrics
@@ -28,6 +29,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def start(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
     return starter(root, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def as_serverapp(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("_run_id", "_node_id", "_task_id"):  # Flower sets these in a ServerApp's process
+        monkeypatch.setattr(TaskIdentity, key, 1)
 
 
 def slow(_node: int, message: Message, reply: Message) -> Message:
@@ -137,6 +144,27 @@ def test_a_speed_that_cannot_be_is_not_believed(start: Start, speed: float, setu
     journal, grid = start(answer=lies, round_work=60.0, allow_nonfinite=True)
     assert journal[-1]["status"] == "completed"
     assert [steps for node, steps, _ in told(grid) if node == SLOW] == [0, 0]
+
+
+def test_the_first_reply_of_a_client_tells_its_speed(as_serverapp: None) -> None:
+    def reply(node: int, speed: float) -> Message:
+        sent = Message(RecordDict(), node, "train")
+        told = MetricRecord({work.SPEED: speed, work.SETUP: 0.5})
+        return Message(RecordDict({"metrics": told}), reply_to=sent)
+
+    pace = work.Pace(60.0)
+    pace.learn([reply(1, 5.0), reply(2, 7.0), reply(1, 1.0)])
+    assert pace.speeds == {1: work.Speed(5.0, 0.5), 2: work.Speed(7.0, 0.5)}
+    pace.learn([reply(1, 0.0), reply(1, 4.0)])
+    assert pace.speeds[1] == work.Speed(4.0, 0.5), "one that is nonsense is none"
+
+
+def test_the_name_of_a_strategy_in_any_case_weighs_alike(start: Start) -> None:
+    config = {"round_work": 60.0, "num_server_rounds": 2}
+    named = [start(answer=slow, strategy=name, **config)[0] for name in ("fedprox", "FedProx")]
+    assert len({sha(journal) for journal in named}) == 1
+    examples = [[event["examples"] for event in of(journal, "reply")] for journal in named]
+    assert examples[0] == examples[1]
 
 
 @pytest.mark.parametrize(

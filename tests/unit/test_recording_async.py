@@ -11,11 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Error, Message
+from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 
 from coldframe.controller import results
 from coldframe.controller.records import gather
-from coldframe.recording.policy import RAW
+from coldframe.recording import server as recording
+from coldframe.recording import settings
+from coldframe.recording.journal import read_journal
+from coldframe.recording.policy import WAITS_FOR_NONE
+from coldframe.recording.replay import ReplayError
 from coldframe.recording.replies import BAD_REPLY
 from coldframe.server import control
 from coldframe.strategies import asynchronous
@@ -177,6 +181,27 @@ def test_a_failure_and_a_reply_that_cannot_be_used_are_failures(start: Start, co
     assert of(journal, "round")[1]["failures"] == 3 and len(of(journal, "not_aggregated")) == 1
 
 
+def test_a_failure_counts_in_the_round_in_which_it_comes(start: Start) -> None:
+    """Though the message is of an earlier one."""
+    late = straggler(6)
+
+    def prepare(grid: LocalGrid) -> None:
+        late(grid)
+        inner = grid.answer
+
+        def answer(node: int, message: Message, reply: Message) -> Message | None:
+            if node == SLOW:
+                reply = Message(Error(code=2, reason="no memory"), reply_to=message)
+            return inner(node, message, reply)
+
+        grid.answer = answer
+
+    journal, _ = start(prepare=prepare, **BUFFER)
+    failures, rounds = of(journal, "failure"), of(journal, "round")
+    assert failures and failures[0]["round"] == 1
+    assert sum(event["failures"] for event in rounds) == len(failures) and rounds[1]["failures"] == 0
+
+
 def test_a_run_whose_clients_all_fail_says_so(start: Start) -> None:
     def fails(_node: int, message: Message, _reply: Message) -> Message:
         return Message(Error(code=2, reason="no"), reply_to=message)
@@ -226,7 +251,9 @@ def test_a_client_that_never_replies_is_left_behind(start: Start) -> None:
 
 def test_a_deadline_is_not_applied_and_the_journal_says_so(start: Start) -> None:
     journal, _ = start(note={"settings": {"round_deadline": 5.0}}, **BUFFER)
-    assert [(event["applied"], event["reason"]) for event in of(journal, "policy")] == [(False, RAW)]
+    assert [(event["applied"], event["reason"]) for event in of(journal, "policy")] == [
+        (False, WAITS_FOR_NONE)
+    ]
     assert journal[-1]["status"] == "completed" and of(journal, "late") == []
 
 
@@ -328,3 +355,15 @@ def test_what_cannot_be_replayed_is_said(
     start(num_server_rounds=1)
     journal, grid = start(note=replaying(run), raises=message, **config)
     assert journal[-1]["status"] == "failed" and grid.sent == []
+
+
+def test_an_app_to_which_no_order_can_be_given_is_told_so(start: Start, tmp_path: Path) -> None:
+    start(**BUFFER)
+    note = json.dumps(replaying("0"))
+    with settings.submitting(tmp_path):
+        settings.write(tmp_path, "50", note)
+    context = Context(50, 0, {}, RecordDict(), {})
+    with pytest.raises(ReplayError, match="replay is for strategies that use updates as they arrive"):
+        recording.record(lambda grid: context, LocalGrid([SLOW], {}), context, tmp_path)
+    journal = read_journal(tmp_path / "runs/50/journal.jsonl")
+    assert journal[-1]["status"] == "failed"

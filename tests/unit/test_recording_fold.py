@@ -42,9 +42,10 @@ def start(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
     monkeypatch.setattr(policies, "PAUSE", 0.01)
     settle = LateWork.settle
 
-    def settle_and_say(work: LateWork, *args: Any) -> None:
-        settle(work, *args)
+    def settle_and_say(work: LateWork, *args: Any) -> list[fold.Expected]:
+        found = settle(work, *args)
         SETTLED.set()
+        return found
 
     monkeypatch.setattr(LateWork, "settle", settle_and_say)
     return starter(root, tmp_path, monkeypatch)
@@ -81,9 +82,9 @@ def learnt(seed: int, sent: np.ndarray) -> np.ndarray:
 
 def reference(history: list[list[tuple[int, int, int]]], momentum: float) -> tuple[np.ndarray, int]:
     """FedBuff's step with FedAvg's weights, at the end of each round (arXiv 2106.06639, Algorithm 1); with
-    the momentum of FedAvgM (arXiv 1909.06335)."""
+    the momentum of FedAvgM (arXiv 1909.06335). Of the late ones of a client the newest counts."""
     model, velocity = np.zeros(SIZE), np.zeros(SIZE)
-    arriving: dict[int, list[tuple[int, int, np.ndarray]]] = {}
+    arriving: dict[int, list[tuple[Any, int, int, int, np.ndarray]]] = {}
     busy_until = [0] * CLIENTS
     folded = version = 0
     for now, plan in enumerate(history):
@@ -91,14 +92,17 @@ def reference(history: list[list[tuple[int, int, int]]], momentum: float) -> tup
         for client, (delay, examples, seed) in enumerate(plan):
             if busy_until[client] <= now:
                 in_time |= delay == 0
-                arriving.setdefault(now + delay, []).append((version, examples, learnt(seed, model)))
+                who = client if delay else (now, client)
+                entry = (who, now, version, examples, learnt(seed, model))
+                arriving.setdefault(now + delay, []).append(entry)
                 busy_until[client] = now + delay + 1
         buffer = arriving.pop(now, [])
         if not in_time:  # the phase is void
             arriving.setdefault(now + 1, []).extend(buffer)
             continue
         step, total = np.zeros(SIZE), 0
-        for begun, examples, delta in buffer:
+        newest = {entry[0]: entry for entry in sorted(buffer, key=lambda entry: entry[1])}
+        for _, _, begun, examples, delta in newest.values():
             folded += begun < version
             step += examples * (1 + version - begun) ** -0.5 * delta
             total += examples
@@ -107,11 +111,11 @@ def reference(history: list[list[tuple[int, int, int]]], momentum: float) -> tup
     return model, folded
 
 
-def message(arrays: np.ndarray, metrics: dict[str, float] | None = None) -> Message:
+def message(arrays: np.ndarray, metrics: dict[str, float] | None = None, node: int = 1) -> Message:
     records: dict[str, Any] = {"arrays": ArrayRecord({"w": Array(arrays)})}
     if metrics:
         records["metrics"] = MetricRecord(dict(metrics))
-    return Message(RecordDict(records), 1, "train")
+    return Message(RecordDict(records), node, "train")
 
 
 def play(history: list[list[tuple[int, int, int]]], chosen: flower.FedAvg) -> tuple[np.ndarray, int]:
@@ -133,8 +137,8 @@ def play(history: list[list[tuple[int, int, int]]], chosen: flower.FedAvg) -> tu
                 in_time.append(reply)
                 continue
             name = f"{now} {client}"
-            pending = Pending(sent, Exchange(now, "train", set()), 0.0, 0)
-            late_work.expect(name, pending, sent)
+            own = message(model, node=client + 1)
+            late_work.expect(name, Pending(own, Exchange(now, "train", set()), float(now), 0), own)
             arriving.setdefault(now + delay, []).append((name, reply))
         for name, reply in arriving.pop(now, []):
             late_work.settle(name, reply, 1.0)
@@ -368,6 +372,18 @@ def test_nothing_is_kept_of_what_cannot_come_any_more() -> None:
     assert work.take() == [] and set(work._expected) == {"open"}
     work.close()
     assert work._expected == {}
+
+
+def test_of_the_late_replies_of_a_client_the_newest_is_kept() -> None:
+    work = LateWork()
+    for place, (name, node) in enumerate((("old", 1), ("new", 1), ("other", 2), ("open", 1))):
+        sent = message(np.zeros(2), node=node)
+        work.expect(name, Pending(sent, Exchange(place, "train", set()), float(place), 0), sent)
+    reply = message(np.ones(2), {"num-examples": 1})
+    assert work.settle("new", reply, 1.0) == work.settle("other", reply, 2.0) == []
+    (left_out,) = work.settle("old", reply, 3.0)
+    assert left_out.pending.sent == 0.0
+    assert [item.seconds for item in work.take()] == [1.0, 2.0] and set(work._expected) == {"open"}
 
 
 def test_the_model_that_a_client_began_with_is_kept_whatever_the_app_does_with_its_own() -> None:

@@ -32,6 +32,7 @@ from coldframe.recording.app_errors import AppError
 from coldframe.recording.flower import SYSTEM_RECORD
 from coldframe.recording.journal import Journal, read_journal
 from coldframe.recording.probes import Probes, least
+from coldframe.recording.replies import Rules
 from coldframe.recording.rounds import Recorder
 from coldframe.recording.settings import Settings
 
@@ -212,6 +213,24 @@ def test_who_is_too_late_is_a_failure_of_this_client(made: Any) -> None:
     assert len(made.grid.send_and_receive(messages(), timeout=0.1)) == 1
     (failure,) = events(made, "failure")
     assert (failure["client"], failure["code"]) == ("a", -1)
+
+
+def test_messages_that_have_expired_are_not_kept(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made.fake.silent = {7, 9}
+    grid = recording.RecordingGrid(made.fake, made.recorder, Rules())
+    batch = messages()
+    for message in batch:
+        message.metadata.ttl = 100.0
+    grid.push_messages(batch)
+    assert len(grid._sent) == len(made.recorder.pending) == 2
+    later = time.time() + 100.0 + recording.FORGET_MARGIN
+    monkeypatch.setattr(recording.time, "time", lambda: later - 5.0)
+    grid.push_messages([])
+    assert len(grid._sent) == 2, "there may be a reply"
+    monkeypatch.setattr(recording.time, "time", lambda: later + 5.0)
+    grid.push_messages([])
+    assert grid._sent == made.recorder.pending == {}
+    assert {(e["client"], e["code"]) for e in events(made, "failure")} == {("a", -1), ("b", -1)}
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from flwr.app import DEFAULT_TTL, Error, Message, RecordDict
+from flwr.app import DEFAULT_TTL, Array, ArrayRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.server.strategy import FedAvg as LegacyFedAvg
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAvg
@@ -22,12 +23,24 @@ from coldframe.controller import results
 from coldframe.controller.closing_words import closing_words
 from coldframe.controller.records import gather
 from coldframe.recording import policy as policies
+from coldframe.recording.fold import LateWork
 from coldframe.recording.grid import EXPIRY_MARGIN, RecordingGrid
 from coldframe.recording.journal import Journal
-from coldframe.recording.policy import LEGACY, NOTHING, PRIVACY, RAW, Arrivals, LeftBehind, Policy, Terms
+from coldframe.recording.policy import (
+    LEGACY,
+    NOTHING,
+    PRIVACY,
+    RAW,
+    WAITS_FOR_NONE,
+    Arrivals,
+    LeftBehind,
+    Policy,
+    Terms,
+)
 from coldframe.recording.rounds import Pending, Recorder
 from coldframe.recording.settings import AUTO, Settings
 from coldframe.server import control
+from coldframe.strategies import FedBuff
 from fl import strategy
 from tests.unit.fl_runs import LocalGrid, Start, of, sha
 
@@ -324,14 +337,34 @@ def test_only_what_a_strategy_of_the_message_api_sends_has_a_policy(recorder: Re
     assert policy.begin(messages(3)) == Terms()
     policy.configured(DifferentialPrivacyServerSideFixedClipping(FedAvg(), 0.1, 1.0, 3))
     assert policy.begin(messages(3)) == Terms()
+    policy.configured(FedBuff())
+    policy.pushed(messages(3))
     policy.configured(FedAvg())
     policy.pushed(messages(3))
     assert policy.begin(messages(3)) == Terms(), "the app has sent them itself"
     policy.configured(FedAvg())
     assert policy.begin(messages(3)) == Terms(True, 10.0, None, 2)
     assert policy.begin(messages(3)) == Terms(), "once"
-    reasons = [(False, RAW), (False, LEGACY), (False, PRIVACY), (True, None)]
+    reasons = [(False, RAW), (False, LEGACY), (False, PRIVACY), (False, WAITS_FOR_NONE), (True, None)]
     assert decisions(recorder) == reasons
+
+
+def test_late_replies_of_a_client_that_void_rounds_leave_are_one(
+    recorder: Recorder, left: tuple[LeftBehind, Asked]
+) -> None:
+    _, grid = left
+    work = LateWork()
+    behind = LeftBehind(grid, recorder, work)  # type: ignore[arg-type]
+    for name in ("a", "b"):
+        waiting = pending(recorder, 1, name)
+        sent = Message(RecordDict({"arrays": ArrayRecord({"w": Array(np.zeros(2))})}), 1, "train")
+        work.expect(name, waiting, sent)
+        behind.add({name: (waiting, 600.0)})
+        grid.replies[name] = Message(RecordDict(), reply_to=waiting.message)
+        until(lambda: behind.without_busy([1], 0) == [1])
+    assert [item.pending for item in work.take()] == [waiting]
+    assert "a newer reply of the same client has come" in recorder.journal.path.read_text()
+    behind.close()
 
 
 def test_a_run_without_training_says_that_its_policy_was_for_nothing(recorder: Recorder) -> None:
@@ -490,12 +523,15 @@ def test_late_replies_are_collected_until_none_is_left_and_not_after_the_run(
 def test_a_superlink_that_refuses_ends_the_collection_and_not_the_run(
     recorder: Recorder, left: tuple[LeftBehind, Asked], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    behind, grid = left
+    _, grid = left
     grid.error = ConnectionError("refused")
-    behind.add({"a": (pending(recorder, 1, "a"), 600.0)})
+    work, waiting = LateWork(), pending(recorder, 1, "a")
+    work.expect("a", waiting, waiting.message)
+    behind = LeftBehind(grid, recorder, work)  # type: ignore[arg-type]
+    behind.add({"a": (waiting, 600.0)})
     until(lambda: behind._collector is None)
     assert len(grid.asked) == 1
-    assert behind.without_busy([1], 0) == [1]
+    assert behind.without_busy([1], 0) == [1] and work._expected == {}
     assert "late replies stay with the SuperLink: ConnectionError: refused" in capsys.readouterr().err
 
 
