@@ -1,4 +1,4 @@
-"""A run's journal: JSON lines that the recording beneath a ServerApp appends and everybody else reads.
+"""A run's journal: JSON lines that the recording of a ServerApp appends and everybody else reads.
 
 Events (each line has `time`, unix seconds, and `event`):
 
@@ -13,7 +13,8 @@ Events (each line has `time`, unix seconds, and `event`):
 - `partition`: client, partition_id, class_counts [samples per class] (as its first reply tells it)
 - `phase_extended`: round, phase, clients [names] (more of the phase that was started last)
 - `unanswered`: round, phase, clients [names] (the app never asked for their replies)
-- `failure`: round, phase, client, partition_id, node_id, code, reason
+- `failure`: round, phase, client, partition_id, node_id, code, reason (after a `reply` of the same message:
+  that was refused)
 - `policy`: applied, reason (why not), deadline (seconds or "auto"), goal, minimum, late (drop or fold),
   late_reason (why late replies are not folded all the same) (of the policy that was asked for, as soon as it
   is known; no event without one)
@@ -33,9 +34,10 @@ Events (each line has `time`, unix seconds, and `event`):
 - `not_aggregated`: round, messages, replies, reason (the strategy made no model: the global one stays)
 - `round`: round (0 = before training), accuracy, loss (server-side), client_accuracy, client_loss,
   train_loss, seconds, phases {configure, train, aggregate, evaluate, server_evaluate} (seconds),
-  clients (that trained), failures, late, folded and void (only with a policy), updates (used ones),
-  discarded, staleness (mean) and max_staleness (only with an asynchronous strategy), keys {figure: the
-  app's own name of it}, derived [figures that are the mean of the replies, weighted with their examples]
+  clients (that trained), failures (with an asynchronous strategy: that came while it went on), late, folded
+  and void (only with a policy), updates (used ones), discarded, staleness (mean) and max_staleness (only with
+  an asynchronous strategy), keys {figure: the app's own name of it}, derived [figures that are the mean of
+  the replies, weighted with their examples]
 - `checkpoint`: round, bytes, held (seconds for which the run waited for it), seconds (that it took to write),
   unkept [attributes of the strategy that it cannot hold]
 - `resume`: run_id, resumed_from (the run before it), round (the last one that was kept), resumed (how many
