@@ -439,9 +439,12 @@ def coldframe_scenario(plan: Mapping[str, Any], machine: str, run_id: str = "") 
 
 
 def coldframe_scenario_left(plan: Mapping[str, Any], machine: str) -> dict[str, Any]:
-    """What to ask of a machine's agent before a run is resumed: to end what a run that is over has staged."""
+    """What to ask of a machine's agent before a run is resumed: to end what a run that is over has staged.
+
+    A run that still goes on keeps its scenario: the server may refuse to resume the other one.
+    """
     staged = plan["staged"].get(machine, "")
-    over = staged and (plan["run"]["interrupt"] or staged not in plan["going"])
+    over = staged and staged not in plan["going"]
     return {"run": staged, "entries": []} if over else {}
 
 

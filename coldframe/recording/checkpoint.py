@@ -178,13 +178,21 @@ def hand_over(runs: Path, earlier: str, run_id: str, found: Checkpoint) -> None:
 
     The journal of the new run is that of the whole: of a round that was cut off nothing is in it.
     """
-    source, target = runs / earlier, runs / run_id
+    try:
+        _hand_over(runs / earlier, runs / run_id, found)
+    except BaseException:  # nothing of a run that never began may look like one that was resumed
+        shutil.rmtree(runs / run_id / FOLDER, ignore_errors=True)
+        (runs / run_id / "journal.jsonl").unlink(missing_ok=True)
+        raise
+
+
+def _hand_over(source: Path, target: Path, found: Checkpoint) -> None:
     with path_of(source, found.round).open("rb") as old, _appearing(path_of(target, found.round)) as new:
         shutil.copyfileobj(old, new)
     (target / "journal.jsonl").write_bytes(_up_to(source / "journal.jsonl", found.content["journal"]))
     journal = Journal(target / "journal.jsonl")
     times = sum(event["event"] == "resume" for event in read_journal(journal.path)) + 1
-    journal.append("resume", run_id=run_id, resumed_from=earlier, round=found.round, resumed=times)
+    journal.append("resume", run_id=target.name, resumed_from=source.name, round=found.round, resumed=times)
     journal.close()
     _take_along(source / "app" / "files", target / "app" / "files")
 

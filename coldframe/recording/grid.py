@@ -184,8 +184,8 @@ class RecordingGrid(Grid):
         now = time.time()
         for message_id, message in list(self._sent.items()):
             metadata = message.metadata
-            if now > metadata.created_at + metadata.ttl + FORGET_MARGIN:
-                del self._sent[message_id]
+            expired = now > metadata.created_at + metadata.ttl + FORGET_MARGIN
+            if expired and self._sent.pop(message_id, None) is not None:  # another thread may have taken it
                 self._recorder.gave_up(message_id, metadata.ttl)
 
     def _push(self, batch: list[Message]) -> list[str]:

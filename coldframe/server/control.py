@@ -174,8 +174,9 @@ def submit(
             raise
     try:
         pruned = prune(state_directory() / "runs", keep)
-        ended = [run["run_id"] for run in runs if run["status"] == "finished"]
-        thin([state_directory() / "runs" / run_id / checkpoint.FOLDER for run_id in ended])
+        ended = [run for run in runs if run["status"] == "finished"]
+        ended.sort(key=lambda run: run["experiment"] is not None)  # nobody resumes those: they go first
+        thin([state_directory() / "runs" / run["run_id"] / checkpoint.FOLDER for run in ended])
     except OSError as error:  # the run is on its way all the same
         print(f"the files of old runs could not be removed: {error}", file=sys.stderr)
         pruned = []
@@ -253,7 +254,7 @@ def list_runs(client: ControlHttpClient, run_id: str | None = None) -> list[dict
             "noted": (state_directory() / "runs" / str(run.run_id) / settings.NOTE).exists(),
             "collected": (state_directory() / "runs" / str(run.run_id) / COLLECTED).exists(),
             "experiment": settings.experiment_of(state_directory(), str(run.run_id)),
-            "checkpoint": offered(state_directory() / "runs" / str(run.run_id)),
+            "checkpoint": offered(state_directory(), str(run.run_id)),
             # Of a run that was resumed, the first part.
             "began": settings.began(state_directory(), str(run.run_id)) or run.pending_at,
             **(progress(str(run.run_id)) if run.status.status == "running" else {}),
@@ -263,10 +264,14 @@ def list_runs(client: ControlHttpClient, run_id: str | None = None) -> list[dict
     return sorted(runs, key=lambda run: run["submitted"], reverse=True)
 
 
-def offered(run: Path) -> int | None:
-    """Return the round after which a run may go on; None where it cannot, or its model has diverged."""
+def offered(state: Path, run_id: str) -> int | None:
+    """Return the round after which a run may go on; None where it cannot, its model has diverged, or it
+    belongs to an experiment."""
+    run = state / "runs" / run_id
     rounds = checkpoint.rounds_of(run)
-    return None if not rounds or checkpoint.diverged(run) else rounds[0]
+    if not rounds or checkpoint.diverged(run) or settings.experiment_of(state, run_id):
+        return None
+    return rounds[0]
 
 
 def concurrent_with(run: dict[str, Any], runs: Sequence[dict[str, Any]]) -> list[str]:

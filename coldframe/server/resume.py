@@ -92,12 +92,13 @@ def _newest_failed(runs: Sequence[Mapping[str, Any]], folder: Path) -> str:
     for run in runs:
         run_id = str(run["run_id"])
         resumed |= set(ancestors(folder / run_id))
-        failed = run["status"] == "finished" and run["sub_status"] == "failed"
+        failed = run["status"] == "finished" and run["sub_status"] == "failed" and not run.get("experiment")
         if failed and run_id not in resumed and not diverged(folder / run_id):
             return run_id
     raise Refused(
         "no run here can be resumed by resume=auto: none has failed, apart from those that were resumed"
-        " already or whose model diverged. Type ansible-playbook status.yml to see the runs"
+        " already, whose model diverged, or that belong to an experiment. Type ansible-playbook status.yml to"
+        " see the runs"
     )
 
 

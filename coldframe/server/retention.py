@@ -43,12 +43,13 @@ def prune(runs: Path, keep: int) -> list[str]:
 
 
 def thin(checkpoints: Sequence[Path]) -> None:
-    """Remove checkpoints of all runs but the newest RESUMABLE that have any.
+    """Remove the checkpoints of all runs but the first RESUMABLE that have any.
 
     Parameters
     ----------
     checkpoints : sequence of Path
-        The folders of the runs that have ended, newest first; one that has completed has none.
+        The folders of the runs that have ended, in the order in which they are kept; one that has completed
+        has none.
     """
-    for folder in [path for path in checkpoints if path.is_dir()][RESUMABLE:]:
+    for folder in [path for path in checkpoints if any(path.glob("*.zip"))][RESUMABLE:]:
         shutil.rmtree(folder, ignore_errors=True)

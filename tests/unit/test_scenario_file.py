@@ -229,11 +229,10 @@ def test_an_agent_is_asked_what_is_its_own() -> None:
 
 
 def test_what_a_run_that_is_over_has_staged_ends_before_one_is_resumed() -> None:
-    plan: dict[str, Any] = {"staged": {"c1": "5", "c2": "6"}, "going": ["6"], "run": {"interrupt": False}}
+    plan: dict[str, Any] = {"staged": {"c1": "5", "c2": "6"}, "going": ["6"]}
     left = scenario.coldframe_scenario_left
     assert left(plan, "c1") == {"run": "5", "entries": []}
     assert left(plan, "c2") == left(plan, "c3") == {}
-    assert left({**plan, "run": {"interrupt": True}}, "c2") == {"run": "6", "entries": []}
 
 
 def test_what_became_of_it_is_in_the_summary_and_the_closing_words() -> None:
