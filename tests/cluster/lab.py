@@ -10,10 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from tests import environment
@@ -53,6 +55,16 @@ class Play:
     def changed(self) -> dict[str, int]:
         """Number of changes by machine."""
         return {name: int(changed) for name, changed, _, _ in RECAP.findall(self.output)}
+
+    def kill(self) -> None:
+        """End the call and all that it runs by SIGKILL, as the loss of its machine does.
+
+        A worker of Ansible that outlives its parent can wait on a pipe for ever.
+        """
+        controller = psutil.Process(self.pid)
+        for process in [controller, *controller.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def seconds_of(self, text: str) -> float:
         """When the first line with ``text`` was printed."""

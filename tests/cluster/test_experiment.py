@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +94,7 @@ def study(federation: Lab) -> Study:
 
     federation.wait_for("its scenario", lambda: play.code >= 0 or second_is_staged(), 60)
     assert play.code < 0, play.output
-    os.kill(play.pid, signal.SIGKILL)
+    play.kill()
     wait()
     before = [run["run_id"] for run in known(federation)]
     return Study(federation, path, before, federation.must("experiment.yml", file=str(path)))

@@ -7,9 +7,7 @@ everything standing behind.
 from __future__ import annotations
 
 import csv
-import os
 import re
-import signal
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -164,7 +162,7 @@ def test_controller_killed_in_the_middle(faults: WatchedLab) -> None:
     """Hurts the controller: the run goes on, status.yml finds it, no deployment changes what it runs on, and
     collect fetches it."""
     play, wait = start(faults, rounds="16", run_name="orphan")
-    os.kill(play.pid, signal.SIGKILL)
+    play.kill()
     (going,) = [run for run in faults.status()["runs"] if run["status"] != "finished"]
     # The federation's name is typed too, as it is where it is not the inventory's.
     settings = {"train": "false", "dataset": "synthetic", "fl_federation": FEDERATION}
