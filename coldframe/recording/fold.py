@@ -37,6 +37,7 @@ from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYog
 from coldframe.recording import replies as contents
 from coldframe.recording.replies import BadReply, Form, Rules
 from coldframe.recording.rounds import Pending, innermost
+from coldframe.strategies.aggregation import polynomial
 
 # Classes whose `aggregate_train` adds up weighted deltas. FedProx has that of FedAvg.
 FOLDING = (FedAvg, FedAvgM, FedAdagrad, FedAdam, FedYogi)
@@ -53,7 +54,7 @@ def staleness_weight(staleness: int) -> float:
     >>> [round(staleness_weight(staleness), 4) for staleness in (0, 1, 3)]
     [1.0, 0.7071, 0.5]
     """
-    return float((1 + staleness) ** -0.5)
+    return polynomial(0.5)(staleness)
 
 
 def why_not(strategy: Any) -> str | None:

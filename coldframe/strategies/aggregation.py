@@ -333,19 +333,6 @@ class Mixture(State):
         self._count = 0
 
 
-def jain(counts: Mapping[int, int] | Sequence[int]) -> float:
-    """Return Jain's index of fairness: 1 if all clients have as many updates, 1/n if one has all.
-
-    Jain, Chiu and Hawe 1984, DEC-TR-301, §2: (Σ x)² / (n Σ x²).
-
-    >>> jain([2, 2, 2]), jain([4, 0, 0, 0])
-    (1.0, 0.25)
-    """
-    values = list(counts.values()) if isinstance(counts, Mapping) else list(counts)
-    squares = sum(value * value for value in values)
-    return sum(values) ** 2 / (len(values) * squares) if squares else 1.0
-
-
 def common_form(forms: Sequence[object]) -> set[int]:
     """Return the places of the form that most have; of two that are as frequent, of the one that comes first.
 

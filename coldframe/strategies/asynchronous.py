@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from flwr.supercore import log
 
-from coldframe.strategies.aggregation import State, Update, common_form, jain
+from coldframe.strategies.aggregation import State, Update, common_form
 
 PAUSE = 0.5  # seconds between two questions to a SuperLink that does not hold them
 NODES_PAUSE = 1.0  # seconds between two looks for clients that are needed
@@ -455,9 +455,8 @@ class Asynchronous(FedAvg):
         if self.state is not None:
             log(
                 INFO,
-                "%d updates used, %d discarded; %d clients still train; Jain's index of updates %.3f",
+                "%d updates used, %d discarded; %d clients still train",
                 self.updates.total(),
                 self.state.discarded,
                 len(self._flying),
-                jain(self.updates),
             )

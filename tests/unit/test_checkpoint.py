@@ -27,8 +27,8 @@ from coldframe.recording.journal import Journal, read_journal
 from coldframe.recording.probes import Probes
 from coldframe.recording.rounds import Recorder
 from coldframe.strategies import FedBuff
-from fl import data, strategy, work
-from tests.unit.fl_runs import NODES, LocalGrid, Start, of, sha, starter
+from fl import strategy, work
+from tests.unit.fl_runs import NODES, LocalGrid, Start, of, sha
 
 ROUNDS = 6
 # Settings of a run: every strategy of Flower that our app offers and that keeps something, and others.
@@ -48,18 +48,6 @@ PRIVACY = {
     "server-fixed": '{"noise_multiplier": 0.01, "clipping_norm": 5.0}',
     "server-adaptive": '{"noise_multiplier": 0.01, "initial_clipping_norm": 2.0, "clip_norm_lr": 0.3}',
 }
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    data.prepare("synthetic", root)
-    return root
-
-
-@pytest.fixture
-def start(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
-    return starter(root, tmp_path, monkeypatch)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,24 +10,12 @@ import pytest
 from flwr.app import Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fl import data, server_app, strategy, work
-from tests.unit.fl_runs import MANIFEST, LocalGrid, Start, changed, of, sha, starter, with_metrics
+from fl import server_app, strategy, work
+from tests.unit.fl_runs import MANIFEST, LocalGrid, Start, changed, of, sha, with_metrics
 
 SLOW = 905  # the node of lab-0
 EXAMPLES = 100  # of each client: three have 300
 FULL = 2 * 4  # steps of two epochs, of 32 examples at most
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    data.prepare("synthetic", root)
-    return root
-
-
-@pytest.fixture
-def start(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
-    return starter(root, tmp_path, monkeypatch)
 
 
 @pytest.fixture

@@ -24,7 +24,6 @@ from coldframe.recording.replies import BAD_REPLY
 from coldframe.server import control
 from coldframe.strategies import asynchronous
 from coldframe.strategies.aggregation import Buffer
-from fl import data
 from fl.strategy import ELSEWHERE, StrategyError, build
 from tests.unit.fl_runs import LocalGrid, Start, changed, of, sha, starter, with_metrics
 
@@ -33,18 +32,11 @@ BUFFER = {"strategy": "fedbuff", "strategy_args": '{"buffer_size": 4}', "num_ser
 MIXTURE = {"strategy": "fedasync", "strategy_args": '{"updates_per_round": 4}', "num_server_rounds": 4}
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    data.prepare("synthetic", root)
-    return root
-
-
 @pytest.fixture
-def start(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
+def start(synthetic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
     monkeypatch.setattr(asynchronous, "PAUSE", 0.01)
     monkeypatch.setattr(asynchronous, "EXPIRY_MARGIN", 0.0)
-    return starter(root, tmp_path, monkeypatch)
+    return starter(synthetic, tmp_path, monkeypatch)
 
 
 def straggler(every: int) -> Callable[[LocalGrid], None]:

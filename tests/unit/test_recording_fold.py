@@ -25,20 +25,13 @@ from coldframe.recording import policy as policies
 from coldframe.recording.fold import LateWork, rebased, staleness_weight, why_not
 from coldframe.recording.replies import BadReply
 from coldframe.recording.rounds import Exchange, Pending
-from fl import data, strategy
+from fl import strategy
 from tests.unit.fl_runs import LocalGrid, Start, changed, of, sha, starter, with_metrics
 from tests.unit.test_recording_policy import SLOW, Straggler, asked, dispatched, evaluating, never, outcomes
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    data.prepare("synthetic", root)
-    return root
-
-
 @pytest.fixture
-def start(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
+def start(synthetic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
     monkeypatch.setattr(policies, "PAUSE", 0.01)
     settle = LateWork.settle
 
@@ -48,7 +41,7 @@ def start(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
         return found
 
     monkeypatch.setattr(LateWork, "settle", settle_and_say)
-    return starter(root, tmp_path, monkeypatch)
+    return starter(synthetic, tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="module", autouse=True)
