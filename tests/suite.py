@@ -29,10 +29,11 @@ LANES = {
     "B": [
         "lint",
         "test-plugins",
-        "test-runtime",
-        "test-python313",  # before lane A measures
+        # Deployments first: a test of lane A that measures waits for them, and they for it.
         "test-lane-b",
         "test-vagrant",
+        "test-runtime",
+        "test-python313",
     ],
 }
 # The longer lane goes first. The kernel weighs a session as a whole: one that is not niced gets as much of a

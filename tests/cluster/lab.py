@@ -203,8 +203,9 @@ class Lab:
         self.deployed.clear()
 
     def run(self, *arguments: str, root: Path = ROOT, **variables: Any) -> dict[str, Any]:
-        """Run run.yml, on little synthetic data unless told otherwise; the summary of its results."""
-        small = {"rounds": "1", "dataset": "synthetic", "max_samples": str(SAMPLES)}
+        """Run run.yml, on little synthetic data and with no client that evaluates, unless told otherwise; the
+        summary of its results."""
+        small = {"rounds": "1", "dataset": "synthetic", "max_samples": str(SAMPLES), "fraction_evaluate": "0"}
         self.must("run.yml", *arguments, root=root, **{**small, **variables})
         return self.summary()
 

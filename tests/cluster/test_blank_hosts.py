@@ -39,7 +39,7 @@ def test_all_that_is_wrong_is_named_at_once_and_nothing_changes(lab: Lab) -> Non
         "rounds=abc is not a whole number ≥ 1 -> type -e rounds=5",
         "fl_strategy=fedfoo is not known (one of fedavg,",
         "unknown variable 'roundz' for site.yml -> did you mean 'rounds'?",
-        "min_train_clients=9 is more than the 5 clients",
+        "min_train_clients=9 is more than the 4 clients",
         "fl_data_dir=/nowhere/mnist is not a folder on this machine",
         "are free on /var/lib/coldframe",
         "port 9555 is in use by python3",

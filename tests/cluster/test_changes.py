@@ -51,30 +51,28 @@ def test_teardown_purges_only_this_federation(federation: Lab) -> None:
     assert set(again.changed.values()) == {0}
 
 
-def test_federation_grows_and_shrinks(federation: Lab) -> None:
-    """A client joins c1 while c2 is no machine for clients any more; then c2 comes back, before c1 in the
-    inventory, and the client leaves. Who stays keeps container and partition id, who comes back gets its old
+def clients(lab: Lab) -> dict[str, str]:
+    """Which container each client is, and since when it runs; the server's too."""
+    return {name.rpartition("coldframe-")[2]: line for name, line in containers(lab).items()}
+
+
+def ids(lab: Lab) -> dict[str, int]:
+    """The partition id of every client that has ever been one."""
+    found: dict[str, int] = json.loads(lab.on_server("cat /var/lib/coldframe/coldframe/partitions.json"))
+    return found
+
+
+def test_client_joins_while_a_machine_leaves(federation: Lab) -> None:
+    """A client joins c1 while c2 is no machine for clients any more. Who stays keeps container and partition
     id, and all of them train. Without monitoring, of which c2 would keep a part.
 
     A user edits the inventory and types ansible-playbook -i <inventory> site.yml.
     """
-
-    def clients() -> dict[str, str]:
-        return {name.rpartition("coldframe-")[2]: line for name, line in containers(federation).items()}
-
-    def ids() -> dict[str, int]:
-        found: dict[str, int] = json.loads(
-            federation.on_server("cat /var/lib/coldframe/coldframe/partitions.json")
-        )
-        return found
-
     federation.monitoring = False
     write_inventory(federation)
     federation.must("site.yml", train="false", dataset="synthetic")
-    before, given = clients(), ids()
+    before, given = clients(federation), ids(federation)
     assert given.keys() == CLIENTS.keys()
-    stay = {name: before[name] for name in ("server-0", "c1-0", "c1-1", "server")}
-    everybody = {**given, "c1-2": max(given.values()) + 1}
 
     write_inventory(federation, counts={**COUNTS, "c1": 3})
     inventory = yaml.safe_load(federation.inventory.read_text())
@@ -82,33 +80,26 @@ def test_federation_grows_and_shrinks(federation: Lab) -> None:
     federation.inventory.write_text(yaml.safe_dump(inventory, sort_keys=False))
     federation.must("site.yml", train="false", dataset="synthetic")
     assert sh(federation.hosts["c2"], "docker ps --all --quiet") == ""
-    assert clients().items() > stay.items()
-    assert clients().keys() & {*CLIENTS, "c1-2"} == {"server-0", "c1-0", "c1-1", "c1-2"}
-    assert ids() == everybody
-    # The parts of those that left are nobody's: c1-2 has the sixth of six.
+    now = clients(federation)
+    assert now.items() > {name: before[name] for name in ("server-0", "c1-0", "c1-1", "server")}.items()
+    assert now.keys() & {*CLIENTS, "c1-2"} == {"server-0", "c1-0", "c1-1", "c1-2"}
+    assert ids(federation) == {**given, "c1-2": max(given.values()) + 1}
+    # The part of the one that left is nobody's: c1-2 has the fifth of five.
     summary = federation.run(min_train_clients="4", min_available_clients="4")
     assert (summary["clients"], summary["failures"]) == (4, [])
     replied = {event["client"] for event in federation.journal() if event["event"] == "reply"}
     assert replied == {"server-0", "c1-0", "c1-1", "c1-2"}
     sizes = {sum(event["class_counts"]) for event in federation.journal() if event["event"] == "partition"}
-    assert sizes == {SAMPLES // 6}
-
-    write_inventory(federation, ["server", "c2", "c1"])
-    federation.must("site.yml", train="false", dataset="synthetic")
-    assert clients().items() > stay.items()
-    assert clients().keys() & {*CLIENTS, "c1-2"} == CLIENTS.keys()
-    assert ids() == everybody
-    summary = federation.run(**EVERYBODY)
-    assert (summary["clients"], summary["failures"]) == (len(CLIENTS), [])
-    write_inventory(federation)
+    assert sizes == {SAMPLES // 5}
 
 
 def test_teardown_without_purge_keeps_the_state(federation: WatchedLab) -> None:
     """Containers go; partition ids, keys and results stay, and a new deployment finds them.
 
-    It is made without c2, which joins when the others stand: it is a target without a restart of Prometheus,
-    which has not been told to read its configuration again either."""
-    ids = federation.on_server("cat /var/lib/coldframe/coldframe/partitions.json")
+    It is made without c2, which joins when the others stand, before c1 in the inventory, while a client of c1
+    leaves: who stays keeps its container, and who comes back has its old id. The new machine is a target
+    without a restart of Prometheus, which has not been told to read its configuration again either."""
+    given = ids(federation)
     if not federation.results.joinpath("latest").exists():  # alone, it finds no run
         federation.run()
     federation.must("throttle.yml", cpu="0.2", clients="c1-0")
@@ -119,13 +110,17 @@ def test_teardown_without_purge_keeps_the_state(federation: WatchedLab) -> None:
         assert "agent" not in sh(host, f"ls /var/lib/coldframe/{FEDERATION}").split()
     assert federation.results.joinpath("latest").exists()
     federation.monitoring = True
-    write_inventory(federation, ["server", "c1"])
+    write_inventory(federation, ["server", "c1"], counts={**COUNTS, "c1": 3})
     federation.must("site.yml", train="false", dataset="synthetic")
-    before = federation.container(federation.server, f"{FEDERATION}-prometheus")
-    joins = time.time()
-    write_inventory(federation)
+    prometheus = federation.container(federation.server, f"{FEDERATION}-prometheus")
+    before, joins = clients(federation), time.time()
+    assert "c1-2" in before
+    write_inventory(federation, ["server", "c2", "c1"])
     federation.must("site.yml", train="false", dataset="synthetic")
-    assert federation.on_server("cat /var/lib/coldframe/coldframe/partitions.json") == ids
+    now = clients(federation)
+    assert now.items() > {name: before[name] for name in ("server-0", "c1-0", "c1-1", "server")}.items()
+    assert now.keys() & {*CLIENTS, "c1-2"} == CLIENTS.keys()
+    assert ids(federation) == {"c1-2": max(given.values()) + 1, **given}
     federation.wait_for("all clients", lambda: federation.online() == set(CLIENTS), 60)
     assert federation.kernel(federation.machine, f"{FEDERATION}-c1-0").cpu == CPU
 
@@ -135,11 +130,14 @@ def test_teardown_without_purge_keeps_the_state(federation: WatchedLab) -> None:
         return {(labels["machine"], labels["job"]) for labels, _ in up}
 
     federation.wait_for("the new targets", lambda: {("c2", "node"), ("c2", "containers")} <= found())
-    now = federation.container(federation.server, f"{FEDERATION}-prometheus")
+    after = federation.container(federation.server, f"{FEDERATION}-prometheus")
     for key in ("Id", "RestartCount"):
-        assert now[key] == before[key]
-    assert now["State"]["StartedAt"] == before["State"]["StartedAt"]
+        assert after[key] == prometheus[key]
+    assert after["State"]["StartedAt"] == prometheus["State"]["StartedAt"]
     assert federation.value("prometheus_config_last_reload_success_timestamp_seconds") < joins
+    summary = federation.run(**EVERYBODY)
+    assert (summary["clients"], summary["failures"]) == (len(CLIENTS), [])
+    write_inventory(federation)
 
 
 def test_purge_leaves_nothing(federation: Lab) -> None:

@@ -16,7 +16,7 @@ from tests.cluster.lab import Lab, Play
 
 SLOW = 0.16  # cores
 FILE: dict[str, Any] = {
-    "base": {"rounds": 2, "dataset": "synthetic", "max_samples": 800},
+    "base": {"rounds": 2, "dataset": "synthetic", "max_samples": 800, "fraction_evaluate": 0},
     "grid": {"limits": ["none", {"name": "slow", "clients": "c1-*", "cpu": SLOW}]},
     "seeds": [0, 1],
     "target": {"accuracy": 0.3},
@@ -25,7 +25,7 @@ RUNS = 4
 SCENARIO = {
     "timeline": [
         {"at": "0s", "do": "pause", "clients": "c1-0", "for": "1s"},
-        {"round": 2, "do": "throttle", "clients": "c2-0", "cpu": SLOW},
+        {"round": 2, "do": "throttle", "clients": "small", "cpu": SLOW},
     ],
     "assert": ["limits_verified", "failures == 0"],
 }
@@ -33,8 +33,8 @@ SCENARIO = {
 PLAYED = [
     ("c1-0", "scenario", {"paused": True}),
     ("c1-0", "scenario ended", {"paused": False}),
-    ("c2-0", "scenario", {"cpu": SLOW}),
-    ("c2-0", "scenario ended", {"cpu": CPU}),
+    ("small", "scenario", {"cpu": SLOW}),
+    ("small", "scenario ended", {"cpu": CPU}),
 ]
 
 
@@ -137,7 +137,7 @@ def test_every_run_has_the_same_scenario(study: Study) -> None:
         events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
         played = [event for event in events if event["cause"].startswith("scenario")]
         told = [(event["client"], event["cause"], event["verified"]) for event in played]
-        lasting = [item for item in told if item[0] == "c2-0"]
+        lasting = [item for item in told if item[0] == "small"]
         assert [item for item in told if item[0] == "c1-0"] == PLAYED[:2], row
         # The last one comes with the end of the run, or right after it.
         assert lasting[:1] == PLAYED[2:3] and lasting in (PLAYED[2:], PLAYED[2:3]), row

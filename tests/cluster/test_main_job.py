@@ -406,6 +406,7 @@ def test_one_seed_gives_one_model(federation: Lab) -> None:
     settings = {
         "rounds": "3",
         "local_epochs": "2",
+        "fraction_evaluate": "1",
         "dataset": "synthetic",
         "max_samples": "900",
         "partitioner": "dirichlet",
