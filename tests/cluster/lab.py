@@ -24,6 +24,9 @@ from tests.hosts import Host, Hosts
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = 900  # of a small run, all clients together
+# A small run: rounds of two or three seconds. Nobody evaluates, so that a lost client holds up one phase and
+# not two.
+SMALL = {"dataset": "synthetic", "max_samples": str(SAMPLES), "fraction_evaluate": "0"}
 # Prints the ports of a machine that another one can reach.
 LISTENING = "ss -ltnH | awk '{print $4}' | grep -vE '^(127\\.|\\[::1\\])' | sed 's/.*://' | sort -un"
 RECAP = re.compile(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
@@ -205,8 +208,7 @@ class Lab:
     def run(self, *arguments: str, root: Path = ROOT, **variables: Any) -> dict[str, Any]:
         """Run run.yml, on little synthetic data and with no client that evaluates, unless told otherwise; the
         summary of its results."""
-        small = {"rounds": "1", "dataset": "synthetic", "max_samples": str(SAMPLES), "fraction_evaluate": "0"}
-        self.must("run.yml", *arguments, root=root, **{**small, **variables})
+        self.must("run.yml", *arguments, root=root, **{**SMALL, "rounds": "1", **variables})
         return self.summary()
 
     def summary(self) -> dict[str, Any]:

@@ -18,14 +18,12 @@ import pytest
 from cryptography import x509
 
 from tests.cluster.federation import CLIENTS, EVERYBODY, FEDERATION, PORT, turned_away, write_inventory
-from tests.cluster.lab import Lab, Play
+from tests.cluster.lab import SMALL, Lab, Play
 from tests.cluster.watch import WatchedLab
 
 UNHURT = {name for name, machine in CLIENTS.items() if machine == "server"}
 ON_C2 = {name for name, machine in CLIENTS.items() if machine == "c2"}
 RESTARTED = "the server restarted in the middle of the run"
-# Rounds of two or three seconds; nobody evaluates, so that a lost client holds up one phase and not two.
-SMALL = {"dataset": "synthetic", "max_samples": "800", "fraction_evaluate": "0"}
 
 
 @pytest.fixture(scope="module", name="faults")
@@ -72,6 +70,7 @@ def test_killed_client_is_named_and_comes_back(faults: WatchedLab) -> None:
     before = faults.container(faults.machine, name)
     idle = faults.kernel(faults.machine, name).pids_used
     settings = {"rounds": "2", "dataset": "synthetic", "local_epochs": "4", "round_timeout": "120"}
+    settings["fraction_evaluate"] = "0"
     play, wait = faults.start("run.yml", **settings, **EVERYBODY)
     faults.wait_for("its task", lambda: faults.kernel(faults.machine, name).pids_used > idle, 120)
     faults.on_machine(f"kill -9 {before['State']['Pid']}")
@@ -133,11 +132,11 @@ def test_server_comes_back_with_its_state(faults: WatchedLab) -> None:
     """Hurts the server: SIGKILL of its main process, and so of all in its container, in the middle of a run;
     then a reboot of its machine in the middle of the rest. The federation is whole again without Ansible, and
     the run goes on each time, to the model of one that nobody interrupted."""
-    training = {"rounds": "12", "seed": "3", "fl_strategy": "fedavgm", **EVERYBODY}
+    training = {"rounds": "9", "seed": "3", "fl_strategy": "fedavgm", **EVERYBODY}
     training["strategy_args"] = '{"server_momentum":0.9}'
     described = faults.container(faults.server, f"{FEDERATION}-server")
     first = broken(faults, lambda: faults.on_server(f"kill -9 {described['State']['Pid']}"), **training)
-    assert 1 <= first["rounds"] < 12
+    assert 1 <= first["rounds"] < 9
 
     def healthy() -> bool:
         state = faults.container(faults.server, f"{FEDERATION}-server")["State"]
@@ -146,15 +145,15 @@ def test_server_comes_back_with_its_state(faults: WatchedLab) -> None:
     faults.wait_for("the server's return", healthy)
     second = broken(faults, faults.server.reboot, first["rounds"], resume=first["run_id"])
     assert (second["resumed"], second["resumed_from"]) == (1, first["run_id"])
-    assert first["rounds"] < second["rounds"] < 12
+    assert first["rounds"] < second["rounds"] < 9
     play = faults.must("run.yml", resume="auto")
     assert f"resumed from run {second['run_id']} after round" in play.output
     whole = faults.summary()
     assert (whole["status"], whole["failures"], whole["resumed"]) == ("completed", [], 2)
-    assert whole["rounds"] == 12
+    assert whole["rounds"] == 9
     rounds = list(csv.DictReader((faults.results / "latest" / "rounds.csv").open()))
-    assert [int(row["round"]) for row in rounds] == list(range(13)), "each round once"
-    straight = faults.run(**{**SMALL, **training})
+    assert [int(row["round"]) for row in rounds] == list(range(10)), "each round once"
+    straight = faults.run(**training)
     assert straight["model_sha256"] == whole["model_sha256"]
 
 
@@ -219,7 +218,7 @@ def test_new_keys_and_certificate(faults: WatchedLab) -> None:
     again = faults.must("site.yml", train="false", dataset="synthetic", docker_engine_manage="false")
     assert set(again.changed.values()) == {0}, again.output
 
-    run = faults.run(**{**SMALL, **EVERYBODY, "rounds": "1"})
+    run = faults.run(**EVERYBODY)
     assert (run["status"], run["failures"]) == ("completed", [])
     end = datetime.fromisoformat(faults.status()["certificate_expires"])
     assert end == third.not_valid_after_utc

@@ -47,7 +47,7 @@ from tests.cluster.federation import (
     turned_away,
     write_inventory,
 )
-from tests.cluster.lab import LISTENING, ROOT, Lab, sh
+from tests.cluster.lab import LISTENING, ROOT, SMALL, Lab, sh
 from tests.cluster.watch import PORTS, WatchedLab
 from tests.unit.wheels import write_wheel
 
@@ -406,7 +406,7 @@ def test_one_seed_gives_one_model(federation: Lab) -> None:
     settings = {
         "rounds": "3",
         "local_epochs": "2",
-        "fraction_evaluate": "1",
+        "fraction_evaluate": "0",
         "dataset": "synthetic",
         "max_samples": "900",
         "partitioner": "dirichlet",
@@ -437,7 +437,7 @@ def test_one_seed_gives_one_model(federation: Lab) -> None:
 
 def test_collect_fetches_an_earlier_run(federation: Lab) -> None:
     """wait=false returns at once; follow shows the run to its end and fetches it, and collect once more."""
-    play = federation.must("run.yml", rounds="2", dataset="synthetic", wait="false", run_name="later")
+    play = federation.must("run.yml", **SMALL, rounds="2", wait="false", run_name="later")
     run_id = play.output.split("collect=")[1].split()[0]
     followed = federation.must("run.yml", follow=run_id)
     assert f"-i {federation.inventory} -e follow={run_id}" in followed.output
@@ -457,7 +457,7 @@ def test_collect_fetches_an_earlier_run(federation: Lab) -> None:
 
 def test_stop_ends_a_run_and_says_so(federation: Lab) -> None:
     """While it goes on, status.yml shows its round and accuracy."""
-    play = federation.must("run.yml", rounds="50", dataset="synthetic", max_samples="900", wait="false")
+    play = federation.must("run.yml", **SMALL, rounds="50", wait="false")
     run_id = play.output.split("collect=")[1].split()[0]
 
     def going() -> dict[str, Any]:

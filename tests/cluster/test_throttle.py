@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from tests.cluster.federation import CLIENTS, CPU, EVERYBODY, FEDERATION, write_inventory
-from tests.cluster.lab import ROOT, Play, sh
+from tests.cluster.lab import ROOT, SMALL, Play, sh
 from tests.cluster.watch import WatchedLab
 from tests.controlgroups import Kernel
 from tests.hosts import Host
@@ -140,24 +140,24 @@ def test_limits_change_while_clients_train(pacing: Pacing) -> None:
 
     That the model is the same too is shown by test_main_job.py::test_one_seed_gives_one_model."""
     lab = pacing.lab
-    variables = {"seed": "5", "rounds": "4", **EVERYBODY}
+    variables = {"seed": "5", "rounds": "3", **EVERYBODY}
     # Some four seconds of CPU time a round on any machine: what a task's first steps cost on top counts for
     # little, and a round under the limit takes longer than the calibration beside it.
     variables["local_epochs"] = str(max(1, round(4 * core_speed() / STEPS)))
     variables |= {"dataset": "synthetic", "max_samples": "0"}
     before = {client: pacing.identity(client) for client in CLIENTS}
     play, wait = lab.start("run.yml", **variables)
-    lab.wait_for("the first round", lambda: "round 0/4" in play.output, 120)
+    lab.wait_for("the first round", lambda: "round 0/3" in play.output, 120)
     pacing.throttle(cpu="0.1")
     assert pacing.cores() == {0.1}
-    done = max(int(number) for number in re.findall(r"round (\d)/4", play.output))
+    done = max(int(number) for number in re.findall(r"round (\d)/3", play.output))
     # A core in slices of a tenth is slower than one in one piece, and one beside a busy core than one that is
     # beside an idle one: the hosts are calibrated under the same limit and in the round that is looked at.
     # All quotas together stay below the cores.
     calibration, calibrated = lab.start("calibrate.yml", cpu="0.1", seconds="2")
-    lab.wait_for("a whole round under the limit", lambda: f"round {done + 2}/4" in play.output, 180)
+    lab.wait_for("a whole round under the limit", lambda: f"round {done + 2}/3" in play.output, 180)
     assert calibrated().code == 0, calibration.output
-    assert "round 4/4" not in play.output, "the run was over before the limit could be taken back"
+    assert "round 3/3" not in play.output, "the run was over before the limit could be taken back"
     pacing.throttle(undo="true")
     assert pacing.cores() == {CPU}
     assert wait().code == 0, play.output
@@ -195,7 +195,7 @@ def test_rounds_that_do_not_wait_for_a_slow_client_lose_nothing_of_its_work(paci
     the same order of updates it makes the same model without any throttle."""
     lab = pacing.lab
     pacing.throttle(cpu="0.08", clients="c1-0")
-    lab.run(rounds="20", fraction_evaluate="0", round_deadline="60", round_goal="0.75", round_late="fold")
+    lab.run(rounds="13", round_deadline="60", round_goal="0.75", round_late="fold")
     summary, journal = lab.summary(), lab.journal()
     assert (summary["status"], summary["failures"]) == ("completed", [])
     folded = [event for event in journal if event["event"] == "folded"]
@@ -308,7 +308,7 @@ def test_memory_limit_kills_and_the_failure_says_so(pacing: Pacing) -> None:
     # What an idle client cannot give back, and far less than a task with large batches needs on top.
     limit = f"{(pacing.kernel('c1-0').anonymous >> 20) + 30}m"
     lab.must("throttle.yml", memory=limit, clients="c1-0", force="true")
-    lab.play("run.yml", rounds="1", dataset="synthetic", batch_size="256", min_train_clients="3")
+    lab.play("run.yml", **{**SMALL, "max_samples": "0"}, rounds="1", batch_size="256", min_train_clients="3")
     kills = [event for event in pacing.events("c1-0") if event["cause"] == "oom"]
     assert kills, (limit, pacing.events("c1-0"))
     failures = [item for item in lab.summary()["failures"] if item["client"] == "c1-0"]
@@ -324,7 +324,7 @@ def test_client_without_room_for_a_process_says_so_and_recovers(pacing: Pacing) 
     assert play.code != 0
     assert f"type -e pids={used + 32}" in play.output
     pacing.throttle(pids=str(used), clients="c1-0", force="true")
-    lab.play("run.yml", rounds="1", dataset="synthetic", max_samples="900", min_train_clients="3")
+    lab.play("run.yml", **SMALL, rounds="1", min_train_clients="3")
     failures = [item for item in lab.summary()["failures"] if item["client"] == "c1-0"]
     assert any("no process can be started" in item["reason"] for item in failures), lab.summary()["failures"]
     pacing.throttle(undo="true")

@@ -171,6 +171,7 @@ def test_the_command_outlives_the_controller(playbook, tmp_path):
         time.sleep(0.1)
 
 
+@pytest.mark.one_python
 def test_ctrl_c_ends_the_view_and_not_the_command(playbook, tmp_path):
     """It says so, and how to come back was said when the command began."""
     target = tmp_path / "ticks"

@@ -453,6 +453,7 @@ def test_a_machine_that_stands_twice_in_the_inventory_is_an_error_with_its_line(
     assert "PLAY [" not in done.stdout
 
 
+@pytest.mark.one_python
 def test_an_app_is_packed_before_anything_is_changed_and_judged(preflight, tmp_path):
     """With its configuration; the message bears what was typed, and not where it was found."""
     cache = (f"coldframe_controller_state={tmp_path}/state", f"coldframe_cache={tmp_path}/cache")

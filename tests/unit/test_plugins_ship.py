@@ -30,6 +30,7 @@ def play(tmp_path, source, target, path):
     return command, {**environment, "PATH": path}
 
 
+@pytest.mark.one_python
 def test_a_terminal_sees_how_far_a_large_file_is(tmp_path, slow):
     source, target, path = slow
     command, environment = play(tmp_path, source, target, path)
