@@ -42,6 +42,7 @@ AT = Variable("at", "duration", "20s", low=0, most=MONTH)
 FOR = Variable("for", "duration", "60s", above=0, most=MONTH)
 ROUND = Variable("round", "whole", "3", low=1, most=1_000_000)
 FORM = "write timeline: [{at: 20s, do: throttle, clients: 'c1-*', cpu: 0.1, for: 60s}]"
+QUOTE = "correct it; write a line with ': ' in it, as restarts == {c1-0: 1, c1-1: 1}, in quotes"
 ANOTHER = "type -e scenario=FILE with another, or scenario=none"
 
 
@@ -137,14 +138,15 @@ def read(path: Path, shown: str, rounds: int | None = None) -> tuple[Scenario | 
     except OSError as error:
         return None, [Finding(f"scenario={shown} cannot be read ({error.strerror})", ANOTHER)]
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        return None, [Finding(f"scenario={shown} is not YAML ({' '.join(str(error).split())})", "correct it")]
+        remedy = QUOTE if "mapping values" in str(error) else "correct it"
+        return None, [Finding(f"scenario={shown} is not YAML ({' '.join(str(error).split())})", remedy)]
     if not isinstance(content, Mapping) or not content:
         return None, [Finding(f"scenario={shown} is not a scenario", FORM)]
     findings = unknown(f"scenario={shown}", content, KEYS)
     timeline = content.get("timeline", [])
     if not isinstance(timeline, list) or not all(isinstance(item, Mapping) for item in timeline):
         return None, [*findings, Finding(f"scenario={shown}: timeline is not a list of entries", FORM)]
-    entries = []
+    entries, actions = [], [item.get("do") for item in timeline]
     for number, item in enumerate(timeline, start=1):
         entry, found = _entry(number, item, rounds)
         findings += found
@@ -153,6 +155,7 @@ def read(path: Path, shown: str, rounds: int | None = None) -> tuple[Scenario | 
     findings += found
     if not timeline and not asserts and not findings:
         findings.append(Finding(f"scenario={shown} has no timeline", FORM))
+    findings += assertions.unfit(f"scenario={shown}", asserts, actions)
     told = tuple(item.text for item in asserts)
     return (None if findings else Scenario(shown, text, tuple(entries), told)), findings
 
@@ -403,6 +406,9 @@ def for_run(
     if found is None:
         return {}, findings, []
     requests, findings, warnings = plan(found, roster, machines, profiles, reference)
+    asserts = [assertions.parse(text) for text in found.asserts]
+    names = [client["name"] for client in roster]
+    findings += assertions.unfit(f"scenario={found.name}", asserts, [it.do for it in found.entries], names)
     # A phase ends by its time-out: without a task for longer than that of two, the run is over.
     common = {
         "name": found.name,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from coldframe.controller import scenario, scenario_outcome
+from coldframe.controller import assertions, scenario, scenario_outcome
 from coldframe.controller.checks import Machine
 from coldframe.controller.settings import RUN, Finding
 
@@ -260,6 +260,36 @@ def test_what_became_of_it_is_in_the_summary_and_the_closing_words() -> None:
         "              entry 1 (at 5 s, pause) does not hold for b",
     ]
     assert scenario_outcome.outcome({}, events) is None and scenario_outcome.lines(None) == []
+
+
+def test_the_examples_of_the_document_are_a_scenario(tmp_path: Path) -> None:
+    """And they have each figure that can be asserted."""
+    blocks = (ROOT / "docs" / "scenarios.md").read_text(encoding="utf-8").split("```text\n")[1:]
+    texts = {text.partition(":")[0]: text.partition("```")[0] for text in blocks}
+    path = tmp_path / "x.yml"
+    path.write_text(texts["timeline"] + texts["assert"])
+    found, findings = scenario.read(path, "x.yml", 9)
+    assert findings == [] and found is not None
+    asserted = {assertions.parse(text).figure for text in found.asserts}
+    assert asserted == set(assertions.FIGURES)
+
+
+def test_names_of_clients_in_an_assertion_are_judged(tmp_path: Path) -> None:
+    path = tmp_path / "x.yml"
+    path.write_text("assert:\n  - 'restarts == {c1-0: 1, c1-7: 2}'\n  - recovery(kill) <= 1 rounds\n")
+    values = {"scenario": "x.yml", "app": "", "rounds": 3, "wait_timeout": 300.0, "round_timeout": 60.0}
+    judged = scenario.for_run(values, tmp_path, ROSTER, [machine("c1")], PROFILES, 10.0)
+    assert [it.problem for it in judged[1]] == [
+        "scenario=x.yml: assert: 'recovery(kill) <= 1 rounds': the timeline has no kill"
+    ]
+    path.write_text("assert:\n  - 'restarts == {c1-0: 1, c1-7: 2}'\n")
+    judged = scenario.for_run(values, tmp_path, ROSTER, [machine("c1")], PROFILES, 10.0)
+    assert ["no client is called c1-7" in it.problem for it in judged[1]] == [True]
+
+
+def test_a_line_that_needs_quotes_says_so(tmp_path: Path) -> None:
+    _, [finding] = judge(tmp_path, "assert:\n  - restarts == {c1-0: 1, c1-1: 2}\n")
+    assert "is not YAML" in finding.problem and "in quotes" in finding.remedy
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "scenarios").glob("*.yml")), ids=lambda path: path.name)
