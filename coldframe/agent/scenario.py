@@ -294,8 +294,6 @@ class Scenario:
             if entry["number"] not in it.fired:
                 due.append((entry, it.due[key][0]))
         self.before = seen
-        if due:
-            self._save()
         return sorted(due, key=lambda item: (item[1], item[0]["number"]))
 
     def _fire(self, due: Iterable[tuple[dict[str, Any], float]], now: float) -> None:
@@ -358,7 +356,7 @@ class Scenario:
             return
         it.effects = [effect for effect in it.effects if effect not in gone]
         self._lay()
-        if gone or it.over:
+        if gone or it.over or about:  # an entry was done, if there was something to do or not
             self._save()
         for effect in gone:
             lateness = now - effect["until"] if effect["until"] is not None and not it.over else 0.0
@@ -505,7 +503,7 @@ def moment_of(it: Staged, entry: Mapping[str, Any], seen: Seen) -> float | None:
     """
     if "at" in entry:
         return None if it.start is None else it.start + float(entry["at"])
-    since, number = 0.0, 0
+    number = 0
     if "base" in entry:
         if str(entry["base"]) not in it.due:
             return None
@@ -514,7 +512,7 @@ def moment_of(it: Staged, entry: Mapping[str, Any], seen: Seen) -> float | None:
             return since + float(entry["delay"])
     place = task_note.place_of(number + entry.get("rounds", entry.get("round")), entry["phase"])
     reached = [moment for other, moment in seen if other >= place]
-    return max(since, min(reached)) if reached else None
+    return min(reached, default=None)
 
 
 def round_at(seen: Seen, moment: float) -> int:

@@ -177,7 +177,7 @@ def read(path: Path, shown: str, rounds: int | None = None) -> tuple[Scenario | 
     timeline = content.get("timeline", [])
     if not isinstance(timeline, list) or not all(isinstance(item, Mapping) for item in timeline):
         return None, [*findings, Finding(f"scenario={shown}: timeline is not a list of entries", FORM)]
-    entries, actions = [], [item.get("do") for item in timeline]
+    entries, actions = [], [str(item.get("do")) for item in timeline]
     before: Before | None = None
     for number, item in enumerate(timeline, start=1):
         trigger, least, found = _trigger(f"timeline entry {number}", item, rounds, before)

@@ -148,12 +148,15 @@ def test_seconds_after_a_round_are_counted_from_its_first_task_here(bench: Bench
 
 
 @pytest.mark.parametrize("anew", [False, True], ids=["going on", "started anew"])
-def test_rounds_after_a_time_are_counted_from_the_round_that_went_on_then(bench: Bench, anew: bool) -> None:
-    stage(bench, {"at": 20.0, **THROTTLE}, {"base": 1, "rounds": 2, **PAUSE})
+@pytest.mark.parametrize("first", [THROTTLE, {"do": "undo"}], ids=["throttle", "nothing to undo"])
+def test_rounds_after_a_time_are_counted_from_the_round_that_went_on_then(
+    bench: Bench, first: dict[str, Any], anew: bool
+) -> None:
+    stage(bench, {"at": 20.0, **first}, {"base": 1, "rounds": 2, **PAUSE})
     begin(bench, NOW, 4)
     assert poll(bench, NOW) == []
     begin(bench, NOW + 10, 5, "evaluate")
-    assert len(poll(bench, NOW + 20)) == 1  # in round 5
+    assert len(poll(bench, NOW + 20)) == (first is THROTTLE)  # in round 5
     if anew:
         bench.agent = bench.start()
     begin(bench, NOW + 30, 6, "evaluate")

@@ -87,6 +87,7 @@ def test_a_profile_is_what_it_is_on_each_machine(tmp_path: Path) -> None:
     [
         ("{at: 1s, do: throtle, clients: '*', cpu: 1}", "do: 'throtle' is not known", "do: throttle?"),
         ("{at: 1s, clients: '*'}", "it does nothing", "throttle, partition, pause"),
+        ("{at: 1s, do: [kill], clients: '*'}", "do: ['kill'] is not known", "do: kill?"),
         ("{at: 1s, do: pause, clients: '*', forr: 2s}", "unknown key 'forr'", "'for'"),
         ("{at: 1s, do: pause, clients: '*', cpu: 1}", "unknown key 'cpu'", "it can have"),
         ("{at: -1s, do: pause, clients: '*'}", "at=-1s is not a duration", "write at: 20s"),
