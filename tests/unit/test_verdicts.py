@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from coldframe.controller import assertions, verdicts
+from coldframe.agent import reconciler
+from coldframe.controller import assertions, timeline, verdicts
 from coldframe.controller.records import Event, gather
 from coldframe.controller.results import summarise
 from coldframe.controller.verdicts import Records, Verdict
@@ -323,6 +324,10 @@ RESTARTED = [
 def test_restarts_are_counted(text: str, passed: bool, found: str, against: tuple[str, ...]) -> None:
     verdict = judge(text, records(BEGUN, FINISHED, events=RESTARTED))
     assert (verdict.passed, verdict.found, verdict.against) == (passed, found, against)
+
+
+def test_the_event_of_a_restart_is_that_of_the_agent() -> None:
+    assert verdicts.RESTARTED == reconciler.RESTARTED and verdicts.RESTARTED in timeline.MARKS
 
 
 @pytest.mark.parametrize("text", ["restarts == {}", "restarts == 0"])
