@@ -33,6 +33,7 @@ EVENTS_BYTES = 4 << 20  # of events.jsonl, some 15,000 events; as many of the ea
 SETTLE = 2.0  # seconds from a change until the engine is told of it: 20 ms of a core for each client
 WORKERS = 4  # most of a change is waiting for the disk
 REFUSALS = (EngineError, links.LinkError, OSError)  # of a change
+RESTARTED = "container restarted"  # cause of the event of a client that was started again
 NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS)  # control groups that only the engine may write to
 
 
@@ -61,6 +62,8 @@ class Client:
         Stamp of the newest undo.
     shaped : bool
         Whether anything of ours may stand on its link.
+    started : str
+        When its container was last started, as the engine says it; empty where it was never seen to run.
     oom_kills : int
         The kernel's count of processes killed for want of memory, as last seen.
     failed : tuple
@@ -90,6 +93,7 @@ class Client:
     planned: float | None = None
     oom_kills: int | None = None
     cause: str = "start"
+    started: str = ""
     failed: tuple[dict[str, Any], float] | None = None
     problem: str | None = None
     link: limits.Limits | None = None
@@ -203,6 +207,7 @@ class Keeper:
         client = Client(identity, kept.get("asked", {}), kept.get("undone", 0.0), kept.get("shaped", False))
         client.laid = self.laid
         client.link, client.link_pid = kept.get("link"), kept.get("link_pid", 0)
+        client.started = kept.get("started", "")
         self._keep(client)
         return client
 
@@ -219,6 +224,7 @@ class Keeper:
                 "link_pid": client.link_pid,
                 "revert_at": limits.next_expiry(client.asked),
                 "container_id": client.container and client.container.id,
+                "started": client.started,
             },
         )
 
@@ -246,6 +252,10 @@ class Keeper:
             client.container = Container(item["Id"], pid, state["StartedAt"], told=told)
             client.cause = "restart" if old else client.cause
             client.failed, client.problem, client.oom_kills = None, None, None
+            if pid:
+                if client.started not in ("", state["StartedAt"]):
+                    self.log({"time": time.time(), "client": client.name, "cause": RESTARTED})
+                client.started = state["StartedAt"]
             self._keep(client)
 
     # --- the kernel ---------------------------------------------------------------------------------------

@@ -4,8 +4,10 @@ agent/scenario.json        written here: the timeline, what of it has been done,
 scratch/<client>/task.json written by the client at the begin of each task: see recording/task_note.py
 
 Neither controller nor server is asked. The time of a scenario begins with the first task of the run that a
-client of this machine begins; a round begins here with the first task of it, or of a later one. A scenario
-ends when it is told to, when another is staged, or when no task of its run has begun for a long time.
+client of this machine begins; a round begins here with the first task of it, or of a later one. An entry that
+follows on another one counts from when that was due here; one that is about no client of this machine is then
+staged without clients. A scenario ends when it is told to, when another is staged, or when no task of its run
+has begun for a long time.
 """
 
 from __future__ import annotations
@@ -60,8 +62,9 @@ class Staged:
     run : str
         The id of the run that it is for.
     entries : list of dict
-        ``number``, ``do``, ``at`` or ``round`` and ``phase``, ``clients``, ``seconds``, and of a throttle
-        ``limits`` by client and ``force``.
+        ``number``, ``do``, a trigger, ``clients``, ``seconds``, and of a throttle ``limits`` by client and
+        ``force``. A trigger is ``at``; ``round`` and ``phase``; or from when the entry ``base`` was due a
+        ``delay`` in seconds, or ``rounds`` and ``phase``.
     rounds : int, optional
         No round is later.
     quiet : float
@@ -72,6 +75,8 @@ class Staged:
         Unix time of second 0.
     fired : list of int
         The numbers of the entries that are done.
+    due : dict
+        By number of an entry: the unix time at which it was due, and the round that went on then (0: none).
     effects : list of dict
         What lasts now: ``client``, ``do``, ``entry``, ``until`` (unix time or None), ``limits``.
     touched : dict
@@ -88,6 +93,7 @@ class Staged:
     since: float
     start: float | None = None
     fired: list[int] = field(default_factory=list)
+    due: dict[str, tuple[float, int]] = field(default_factory=dict)
     effects: list[dict[str, Any]] = field(default_factory=list)
     touched: dict[str, bool] = field(default_factory=dict)
     over: bool = False
@@ -119,6 +125,7 @@ class Scenario:
         self.again: dict[str, float] = {}  # by client that could not be set going: unix time of the next try
         self.awake = threading.Event()
         self.heard = time.time()  # when a task of the run has begun last
+        self.before: Seen = []  # what the last look has seen
         self.staged: Staged | None = None
         self._load()
 
@@ -174,7 +181,7 @@ class Scenario:
                     touched=self.staged.touched if self.staged else {},
                 )
                 write_json(self.path, asdict(fresh))  # on a full disk nothing is staged
-                self.staged, self.heard = fresh, now
+                self.staged, self.heard, self.before = fresh, now, []
                 self.awake.set()
             return {"clients": {name: {"changed": True} for name in names}}
 
@@ -204,7 +211,9 @@ class Scenario:
         it = self.staged
         if it is None or it.over:
             return None
-        return {"name": it.name, "run": it.run, "entries": len(it.entries), "fired": len(it.fired)}
+        own = [entry["number"] for entry in it.entries if entry["clients"]]
+        fired = sum(number in it.fired for number in own)
+        return {"name": it.name, "run": it.run, "entries": len(own), "fired": fired}
 
     def lays(self, client: str) -> set[str]:
         """Return the limits of a client that the scenario decides now."""
@@ -227,7 +236,8 @@ class Scenario:
         it = self.staged
         if it is None or it.over:
             return
-        left = [entry["number"] for entry in it.entries if entry["number"] not in it.fired]
+        own = [entry["number"] for entry in it.entries if entry["clients"]]
+        left = [number for number in own if number not in it.fired]
         if left:
             say(f"scenario {it.name} of run {it.run} has ended before its entries {left} were due")
         it.over = True
@@ -259,7 +269,7 @@ class Scenario:
 
     def _due(self, it: Staged, now: float) -> list[tuple[dict[str, Any], float]]:
         """Return the entries that are due, each with the unix time at which it has become so."""
-        seen: list[tuple[tuple[int, int], float]] = []
+        seen: Seen = []
         for name in self.keeper.clients:
             task = read_note(self.keeper.root / "scratch", name)
             if task is None or task[0].run != it.run:
@@ -273,16 +283,17 @@ class Scenario:
             it.start = min(moment for _, moment in seen)
             self._save()
         due = []
-        for entry in it.entries:
-            if entry["number"] in it.fired:
-                continue
-            if "at" in entry:
-                if it.start is not None and it.start + entry["at"] <= now:
-                    due.append((entry, it.start + entry["at"]))
-                continue
-            place = task_note.place_of(entry["round"], entry["phase"])
-            if reached := [moment for other, moment in seen if other >= place]:
-                due.append((entry, min(reached)))
+        for entry in it.entries:  # those before those that follow on them
+            key = str(entry["number"])
+            if key not in it.due:
+                planned = moment_of(it, entry, seen)
+                if planned is None or planned > now:
+                    continue
+                # A task of the last look may have been followed by another since.
+                it.due[key] = (planned, round_at(self.before + seen, planned))
+            if entry["number"] not in it.fired:
+                due.append((entry, it.due[key][0]))
+        self.before = seen
         return sorted(due, key=lambda item: (item[1], item[0]["number"]))
 
     def _fire(self, due: Iterable[tuple[dict[str, Any], float]], now: float) -> None:
@@ -345,7 +356,7 @@ class Scenario:
             return
         it.effects = [effect for effect in it.effects if effect not in gone]
         self._lay()
-        if gone or it.over:
+        if gone or it.over or about:  # an entry was done, if there was something to do or not
             self._save()
         for effect in gone:
             lateness = now - effect["until"] if effect["until"] is not None and not it.over else 0.0
@@ -477,6 +488,37 @@ class Scenario:
         runs = bool(after["Running"])
         killed = kill and pid > 0 and (not runs or after["Pid"] != pid)
         return {"running": runs, "paused": runs and bool(after.get("Paused")), "killed": killed}
+
+
+Seen = list[tuple[tuple[int, int], float]]  # of each client's task its place in the run, and when it began
+
+
+def moment_of(it: Staged, entry: Mapping[str, Any], seen: Seen) -> float | None:
+    """Return the unix time at which an entry is due; None where nobody knows yet.
+
+    Parameters
+    ----------
+    seen : list
+        The tasks that the machine's clients work on.
+    """
+    if "at" in entry:
+        return None if it.start is None else it.start + float(entry["at"])
+    number = 0
+    if "base" in entry:
+        if str(entry["base"]) not in it.due:
+            return None
+        since, number = it.due[str(entry["base"])]
+        if "delay" in entry:
+            return since + float(entry["delay"])
+    place = task_note.place_of(number + entry.get("rounds", entry.get("round")), entry["phase"])
+    reached = [moment for other, moment in seen if other >= place]
+    return min(reached, default=None)
+
+
+def round_at(seen: Seen, moment: float) -> int:
+    """Return the round that went on at a moment; where all tasks are younger, the earliest of theirs."""
+    before = [number for (number, _), began in seen if began <= moment]
+    return max(before) if before else min((number for (number, _), _ in seen), default=0)
 
 
 def asked_of(about: About) -> dict[str, bool]:

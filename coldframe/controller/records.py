@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 Event = dict[str, Any]
+Line = tuple[int, Event]  # with the number of its line, from 1
 # What an event `folded` says of the work of a late reply.
 FOLDED = ("into", "staleness", "weight", "examples", "metrics", "system", "bytes_down", "bytes_up")
 BAD_REPLY = -2  # the code of the failure of a reply that cannot be used

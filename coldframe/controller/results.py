@@ -20,7 +20,7 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from coldframe.controller import (
     report,
     scenario_outcome,
     submission,
+    verdicts,
 )
 from coldframe.controller.asynchronous import summary_of
 from coldframe.controller.closing_words import closing_words
@@ -41,7 +42,7 @@ from coldframe.controller.rows import client_rows, round_rows
 from coldframe.controller.tables import write_table
 from coldframe.controller.terminal import plain
 from coldframe.recording import task_log
-from coldframe.recording.journal import read_journal
+from coldframe.recording.journal import read_lines
 
 STATUSES = ("completed", "failed", "diverged", "stopped", "running")
 CUT_OFF = "the journal ends in the middle of the run: the server stopped before it could finish"
@@ -298,17 +299,16 @@ def write_config(noted: dict[str, Any], run: Run, target: Path) -> dict[str, Any
     return dict(known)
 
 
-def write_scenario(
-    noted: dict[str, Any], summary: dict[str, Any], events: Sequence[Event], out: Path
-) -> dict[str, Any]:
+def write_scenario(noted: dict[str, Any], records: verdicts.Records, out: Path) -> dict[str, Any]:
     """Write the run's scenario and what became of its assertions; give both for `summary.json`."""
-    played = scenario_outcome.outcome(noted, events)
+    summary = records.summary
+    played = scenario_outcome.outcome(noted, records.events or ())
     if played:
         (out / "scenario.yml").write_text(noted["scenario"]["text"], encoding="utf-8")
     # An assertion may be about the scenario itself.
-    known = {**summary, "scenario": played}
+    known = replace(records, summary={**summary, "scenario": played})
     asserted = (noted.get("scenario") or {}).get("asserts", [])
-    judged = [asdict(assertions.judge(assertions.parse(text), known, events)) for text in asserted]
+    judged = [asdict(verdicts.judge(assertions.parse(text), known)) for text in asserted]
     if judged:
         named_so = summary["run_name"] or summary["run_id"]
         text = assertions.junit(f"coldframe.{named_so}", judged)
@@ -322,7 +322,8 @@ def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, P
     for name in ("journal.jsonl", "submitted.json", "written", "written.json", "logs", "files"):
         if (source / name).is_symlink():
             raise ValueError(f"{source / name} is a symbolic link: the run's folder was tampered with")
-    run = gather(read_journal(source / "journal.jsonl"))
+    journal = read_lines(source / "journal.jsonl")
+    run = gather(event for _, event in journal)
     versions, record = read_json(arguments.versions), read_json(arguments.record)
     noted = submission.read(source)
     if run.first is None and record.get("started"):
@@ -342,7 +343,9 @@ def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, P
     out.mkdir(parents=True, exist_ok=True)
     inventory, events = write_surroundings(arguments, noted, run, out)
     alone = summary["experiment"] is None
-    summary |= write_scenario(noted, summary, events, out)
+    asked = arguments.events is not None and arguments.events.exists()
+    records = verdicts.Records(summary, run, journal, events if asked else None)
+    summary |= write_scenario(noted, records, out)
     exceeded = oversubscription.reasons(inventory, events, run.first or 0.0, alone)
     if exceeded is not None:
         summary |= {"oversubscribed": bool(exceeded), "oversubscribed_because": exceeded}

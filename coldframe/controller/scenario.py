@@ -4,11 +4,14 @@
       - {at: 20s, do: throttle, clients: 'c1-*', cpu: 0.1, for: 60s}
       - {round: 3, do: partition, clients: {fraction: 0.3, seed: 1}, for: 90s}
       - {round: 5, phase: evaluate, do: kill, clients: c1-0}
+      - {after: 2 rounds, do: leave, clients: c2-0}
     assert: [accuracy >= 0.9]
 
 An entry has one trigger, one action, and the clients that it is about. The agents know neither the controller
 nor the server: each machine counts `at` from the first task of the run that one of its clients begins, and a
-`round` begins there with the first task of that round.
+`round` begins there with the first task of that round. `after` counts from when the entry before it was due
+on that machine, whichever clients that is about. Rounds after a round, and seconds after seconds, are known
+here: such an entry becomes one with `round` or `at`.
 """
 
 from __future__ import annotations
@@ -34,14 +37,17 @@ ACTIONS = ("throttle", "partition", "pause", "kill", "leave", "join", "undo")
 LASTING = ("throttle", "partition", "pause", "leave")  # until `for` is over, or they are taken back
 TAKES_BACK = {"partition": ("undo",), "pause": ("undo",), "leave": ("join",)}
 PHASES = ("train", "evaluate")
-TRIGGERS = ("at", "round")
+TRIGGERS = ("at", "round", "after")
 ENTRY_KEYS = (*TRIGGERS, "phase", "do", "clients", "for")
 THROTTLE_KEYS = (*LIMITS, "profile", "force")
 CHOICE = {name: VERBS["throttle"][name] for name in ("clients", "fraction", "seed")}
 AT = Variable("at", "duration", "20s", low=0, most=MONTH)
 FOR = Variable("for", "duration", "60s", above=0, most=MONTH)
 ROUND = Variable("round", "whole", "3", low=1, most=1_000_000)
+AFTER = Variable("after", "duration", "20s", low=0, most=MONTH)
+AFTER_ROUNDS = Variable("after", "whole", "2 rounds", low=1, most=1_000_000)
 FORM = "write timeline: [{at: 20s, do: throttle, clients: 'c1-*', cpu: 0.1, for: 60s}]"
+QUOTE = "correct it; write a line with ': ' in it, as restarts == {c1-0: 1, c1-1: 1}, in quotes"
 ANOTHER = "type -e scenario=FILE with another, or scenario=none"
 
 
@@ -54,7 +60,8 @@ class Entry:
     number : int
         Its place in the file, from 1.
     trigger : mapping
-        ``at`` in seconds, or ``round`` and ``phase``.
+        ``at`` in seconds; ``round`` and ``phase``; or, from when the entry ``base`` was due on the machine,
+        a ``delay`` in seconds, or ``rounds`` and ``phase``.
     choice : mapping
         ``clients`` (patterns), ``fraction`` and ``seed``, as throttle.yml has them.
     limits : mapping
@@ -74,6 +81,23 @@ class Entry:
     def words(self) -> str:
         """What it is, for people."""
         return f"entry {self.number} ({when(self.trigger)}, {self.do})"
+
+
+@dataclass(frozen=True)
+class Before:
+    """The entry before one.
+
+    Attributes
+    ----------
+    trigger : mapping
+        As an entry has it; empty where it is none.
+    least : int
+        The earliest round in which it can be due.
+    """
+
+    number: int
+    trigger: Mapping[str, Any]
+    least: int
 
 
 @dataclass(frozen=True)
@@ -97,10 +121,18 @@ def when(trigger: Mapping[str, Any]) -> str:
 
     >>> when({"at": 20.0}), when({"round": 3, "phase": "evaluate"})
     ('at 20 s', 'round 3, evaluate')
+    >>> when({"base": 1, "delay": 20.0}), when({"base": 1, "rounds": 2, "phase": "train"})
+    ('20 s after entry 1', '2 rounds after entry 1')
     """
     if "at" in trigger:
         return f"at {trigger['at']:g} s"
-    return f"round {trigger['round']}" + (", evaluate" if trigger["phase"] == "evaluate" else "")
+    if "delay" in trigger:
+        return f"{trigger['delay']:g} s after entry {trigger['base']}"
+    said = f"round {trigger['round']}" if "round" in trigger else ""
+    if "rounds" in trigger:
+        rounds = "1 round" if trigger["rounds"] == 1 else f"{trigger['rounds']} rounds"
+        said = f"{rounds} after entry {trigger['base']}"
+    return said + (", evaluate" if trigger["phase"] == "evaluate" else "")
 
 
 def path_of(values: Mapping[str, Any], base: Path) -> Path | None:
@@ -137,22 +169,27 @@ def read(path: Path, shown: str, rounds: int | None = None) -> tuple[Scenario | 
     except OSError as error:
         return None, [Finding(f"scenario={shown} cannot be read ({error.strerror})", ANOTHER)]
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        return None, [Finding(f"scenario={shown} is not YAML ({' '.join(str(error).split())})", "correct it")]
+        remedy = QUOTE if "mapping values" in str(error) else "correct it"
+        return None, [Finding(f"scenario={shown} is not YAML ({' '.join(str(error).split())})", remedy)]
     if not isinstance(content, Mapping) or not content:
         return None, [Finding(f"scenario={shown} is not a scenario", FORM)]
     findings = unknown(f"scenario={shown}", content, KEYS)
     timeline = content.get("timeline", [])
     if not isinstance(timeline, list) or not all(isinstance(item, Mapping) for item in timeline):
         return None, [*findings, Finding(f"scenario={shown}: timeline is not a list of entries", FORM)]
-    entries = []
+    entries, actions = [], [str(item.get("do")) for item in timeline]
+    before: Before | None = None
     for number, item in enumerate(timeline, start=1):
-        entry, found = _entry(number, item, rounds)
-        findings += found
+        trigger, least, found = _trigger(f"timeline entry {number}", item, rounds, before)
+        before = Before(number, {} if found else trigger, least)
+        entry, others = _entry(number, item, trigger)
+        findings += others + found if entry else others
         entries += [entry] if entry else []
     asserts, found = assertions.read(f"scenario={shown}", content.get("assert", []))
     findings += found
     if not timeline and not asserts and not findings:
         findings.append(Finding(f"scenario={shown} has no timeline", FORM))
+    findings += assertions.unfit(f"scenario={shown}", asserts, actions)
     told = tuple(item.text for item in asserts)
     return (None if findings else Scenario(shown, text, tuple(entries), told)), findings
 
@@ -168,7 +205,9 @@ def unknown(place: str, given: Iterable[Any], known: Sequence[str]) -> list[Find
     return findings
 
 
-def _entry(number: int, item: Mapping[Any, Any], rounds: int | None) -> tuple[Entry | None, list[Finding]]:
+def _entry(
+    number: int, item: Mapping[Any, Any], trigger: Mapping[str, Any]
+) -> tuple[Entry | None, list[Finding]]:
     place = f"timeline entry {number}"
     do = item.get("do")
     if do not in ACTIONS:
@@ -178,8 +217,6 @@ def _entry(number: int, item: Mapping[Any, Any], rounds: int | None) -> tuple[En
         return None, [Finding(f"{place}: {what}", remedy)]
     known = (*ENTRY_KEYS, *THROTTLE_KEYS) if do == "throttle" else ENTRY_KEYS
     findings = unknown(f"{place} (do: {do})", item, known)
-    trigger, found = _trigger(place, item, rounds)
-    findings += found
     choice, found = _choice(place, item.get("clients"))
     findings += found
     seconds, found = _value(place, FOR, item["for"]) if "for" in item else (None, [])
@@ -202,25 +239,59 @@ def _value(place: str, variable: Variable, value: Any) -> tuple[Any, list[Findin
         return None, [Finding(f"{place}: {variable.name}{shown} {problem}", _written(remedy))]
 
 
-def _trigger(place: str, item: Mapping[Any, Any], rounds: int | None) -> tuple[dict[str, Any], list[Finding]]:
+def _trigger(
+    place: str, item: Mapping[Any, Any], rounds: int | None, before: Before | None
+) -> tuple[dict[str, Any], int, list[Finding]]:
+    """The trigger of an entry, the earliest round in which it can be due, and all findings about it."""
     given = [key for key in TRIGGERS if key in item]
     if len(given) != 1:
-        how = "has no trigger" if not given else f"has two triggers, {' and '.join(given)}"
-        return {}, [Finding(f"{place} {how}", "write at: 20s or round: 3")]
+        how = "has no trigger" if not given else f"has {len(given)} triggers, {' and '.join(given)}"
+        return {}, 1, [Finding(f"{place} {how}", "write one: at: 20s, round: 3 or after: 2 rounds")]
+    found: dict[str, Any]
     if given == ["at"]:
         seconds, findings = _value(place, AT, item["at"])
-        if "phase" in item:
-            findings.append(Finding(f"{place}: phase is for a round", "leave it out, or write round: 3"))
-        return {"at": seconds}, findings
-    number, findings = _value(place, ROUND, item["round"])
-    phase = item.get("phase", "train")
-    if phase not in PHASES:
-        findings.append(Finding(f"{place}: phase {phase!r} is not known", f"write {' or '.join(PHASES)}"))
-    if number is not None and rounds is not None and number > rounds:
-        findings.append(
-            Finding(f"{place}: round {number} is beyond the run's {rounds} rounds", f"write round: {rounds}")
-        )
-    return {"round": number, "phase": phase}, findings
+        found, least = {"at": seconds}, 1
+    elif given == ["round"]:
+        number, findings = _value(place, ROUND, item["round"])
+        found, least = {"round": number, "phase": item.get("phase", "train")}, number or 1
+    else:
+        found, least, findings = _after(place, item, before)
+    if "phase" in item and ("at" in found or "delay" in found):
+        remedy = "leave it out, or write round: 3 or after: 2 rounds"
+        findings.append(Finding(f"{place}: phase is for a round", remedy))
+    elif "phase" in found and found["phase"] not in PHASES:
+        problem = f"{place}: phase {found['phase']!r} is not known"
+        findings.append(Finding(problem, f"write {' or '.join(PHASES)}"))
+    if rounds is not None and least > rounds:
+        what = f"round {least}" if "round" in found else when(found)
+        remedy = f"write round: {rounds}" if given == ["round"] else "let less time pass, or leave it out"
+        findings.append(Finding(f"{place}: {what} is beyond the run's {rounds} rounds", remedy))
+    return found, least, findings
+
+
+def _after(
+    place: str, item: Mapping[Any, Any], before: Before | None
+) -> tuple[dict[str, Any], int, list[Finding]]:
+    """The trigger of an entry that follows on the one before it."""
+    if before is None:
+        return {}, 1, [Finding(f"{place}: after: there is no entry before it", "write at: 20s or round: 3")]
+    by_rounds = re.fullmatch(r"\s*(.*?)\s*rounds?\s*", str(item["after"]))
+    if by_rounds:
+        count, findings = _value(place, AFTER_ROUNDS, by_rounds[1])
+    else:
+        count, findings = _value(place, AFTER, item["after"])
+        findings = [Finding(it.problem, f"{it.remedy} or after: 2 rounds") for it in findings]
+    base = before.trigger
+    if findings or not base:
+        return {}, 1, findings
+    if not by_rounds:
+        known = next((key for key in ("at", "delay") if key in base), None)
+        found = {**base, known: base[known] + count} if known else {"base": before.number, "delay": count}
+        return found, before.least, []
+    phase = item.get("phase", base.get("phase", "train"))
+    known = next((key for key in ("round", "rounds") if key in base), None)
+    found = {**base, known: base[known] + count} if known else {"base": before.number, "rounds": count}
+    return {**found, "phase": phase}, before.least + count, []
 
 
 def _choice(place: str, value: Any) -> tuple[dict[str, Any], list[Finding]]:
@@ -274,8 +345,8 @@ def plan(
     Returns
     -------
     requests : dict
-        By machine, its entries: ``number``, ``do``, ``at`` or ``round`` and ``phase``, ``clients``,
-        ``seconds``, and of a throttle ``limits`` by client and ``force``.
+        By machine, its entries: ``number``, ``do``, the trigger, ``clients``, ``seconds``, and of a throttle
+        ``limits`` by client and ``force``; without clients those whose time another one counts from.
     findings, warnings : lists
     """
     machines = list(machines)
@@ -304,7 +375,21 @@ def plan(
                 item["limits"] = asked.get(machine.name, {}).get("limits", {})
                 item["force"] = entry.limits["force"]
             requests.setdefault(machine.name, []).append(item)
+    for items in requests.values():
+        _add_bases(items, {entry.number: entry for entry in scenario.entries})
     return requests, findings + overlaps(resolved), warnings
+
+
+def _add_bases(items: list[dict[str, Any]], entries: Mapping[int, Entry]) -> None:
+    """Add to a machine's entries those of other machines whose time theirs count from."""
+    wanted = [item["base"] for item in items if "base" in item]
+    while wanted:
+        entry = entries[wanted.pop()]
+        if all(item["number"] != entry.number for item in items):
+            bare = {"number": entry.number, "do": entry.do, **entry.trigger, "clients": [], "seconds": None}
+            items.append(bare)
+            wanted += [entry.trigger["base"]] if "base" in entry.trigger else []
+    items.sort(key=lambda item: int(item["number"]))
 
 
 def _of(entry: Entry, finding: Finding) -> Finding:
@@ -313,44 +398,72 @@ def _of(entry: Entry, finding: Finding) -> Finding:
     )
 
 
+@dataclass(frozen=True)
+class Placed:
+    """An entry where it lies among others: seconds and 0, or a round and its phase."""
+
+    position: tuple[float, float]
+    entry: Entry
+    names: Sequence[str]
+
+
+def _comparable(resolved: Sequence[tuple[Entry, Sequence[str]]]) -> list[tuple[bool, list[Placed]]]:
+    """Return the entries whose order is known: those by time, those by round, and of each entry that others
+    follow on it and these; each in their order, and whether it is by time."""
+    groups: dict[tuple[int, bool], list[Placed]] = {}
+    by_number = {entry.number: (entry, names) for entry, names in resolved}
+    for entry, names in resolved:
+        trigger = entry.trigger
+        base, timed = trigger.get("base", 0), "at" in trigger or "delay" in trigger
+        if timed:
+            position = (trigger["delay"] if base else trigger["at"], 0.0)
+        else:
+            position = (trigger["rounds"] if base else trigger["round"], PHASES.index(trigger["phase"]))
+        group = groups.setdefault((base, timed), [])
+        if base in by_number and not group:
+            group.append(Placed((0, -1), *by_number[base]))
+        group.append(Placed(position, entry, names))
+    for group in groups.values():
+        group.sort(key=lambda it: (it.position, it.entry.number))
+    return [(timed, group) for (_, timed), group in groups.items()]
+
+
 def overlaps(resolved: Sequence[tuple[Entry, Sequence[str]]]) -> list[Finding]:
     """Findings about partitions, pauses and departures of one client that overlap, and about a return of one
-    that has not left. Of entries by time and entries by round nobody knows beforehand which comes first: each
-    kind is judged alone."""
+    that has not left. Of entries by time and entries by round nobody knows beforehand which comes first: only
+    those are judged whose order is known."""
     findings: list[Finding] = []
-    for kind in TRIGGERS:
-        entries = [(entry, names) for entry, names in resolved if kind in entry.trigger]
-        entries.sort(key=lambda item: _order(item[0]))
+    for timed, group in _comparable(resolved):
+        inside = {it.entry.number for it in group}
+        elsewhere = {
+            (entry.do, name) for entry, names in resolved if entry.number not in inside for name in names
+        }
         for do, undoing in TAKES_BACK.items():
-            lasting: dict[str, Entry] = {}
-            for entry, names in entries:
-                for name in names:
-                    if entry.do in undoing:
-                        if lasting.pop(name, None) is None and do == "leave":
-                            findings += _never_left(entry, name, resolved)
-                    elif entry.do == do:
+            lasting: dict[str, Placed] = {}
+            for it in group:
+                for name in it.names:
+                    if it.entry.do in undoing:
+                        never = lasting.pop(name, None) is None and do == "leave"
+                        if never and (do, name) not in elsewhere:
+                            findings.append(_never_left(it.entry, name))
+                    elif it.entry.do == do:
                         before = lasting.get(name)
-                        if before and _lasts(before, entry):
-                            findings.append(_overlap(before, entry, name))
-                        lasting[name] = entry
+                        taken_back = any((other, name) in elsewhere for other in undoing)
+                        if before and _lasts(before, it, timed, taken_back):
+                            findings.append(_overlap(before.entry, it.entry, name))
+                        lasting[name] = it
     return [finding for place, finding in enumerate(findings) if finding not in findings[:place]]
 
 
-def _order(entry: Entry) -> tuple[float, float, int]:
-    trigger = entry.trigger
-    if "at" in trigger:
-        return trigger["at"], 0, entry.number
-    return trigger["round"], PHASES.index(trigger["phase"]), entry.number
-
-
-def _lasts(before: Entry, entry: Entry) -> bool:
+def _lasts(before: Placed, it: Placed, timed: bool, taken_back: bool) -> bool:
     """Whether an entry goes on when a later one of its kind is due; of rounds, how long they take is not
     known."""
-    if before.seconds is None:
-        return True
-    if "at" in entry.trigger:
-        return bool(entry.trigger["at"] < before.trigger["at"] + before.seconds)
-    return _order(entry)[:2] == _order(before)[:2]
+    seconds = before.entry.seconds
+    if seconds is None:
+        return not taken_back
+    if timed:
+        return it.position[0] < before.position[0] + seconds
+    return it.position == before.position
 
 
 def _overlap(before: Entry, entry: Entry, name: str) -> Finding:
@@ -361,14 +474,10 @@ def _overlap(before: Entry, entry: Entry, name: str) -> Finding:
     )
 
 
-def _never_left(entry: Entry, name: str, resolved: Sequence[tuple[Entry, Sequence[str]]]) -> list[Finding]:
-    """A finding if no entry at all has the client leave before."""
-    mixed = any(
-        other.do == "leave" and name in names and set(other.trigger) != set(entry.trigger)
-        for other, names in resolved
-    )
+def _never_left(entry: Entry, name: str) -> Finding:
+    """The finding about a return where no entry at all has the client leave before."""
     problem = f"timeline entry {entry.number}: {name} joins, and has not left before"
-    return [] if mixed else [Finding(problem, f"write do: leave for {name} before it")]
+    return Finding(problem, f"write do: leave for {name} before it")
 
 
 def for_run(
@@ -403,6 +512,9 @@ def for_run(
     if found is None:
         return {}, findings, []
     requests, findings, warnings = plan(found, roster, machines, profiles, reference)
+    asserts = [assertions.parse(text) for text in found.asserts]
+    names = [client["name"] for client in roster]
+    findings += assertions.unfit(f"scenario={found.name}", asserts, [it.do for it in found.entries], names)
     # A phase ends by its time-out: without a task for longer than that of two, the run is over.
     common = {
         "name": found.name,

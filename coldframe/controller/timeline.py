@@ -30,6 +30,7 @@ MARKS = {
     "scenario": ("h", ORANGE, "an entry of the scenario"),
     "scenario ended": ("H", GREEN, "an entry of the scenario was over"),
     "inventory": ("P", "#000000", "limits of the inventory changed"),
+    "container restarted": ("p", ORANGE, "its container restarted"),
     "restart": ("*", ORANGE, "restarted, limits applied anew"),
     "drift": ("D", "#000000", "limits mended"),
     "oom": ("X", "#000000", "killed for lack of memory"),

@@ -229,7 +229,7 @@ class Exporter:
                 client, cause = str(event.get("client")), str(event.get("cause")).replace(" ", "_")
                 if cause == "oom":
                     self.kills[client] += int(event.get("kills", 1))
-                else:
+                elif cause != "container_restarted":  # no change of limits
                     self.changes[client, cause if cause in CAUSES else OTHER] += 1
 
     # --- what they use ------------------------------------------------------------------------------------

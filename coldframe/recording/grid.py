@@ -200,7 +200,7 @@ class RecordingGrid(Grid):
             message_id = message.metadata.message_id
             self._since[message_id] = activated.get(message.metadata.dst_node_id)
             self._recorder.sent(message, exchange, message_id in accepted)
-        self._recorder.connected(set(activated), exchanges[-1])
+        self._recorder.connected(set(activated), exchanges)
         return message_ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:

@@ -57,6 +57,8 @@ from pathlib import Path
 from typing import Any
 
 STOPPED = "the run was stopped"
+# How the reason of a failure begins that is that of no message: its client was sent none.
+ABSENT = "the client was not connected when the phase"
 
 
 class Journal:
@@ -162,18 +164,23 @@ class Tail:
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
     """Return the events of a journal, in order; lines that a dying writer tore are left out."""
+    return [event for _, event in read_lines(path)]
+
+
+def read_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Return the events of a journal as `read_journal` does, each with the number of its line, from 1."""
     events = []
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         return []
-    for line in content.split(b"\n"):
+    for number, line in enumerate(content.split(b"\n"), start=1):
         try:
             event = json.loads(line)
         except ValueError:
             continue
         if isinstance(event, dict) and "event" in event:
-            events.append(event)
+            events.append((number, event))
     return events
 
 

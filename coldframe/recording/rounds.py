@@ -28,7 +28,7 @@ from flwr.serverapp.strategy import Strategy
 from coldframe.recording.app_errors import readable
 from coldframe.recording.delivery import died_with_it
 from coldframe.recording.flower import CLASS_COUNTS, PARTITION_RECORD
-from coldframe.recording.journal import Journal
+from coldframe.recording.journal import ABSENT, Journal
 from coldframe.recording.messages import is_number, metrics_of, pick, size_of
 from coldframe.recording.replies import BAD_REPLY, MOST_EXAMPLES, NO_REPLY, SYSTEM_FIGURES, clean
 from coldframe.recording.roster import Client, read_roster
@@ -269,14 +269,15 @@ class Recorder:
     def sending(self, messages: Sequence[Message]) -> list[Exchange]:
         """Write down that messages are about to be sent; return the exchange of each."""
         with self._lock:
-            return [self._sending(message, messages) for message in messages]
+            return [self._sending(message, messages[place:]) for place, message in enumerate(messages)]
 
-    def _sending(self, message: Message, batch: Sequence[Message]) -> Exchange:
+    def _sending(self, message: Message, rest: Sequence[Message]) -> Exchange:
         kind, node_id = message.metadata.message_type, message.metadata.dst_node_id
         number = self._number_of(message)
         exchange = self._exchange
         if exchange is None or (exchange.round, exchange.kind) != (number, kind) or node_id in exchange.sent:
-            nodes = {m.metadata.dst_node_id for m in batch if m.metadata.message_type == kind}
+            # Of those before it in its batch some may belong to the exchange before.
+            nodes = {m.metadata.dst_node_id for m in rest if m.metadata.message_type == kind}
             exchange = self._open(Exchange(number, kind, nodes))
         elif node_id not in exchange.expected:
             exchange.expected.add(node_id)
@@ -492,16 +493,17 @@ class Recorder:
         return self._about(pending.exchange, pending.message.metadata.dst_node_id)
 
     @harmless
-    def connected(self, nodes: set[int], exchange: Exchange) -> None:
+    def connected(self, nodes: set[int], exchanges: Sequence[Exchange]) -> None:
         """Note who is connected when messages are sent, and who was before and is not any more.
 
         Nobody sends a message to a client that is away: without this a run would go on without it and say
         nothing.
         """
         with self._lock:
-            away = self._seen - nodes - exchange.expected
+            exchange = exchanges[-1]
+            away = self._seen - nodes - set().union(*(it.expected for it in exchanges))
             for node_id in sorted(away - self._away, key=self.order):
-                reason = f"the client was not connected when the phase {phase_of(exchange.kind)} began"
+                reason = f"{ABSENT} {phase_of(exchange.kind)} began"
                 self._failed(exchange, node_id, ErrorCode.NODE_UNAVAILABLE, reason)
             self._seen |= nodes
             self._away = away

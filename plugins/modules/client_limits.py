@@ -110,8 +110,8 @@ clients:
   returned: success
 events:
   description: >-
-    Changes of limits and kills for want of memory, in the order of time: C(time), C(client), C(cause), and
-    for changes C(requested), C(verified), C(holds), C(seconds).
+    Changes of limits, restarts and kills for want of memory, in the order of time: C(time), C(client),
+    C(cause), and for changes C(requested), C(verified), C(holds), C(seconds).
   type: list
   elements: dict
   returned: for C(events)

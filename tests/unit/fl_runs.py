@@ -19,6 +19,8 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor, nn
 
+from coldframe.controller import deliveries
+from coldframe.controller.records import gather
 from coldframe.recording import grid as recording_grid
 from coldframe.recording import server as recording
 from coldframe.recording import settings
@@ -171,6 +173,13 @@ def starter(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Star
 
 def of(journal: list[dict[str, Any]], event: str, **fields: Any) -> list[dict[str, Any]]:
     return [e for e in journal if e["event"] == event and all(e[k] == v for k, v in fields.items())]
+
+
+def assert_nothing_lost(journal: list[dict[str, Any]]) -> None:
+    """What `no_lost_update` of a scenario says of a run."""
+    run = gather(journal)
+    passed, found, _ = deliveries.judge(list(enumerate(journal, 1)), run, run.finished["status"])
+    assert passed, found
 
 
 def sha(journal: list[dict[str, Any]]) -> str:

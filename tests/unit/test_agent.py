@@ -259,10 +259,10 @@ def test_link_is_shaped_again_after_a_restart(bench: Bench) -> None:
     bench.tick()
     assert bench.held()["down"] == 5_000_000
     assert bench.links.state["veth900"]["down"] == 5_000_000
-    assert bench.events[-1]["cause"] == "restart"
-    assert len(bench.events) == 3
+    assert [event["cause"] for event in bench.events[-2:]] == ["container restarted", "restart"]
+    assert len(bench.events) == 4
     bench.tick()
-    assert len(bench.events) == 3
+    assert len(bench.events) == 4
 
 
 def test_new_container_gets_what_was_asked_for(bench: Bench) -> None:
@@ -349,6 +349,28 @@ def test_client_whose_engine_gives_it_no_control_group_says_so(bench: Bench) -> 
     client = bench.agent.answer({"do": "status"})["clients"]["a"]
     assert not client["holds"] and "session-2.scope" in client["problem"]
     assert bench.agent.answer({"do": "status"})["clients"]["b"]["problem"] is None
+
+
+def test_each_restart_of_a_container_is_an_event_whatever_its_limits_are(bench: Bench) -> None:
+    bench.tick()
+    assert bench.events == []  # met for the first time
+    bench.engine.run("a", 0)
+    bench.tick()
+    assert bench.events == []  # ended, and not started yet
+    bench.engine.run("a", 900, "2")
+    bench.tick()
+    bench.tick()
+    assert [(event["cause"], event["client"]) for event in bench.events] == [("container restarted", "a")]
+
+
+def test_a_restart_while_no_agent_runs_is_an_event_too(bench: Bench) -> None:
+    bench.tick()
+    bench.engine.run("b", 900, "2")
+    bench.agent = bench.start()
+    bench.tick()
+    bench.agent = bench.start()
+    bench.tick()
+    assert [(event["cause"], event["client"]) for event in bench.events] == [("container restarted", "b")]
 
 
 def test_kill_for_want_of_memory_is_an_event(bench: Bench) -> None:

@@ -1,64 +1,14 @@
-"""What a scenario asserts of its run: what is refused before it, and what is judged after it."""
+"""What a scenario asserts of its run: what is refused before it, and how it is said after it."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 from coldframe.controller import assertions
-
-FAILURES = [
-    {"client": "c1-0", "phase": "train", "round": 2, "reason": "no reply within the timeout"},
-    {"client": "c1-1", "phase": "train", "round": 3, "reason": "Timeout"},
-    {"client": "c2-0", "phase": "evaluate", "round": 3, "reason": "its process was killed"},
-]
-SUMMARY: dict[str, Any] = {
-    **{"accuracy": 0.95, "loss": None, "rounds": 5, "clients": 4, "wall_seconds": 61.5},
-    **{"round_seconds": [10.0, 4.0, 2.0, 3.0, 1.0], "failures": FAILURES},
-    "scenario": {"entries": [{"lateness": 0.05}, {"lateness": None}, {"lateness": 0.4}]},
-}
-
-
-@pytest.mark.parametrize(
-    ("text", "passed", "found"),
-    [
-        ("accuracy >= 0.95", True, "0.95"),
-        ("accuracy > 0.95", False, "0.95"),
-        ("loss < 1", False, "not known"),
-        ("rounds == 5", True, "5"),
-        ("rounds != 5", False, "5"),
-        ("wall_seconds<=6e1", False, "61.5"),
-        ("round_seconds.median <= 3", True, "3"),
-        ("round_seconds.p95 <= 8", False, "8.8"),
-        ("round_seconds.mean == 4", True, "4"),
-        ("round_seconds.min > 1", False, "1"),
-        ("lateness.max <= 0.5", True, "0.4"),
-        ("failures <= 2", False, "3"),
-        ("failures{reason=timeout} <= 2", True, "2"),
-        ("failures{client=c1-*, round=3} == 1", True, "1"),
-        ("failures{phase=evaluate} < 1", False, "1"),
-    ],
-)
-def test_figures_are_compared(text: str, passed: bool, found: str) -> None:
-    verdict = assertions.judge(assertions.parse(text), SUMMARY, [])
-    assert (verdict.passed, verdict.found) == (passed, found)
-
-
-def test_a_series_of_nothing_is_not_known() -> None:
-    empty = {**SUMMARY, "round_seconds": [], "scenario": None}
-    for text in ("round_seconds.max <= 1", "lateness.max <= 1"):
-        assert assertions.judge(assertions.parse(text), empty, []).found == "not known"
-
-
-def test_limits_are_verified_where_all_events_hold() -> None:
-    events = [{"client": "a", "holds": True}, {"client": "a", "cause": "oom"}]
-    verified = assertions.parse("limits_verified")
-    assert assertions.judge(verified, SUMMARY, events).passed
-    verdict = assertions.judge(verified, SUMMARY, [*events, {"client": "b", "holds": False}])
-    assert (verdict.passed, verdict.found) == (False, "not for b")
+from coldframe.controller.verdicts import Verdict
 
 
 @pytest.mark.parametrize(
@@ -70,12 +20,31 @@ def test_limits_are_verified_where_all_events_hold() -> None:
         ("accuracy >= high", "is no assertion"),
         ("accuracy.p95 >= 1", "leave .p95 out"),
         ("accuracy{round=3} >= 1", "leave {round=3} out"),
+        ("accuracy >= 0.9 rounds", "accuracy has no unit: leave rounds out"),
+        ("accuracy(kill) >= 0.9", "accuracy is of the whole run: leave (kill) out"),
+        ("accuracy == {c1-0: 1}", "compares with {c1-0: 1}: write a number"),
         ("round_seconds <= 3", "write round_seconds.p95"),
         ("round_seconds.p96 <= 3", "write round_seconds.p95"),
-        ("failures{why=x} <= 3", "'why=x' chooses nothing"),
+        ("failures{why=x} <= 3", "'why=x' chooses nothing of failures: write client, phase, round, reason"),
         ("failures{reason} <= 3", "'reason' chooses nothing"),
+        ("late{reason=} <= 3", "'reason=' chooses nothing of late"),
+        ("folded{reason=goal} <= 3", "'reason=goal' chooses nothing of folded: write client, phase, round"),
+        ("discarded.max <= 3", "leave .max out"),
+        ("restarts{phase=train} == 0", "'phase=train' chooses nothing of restarts: write client"),
+        ("restarts", "'restarts' compares nothing: write restarts == {c1-0: 1}"),
+        ("restarts <= {c1-0: 1}", "compares with {c1-0: 1}: write restarts == {c1-0: 1}"),
+        ("restarts == {c1-0}", "'c1-0' is no client with a number: write restarts == {c1-0: 1}"),
+        ("restarts == {c1-0: -1}", "'c1-0: -1' is no client with a number"),
+        ("restarts == {a: 1, a: 2}", "a is in it twice"),
+        ("recovery <= 1 rounds", "it does not say from what: write recovery(partition) <= 1 rounds"),
+        ("recovery(join) <= 1 rounds", "'join' is nothing to recover from"),
+        ("recovery(kill) <= 1", "it has no unit: write recovery(partition) <= 1 rounds (or seconds)"),
+        ("recovery(kill) <= 1 minutes", "minutes is no unit"),
+        ("recovery(kill)", "compares nothing: write recovery(partition) <= 1 rounds"),
         ("limits_verified >= 1", "write limits_verified alone"),
-        ("__import__('os')", "is no assertion"),
+        ("no_lost_update{client=a}", "write no_lost_update alone"),
+        ("__import__('os')", "__import__ is not known"),
+        ("import os", "is no assertion"),
     ],
 )
 def test_what_is_no_assertion_is_refused(text: str, problem: str) -> None:
@@ -83,19 +52,51 @@ def test_what_is_no_assertion_is_refused(text: str, problem: str) -> None:
     assert problem in str(finding) and kept.text == "rounds == 5"
 
 
+def test_all_that_is_wrong_is_found_at_once() -> None:
+    kept, findings = assertions.read("x.yml", ["losss < 1", "restarts", "loss < 1", "recovery(x) <= 1 s"])
+    assert [it.text for it in kept] == ["loss < 1"] and len(findings) == 3
+
+
+def test_restarts_by_client_need_no_quotes() -> None:
+    """YAML takes the line for a mapping; it is read as it was written."""
+    texts = [{"restarts == {c1-0": "1}"}, "restarts == {c1-0=1, c1-1: 2}", "restarts == {}"]
+    kept, findings = assertions.read("x.yml", texts)
+    assert findings == [] and kept[0].text == "restarts == {c1-0: 1}"
+    assert [it.exactly for it in kept] == [{"c1-0": 1}, {"c1-0": 1, "c1-1": 2}, {}]
+
+
 def test_the_list_is_one_of_lines() -> None:
     assert "not a list of lines" in assertions.read("x.yml", "accuracy >= 1")[1][0].problem
     assert "not a list of lines" in assertions.read("x.yml", [{"accuracy": 1}])[1][0].problem
 
 
+def test_what_can_never_hold_is_found_before_the_run() -> None:
+    texts = ["recovery(kill) <= 1 rounds", "recovery(pause) <= 20 s", "restarts == {c1-0: 1, c1-9: 1}"]
+    found = [assertions.parse(text) for text in texts]
+    timeline, client = assertions.unfit("x.yml", found, ["kill"], ["c1-0", "c2-0"])
+    assert "the timeline has no pause" in timeline.problem and "do: pause" in timeline.remedy
+    assert "no client is called c1-9" in client.problem and "did you mean c1-0?" in client.remedy
+    assert assertions.unfit("x.yml", found[2:], []) == []  # nobody knows the clients yet
+
+
 def test_verdicts_are_said_and_written_for_ci() -> None:
-    texts = ["accuracy >= 0.9", "loss < 1"]
-    verdicts = [asdict(assertions.judge(assertions.parse(text), SUMMARY, [])) for text in texts]
+    found = [
+        Verdict("accuracy >= 0.9", True, "0.95"),
+        Verdict("loss < 1", False, "not known"),
+        Verdict("failures == 0", False, "3", ("journal.jsonl:7", "journal.jsonl:9"), 4),
+    ]
+    verdicts = [asdict(verdict) for verdict in found]
     assert assertions.lines(verdicts) == [
-        "  assertions  1 of 2 hold",
+        "  assertions  1 of 3 hold",
         "              FAILED: loss < 1 (found: not known)",
+        "              FAILED: failures == 0 (found: 3; see journal.jsonl:7, journal.jsonl:9 and 4 more)",
     ]
     assert assertions.lines([]) == []
     suite = ElementTree.fromstring(assertions.junit("coldframe.x", verdicts))
-    assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
-    assert [(case.get("name"), len(case)) for case in suite] == [("accuracy >= 0.9", 0), ("loss < 1", 1)]
+    assert (suite.get("tests"), suite.get("failures")) == ("3", "2")
+    assert [(case.get("name"), len(case)) for case in suite] == [
+        ("accuracy >= 0.9", 0),
+        ("loss < 1", 1),
+        ("failures == 0", 1),
+    ]
+    assert "journal.jsonl:9 and 4 more" in str(suite[2][0].get("message"))

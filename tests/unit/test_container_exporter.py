@@ -192,6 +192,7 @@ def test_changes_and_kills_are_counted_from_zero_by_cause(machine: Machine) -> N
     machine.event(cause="trace ended")
     machine.event(cause="something new")
     machine.event(cause="oom", kills=2)
+    machine.event(cause="container restarted")
     machine.samples()
     machine.event(cause="throttle")
     samples = machine.samples()

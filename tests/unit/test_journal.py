@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from coldframe.recording.journal import Journal, Tail, read_journal
+from coldframe.recording.journal import Journal, Tail, read_journal, read_lines
 
 
 def test_events_come_back_in_order_with_their_time(tmp_path: Path) -> None:
@@ -33,6 +33,13 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
         path.write_bytes(whole + whole[:cut])
         events = read_journal(path)
         assert [event["round"] for event in events] == [1] * (2 if cut == len(whole) - 1 else 1)
+
+
+def test_an_event_has_the_number_of_its_line_whatever_was_torn_before(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(b'{"event": "a"}\n{"event": "b\n[1]\n{"event": "c"}\n{"ev')
+    assert read_lines(path) == [(1, {"event": "a"}), (4, {"event": "c"})]
+    assert read_lines(tmp_path / "none") == []
 
 
 def test_a_new_writer_does_not_continue_a_torn_line(tmp_path: Path) -> None:

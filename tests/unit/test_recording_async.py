@@ -25,7 +25,7 @@ from coldframe.server import control
 from coldframe.strategies import asynchronous
 from coldframe.strategies.aggregation import Buffer
 from fl.strategy import ELSEWHERE, StrategyError, build
-from tests.unit.fl_runs import LocalGrid, Start, changed, of, sha, starter, with_metrics
+from tests.unit.fl_runs import LocalGrid, Start, assert_nothing_lost, changed, of, sha, starter, with_metrics
 
 SLOW = 905  # the node of lab-0
 BUFFER = {"strategy": "fedbuff", "strategy_args": '{"buffer_size": 4}', "num_server_rounds": 4}
@@ -83,6 +83,7 @@ def test_the_model_is_trained_and_every_message_has_one_outcome(start: Start, co
     assert [event["round"] for event in rounds] == [1, 2, 3, 4]
     assert rounds[-1]["loss"] < before["loss"]
     assert outcomes(journal) == dispatched(grid)
+    assert_nothing_lost(journal)
     assert {event["phase"] for event in of(journal, "phase_started")} == {"train"}
     for event in rounds:
         assert (event["updates"], event["discarded"]) == (4, 0)
@@ -170,6 +171,7 @@ def test_a_failure_and_a_reply_that_cannot_be_used_are_failures(start: Start, co
     assert [code for code, _ in found[1:]] == [BAD_REPLY, BAD_REPLY]
     assert "is nan" in found[1][1] and "was sent" in found[2][1]
     assert outcomes(journal) == dispatched(grid)
+    assert_nothing_lost(journal)
     assert of(journal, "round")[1]["failures"] == 3 and len(of(journal, "not_aggregated")) == 1
 
 
@@ -239,6 +241,7 @@ def test_a_client_that_never_replies_is_left_behind(start: Start) -> None:
     assert journal[-1]["status"] == "completed"
     assert {event["client"] for event in of(journal, "update")} == {"lab-1", "lab-2"}
     assert outcomes(journal) == dispatched(grid)
+    assert_nothing_lost(journal)
 
 
 def test_a_deadline_is_not_applied_and_the_journal_says_so(start: Start) -> None:

@@ -26,7 +26,7 @@ from coldframe.recording.fold import LateWork, rebased, staleness_weight, why_no
 from coldframe.recording.replies import BadReply
 from coldframe.recording.rounds import Exchange, Pending
 from fl import strategy
-from tests.unit.fl_runs import LocalGrid, Start, changed, of, sha, starter, with_metrics
+from tests.unit.fl_runs import LocalGrid, Start, assert_nothing_lost, changed, of, sha, starter, with_metrics
 from tests.unit.test_recording_policy import SLOW, Straggler, asked, dispatched, evaluating, never, outcomes
 
 
@@ -251,6 +251,7 @@ def test_a_late_reply_is_in_the_model_of_a_later_round_once(start: Start) -> Non
     assert folded["seconds"] == came["seconds"] and folded["examples"] > 0
     assert folded["bytes_up"] > 0 and folded["system"]["threads"] >= 1
     assert outcomes(journal) == dispatched(journal), "each message has one outcome"
+    assert_nothing_lost(journal)
     assert of(journal, "failure") == of(journal, "not_folded") == []
     rounds = {event["round"]: event for event in of(journal, "round")}
     assert [rounds[number]["folded"] for number in range(1, 5)] == [0, 1, 0, 0]
@@ -304,6 +305,7 @@ def test_late_work_that_cannot_be_used_is_left_out_and_said(start: Start) -> Non
     (refused,) = of(journal, "not_folded")
     assert refused["client"] == "lab-0" and "not those of the replies in time" in refused["reason"]
     assert outcomes(journal) == dispatched(journal)
+    assert_nothing_lost(journal)
 
 
 def test_a_client_that_restarts_while_it_is_late_is_asked_again(

@@ -42,7 +42,7 @@ from coldframe.recording.settings import AUTO, Settings
 from coldframe.server import control
 from coldframe.strategies import FedBuff
 from fl import strategy
-from tests.unit.fl_runs import LocalGrid, Start, of, sha
+from tests.unit.fl_runs import LocalGrid, Start, assert_nothing_lost, of, sha
 
 Answer = Callable[[int, Message, Message], Message | None]
 OUTCOMES = ("reply", "failure", "late")
@@ -118,6 +118,7 @@ def test_a_round_ends_at_its_deadline_and_the_late_client_trains_again_later(sta
     assert late["reason"] == "deadline" and late["seconds"] >= 0.3
     assert of(journal, "failure") == [], "it is no failure"
     assert outcomes(journal) == dispatched(journal), "each message has one outcome"
+    assert_nothing_lost(journal)
     (came,) = of(journal, "late_reply")
     assert (came["round"], came["client"], came["error"]) == (1, "lab-0", None)
     assert came["seconds"] > late["seconds"]
@@ -171,6 +172,7 @@ def test_enough_replies_end_a_phase_of_training_and_no_evaluation(start: Start, 
     assert {message.metadata.ttl for message in grid.sent} == {60.0 + EXPIRY_MARGIN}
     assert len(of(journal, "reply", phase="evaluate")) == 2
     assert outcomes(journal) == dispatched(journal)
+    assert_nothing_lost(journal)
 
 
 def test_a_round_with_too_few_replies_is_void_and_the_model_stays(start: Start) -> None:
@@ -224,6 +226,7 @@ def test_a_late_client_that_fails_is_late_and_its_error_is_noted(start: Start) -
     journal, _ = start(note=asked(), prepare=lambda grid: Straggler(grid, evaluating, 2), num_server_rounds=3)
     assert [e["error"] for e in of(journal, "late_reply")] == ["gone"]
     assert outcomes(journal) == dispatched(journal) and of(journal, "failure") == []
+    assert_nothing_lost(journal)
 
 
 @pytest.mark.parametrize("name", [name for name in strategy.STRATEGIES if name != "bulyan"])
@@ -236,6 +239,7 @@ def test_every_strategy_trains_on_with_fewer_replies(start: Start, name: str) ->
     )
     assert journal[-1]["status"] == "completed"
     assert len(of(journal, "late")) == 1 and outcomes(journal) == dispatched(journal)
+    assert_nothing_lost(journal)
     before, *rounds = of(journal, "round")
     assert all(event["clients"] == 2 and not event["void"] for event in rounds), "it stays busy"
     assert rounds[-1]["loss"] < before["loss"]

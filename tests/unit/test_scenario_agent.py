@@ -38,9 +38,9 @@ def stage(bench: Bench, *entries: dict[str, Any], now: float = NOW, **more: Any)
         entry = {"number": number, "clients": ["a"], "seconds": None, **entry}
         if "limits" in entry:
             entry["limits"] = dict.fromkeys(entry["clients"], entry["limits"])
-        if "round" in entry:
+        if "round" in entry or "rounds" in entry:
             entry.setdefault("phase", "train")
-        else:
+        elif "base" not in entry:
             entry.setdefault("at", 0.0)
         numbered.append(entry)
     request = {
@@ -125,6 +125,86 @@ def test_a_round_begins_with_the_first_task_of_it(
     found = poll(bench, NOW + 5.5)
     assert [event["lateness"] for event in found] == [0.5] * fires
     assert bench.held()["cpu"] == (0.1 if fires else 0.4)
+
+
+PAUSE = {"do": "pause", "clients": ["b"]}
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["going on", "started anew"])
+def test_seconds_after_a_round_are_counted_from_its_first_task_here(bench: Bench, anew: bool) -> None:
+    """Also where the entry of the round is about nobody here, and by an agent that was started meanwhile."""
+    stage(bench, {"round": 3, "do": "kill", "clients": []}, {"base": 1, "delay": 20.0, **PAUSE})
+    begin(bench, NOW, 2)
+    assert poll(bench, NOW + 30) == []
+    begin(bench, NOW + 40, 3)
+    assert poll(bench, NOW + 40.1) == [] and bench.engine.calls == []
+    begin(bench, NOW + 50, 4)
+    if anew:
+        bench.agent = bench.start()
+    assert poll(bench, NOW + 59.9) == []
+    [event] = poll(bench, NOW + 60.2)
+    assert (event["do"], event["entry"], event["lateness"]) == ("pause", 2, 0.2)
+    assert poll(bench, NOW + 61) == []
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["going on", "started anew"])
+@pytest.mark.parametrize("first", [THROTTLE, {"do": "undo"}], ids=["throttle", "nothing to undo"])
+def test_rounds_after_a_time_are_counted_from_the_round_that_went_on_then(
+    bench: Bench, first: dict[str, Any], anew: bool
+) -> None:
+    stage(bench, {"at": 20.0, **first}, {"base": 1, "rounds": 2, **PAUSE})
+    begin(bench, NOW, 4)
+    assert poll(bench, NOW) == []
+    begin(bench, NOW + 10, 5, "evaluate")
+    assert len(poll(bench, NOW + 20)) == (first is THROTTLE)  # in round 5
+    if anew:
+        bench.agent = bench.start()
+    begin(bench, NOW + 30, 6, "evaluate")
+    assert poll(bench, NOW + 30) == []
+    begin(bench, NOW + 40, 7)
+    [event] = poll(bench, NOW + 40.5)
+    assert (event["do"], event["entry"], event["lateness"]) == ("pause", 2, 0.5)
+
+
+def test_entries_that_follow_on_each_other_by_both_kinds(bench: Bench) -> None:
+    stage(
+        bench,
+        {"round": 2, "phase": "evaluate", **THROTTLE},
+        {"base": 1, "delay": 5.0, "do": "undo"},
+        {"base": 2, "rounds": 1, "phase": "evaluate", **PAUSE},
+        {"base": 3, "delay": 0.0, **THROTTLE},
+    )
+    begin(bench, NOW, 2)
+    assert poll(bench, NOW) == []
+    begin(bench, NOW + 1, 2, "evaluate")
+    assert [event["entry"] for event in poll(bench, NOW + 1)] == [1]
+    begin(bench, NOW + 4, 3)
+    assert [event["entry"] for event in poll(bench, NOW + 6.1)] == [2]  # in round 3
+    begin(bench, NOW + 9, 3, "evaluate")
+    assert poll(bench, NOW + 9) == []
+    begin(bench, NOW + 10, 4, "evaluate")
+    assert {event["entry"] for event in poll(bench, NOW + 10)} == {3, 4}  # at once, in their order
+
+
+def test_the_round_that_goes_on_is_that_of_the_time_and_not_of_the_look(bench: Bench) -> None:
+    """The next round may begin between the two."""
+    stage(bench, {"at": 20.0, **THROTTLE}, {"base": 1, "rounds": 1, **PAUSE})
+    begin(bench, NOW, 1)
+    poll(bench, NOW + 19.95)
+    begin(bench, NOW + 20.02, 2)
+    assert {event["entry"] for event in poll(bench, NOW + 20.05)} == {1, 2}
+
+
+def test_what_others_follow_on_is_no_entry_of_this_machine(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage(bench, {"at": 1.0, "do": "kill", "clients": []}, {"base": 1, "rounds": 3, **PAUSE})
+    begin(bench, NOW)
+    assert poll(bench, NOW + 2) == []
+    staged = bench.agent.answer({"do": "status"})["scenario"]
+    assert (staged["entries"], staged["fired"]) == (1, 0)
+    bench.agent.answer({"do": "scenario", "run": RUN, "entries": []})
+    assert "before its entries [2] were due" in capsys.readouterr().out
 
 
 def test_each_entry_is_done_once(bench: Bench) -> None:

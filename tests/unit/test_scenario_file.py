@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from coldframe.controller import scenario, scenario_outcome
+from coldframe.controller import assertions, scenario, scenario_outcome
 from coldframe.controller.checks import Machine
 from coldframe.controller.settings import RUN, Finding
 
@@ -87,13 +87,18 @@ def test_a_profile_is_what_it_is_on_each_machine(tmp_path: Path) -> None:
     [
         ("{at: 1s, do: throtle, clients: '*', cpu: 1}", "do: 'throtle' is not known", "do: throttle?"),
         ("{at: 1s, clients: '*'}", "it does nothing", "throttle, partition, pause"),
+        ("{at: 1s, do: [kill], clients: '*'}", "do: ['kill'] is not known", "do: kill?"),
         ("{at: 1s, do: pause, clients: '*', forr: 2s}", "unknown key 'forr'", "'for'"),
         ("{at: 1s, do: pause, clients: '*', cpu: 1}", "unknown key 'cpu'", "it can have"),
         ("{at: -1s, do: pause, clients: '*'}", "at=-1s is not a duration", "write at: 20s"),
         ("{at: 1s, do: pause, clients: '*', for: 0s}", "for=0s is not a duration", "write for: 60s"),
         ("{at: 1s, do: kill, clients: '*', for: 3s}", "kill lasts no time", "leave for: out"),
-        ("{do: pause, clients: '*'}", "has no trigger", "at: 20s or round: 3"),
-        ("{at: 1s, round: 2, do: pause, clients: '*'}", "two triggers, at and round", "at: 20s or round: 3"),
+        ("{do: pause, clients: '*'}", "has no trigger", "at: 20s, round: 3 or after: 2 rounds"),
+        (
+            "{at: 1s, round: 2, do: pause, clients: '*'}",
+            "2 triggers, at and round",
+            "at: 20s, round: 3 or after",
+        ),
         ("{round: 10, do: pause, clients: '*'}", "round 10 is beyond the run's 9 rounds", "round: 9"),
         ("{round: 0, do: pause, clients: '*'}", "round=0 is not a whole number ≥ 1", "write round: 3"),
         ("{round: 1, phase: tain, do: kill, clients: '*'}", "phase 'tain'", "train or evaluate"),
@@ -141,6 +146,98 @@ def test_a_file_that_is_no_scenario_is_refused(tmp_path: Path, text: str, proble
     assert problem in finding.problem
 
 
+def triggers(tmp_path: Path, *entries: str, rounds: int | None = 9) -> list[dict[str, Any]]:
+    """The triggers of a timeline without findings, each as an agent gets it."""
+    text = "".join(f"  - {{{entry}, do: kill, clients: '*'}}\n" for entry in entries)
+    requests, findings = judge(tmp_path, f"timeline:\n{text}", rounds)
+    assert findings == []
+    keys = ("number", "do", "clients", "seconds")
+    return [{key: value for key, value in item.items() if key not in keys} for item in requests["c1"]]
+
+
+@pytest.mark.parametrize(
+    ("entries", "last"),
+    [
+        (("at: 20s", "after: 1m"), {"at": 80.0}),
+        (("at: 20s", "after: 1m", "after: 5"), {"at": 85.0}),
+        (("round: 3", "after: 2 rounds"), {"round": 5, "phase": "train"}),
+        (("round: 3, phase: evaluate", "after: 1 round"), {"round": 4, "phase": "evaluate"}),
+        (("round: 3", "after: 2 rounds, phase: evaluate"), {"round": 5, "phase": "evaluate"}),
+        (("round: 3", "after: 20s"), {"base": 1, "delay": 20.0}),
+        (("round: 3", "after: 20s", "after: 0s"), {"base": 1, "delay": 20.0}),
+        (("at: 5s", "after: 2 rounds"), {"base": 1, "rounds": 2, "phase": "train"}),
+        (("at: 5s", "after: 2 rounds", "after: 1 rounds"), {"base": 1, "rounds": 3, "phase": "train"}),
+        (("round: 1", "after: 9s", "after: 8rounds"), {"base": 2, "rounds": 8, "phase": "train"}),
+        (("at: 5s", "round: 3", "after: 1s"), {"base": 2, "delay": 1.0}),
+    ],
+)
+def test_after_counts_from_the_entry_before(
+    tmp_path: Path, entries: tuple[str, ...], last: dict[str, Any]
+) -> None:
+    assert triggers(tmp_path, *entries)[-1] == last
+
+
+@pytest.mark.parametrize(
+    ("entries", "problem", "remedy"),
+    [
+        (("after: 20s",), "timeline entry 1: after: there is no entry before it", "at: 20s or round: 3"),
+        (("at: 1s", "after: soon"), "after=soon is not a duration", "after: 20s or after: 2 rounds"),
+        (("at: 1s", "after: two rounds"), "after=two is not a whole number", "write after: 2 rounds"),
+        (("at: 1s", "after: 0 rounds"), "after=0 is not a whole number ≥ 1", "write after: 2 rounds"),
+        (("at: 1s", "after: -1s"), "after=-1s is not a duration", "write after: 20s"),
+        (("at: 1s", "after: 2s, round: 3"), "has 2 triggers, round and after", "write one: "),
+        (("at: 1s", "after: 2s, phase: train"), "phase is for a round", "after: 2 rounds"),
+        (("round: 1", "after: 2 rounds, phase: x"), "phase 'x' is not known", "train or evaluate"),
+        (("round: 3", "after: 7 rounds"), "entry 2: round 10 is beyond the run's 9 rounds", "less time"),
+        (("at: 1s", "after: 9 rounds"), "9 rounds after entry 1 is beyond the run's 9 rounds", "less time"),
+        (("round: 6", "after: 9s", "after: 4 rounds"), "4 rounds after entry 2 is beyond", "less time"),
+    ],
+)
+def test_what_is_wrong_with_after_is_one_finding(
+    tmp_path: Path, entries: tuple[str, ...], problem: str, remedy: str
+) -> None:
+    text = "".join(f"  - {{{entry}, do: kill, clients: '*'}}\n" for entry in entries)
+    _, [finding] = judge(tmp_path, f"timeline:\n{text}")
+    assert problem in finding.problem and remedy in finding.remedy, finding
+
+
+def test_what_follows_on_a_wrong_entry_is_not_wrong_for_it(tmp_path: Path) -> None:
+    entries = "{at: x, do: kill, clients: '*'}, {after: 2 rounds, do: kill, clients: '*'}"
+    _, [finding] = judge(tmp_path, f"timeline: [{entries}]")
+    assert "entry 1: at=x" in finding.problem
+
+
+def test_a_machine_gets_the_entries_of_others_that_its_own_count_from(tmp_path: Path) -> None:
+    text = """
+timeline:
+  - {round: 2, do: kill, clients: c1-0}
+  - {after: 20s, do: throttle, clients: c1-1, cpu: 0.1, for: 9s}
+  - {after: 2 rounds, do: leave, clients: c2-0}
+  - {at: 9s, do: kill, clients: c1-0}
+"""
+    requests, findings = judge(tmp_path, text)
+    assert findings == []
+    first = {"number": 1, "do": "kill", "round": 2, "phase": "train", "clients": [], "seconds": None}
+    second = {"number": 2, "do": "throttle", "base": 1, "delay": 20.0, "clients": [], "seconds": None}
+    third = {"number": 3, "do": "leave", "base": 2, "rounds": 2, "phase": "train", "clients": ["c2-0"]}
+    assert requests["c2"] == [first, second, {**third, "seconds": None}]
+    assert [item["number"] for item in requests["c1"]] == [1, 2, 4]
+
+
+def test_people_read_what_an_entry_counts_from(tmp_path: Path) -> None:
+    path = tmp_path / "x.yml"
+    entries = ("round: 2", "after: 20s", "after: 1 round", "after: 2 rounds, phase: evaluate")
+    path.write_text("timeline:\n" + "".join(f"  - {{{it}, do: kill, clients: '*'}}\n" for it in entries))
+    found, _ = scenario.read(path, "x.yml", 9)
+    assert found is not None
+    assert [entry.words for entry in found.entries] == [
+        "entry 1 (round 2, kill)",
+        "entry 2 (20 s after entry 1, kill)",
+        "entry 3 (1 round after entry 2, kill)",
+        "entry 4 (3 rounds after entry 2, evaluate, kill)",
+    ]
+
+
 def test_everything_is_found_at_once(tmp_path: Path) -> None:
     _, findings = judge(
         tmp_path,
@@ -174,6 +271,33 @@ def test_what_overlaps_for_a_client_is_found(tmp_path: Path, first: str, second:
     text = f"timeline:\n  - {{{first}, clients: 'c1-*'}}\n  - {{{second}, clients: 'c*-1'}}\n"
     _, findings = judge(tmp_path, text)
     assert [("overlap" in item.problem and "c1-1" in item.problem) for item in findings] == [True] * overlap
+
+
+@pytest.mark.parametrize(
+    ("entries", "overlap"),
+    [
+        (("at: 1s, do: pause, for: 10s", "after: 5s, do: pause"), True),
+        (("at: 1s, do: pause, for: 10s", "after: 10s, do: pause"), False),
+        (("round: 1, do: pause, for: 10s", "after: 5s, do: pause"), True),
+        (("round: 1, do: pause, for: 10s", "after: 10s, do: pause"), False),
+        (("round: 1, do: kill", "after: 5s, do: pause, for: 9s", "after: 5s, do: pause"), True),
+        (("at: 1s, do: leave", "after: 2 rounds, do: leave"), True),
+        (("at: 1s, do: leave", "after: 2 rounds, do: join", "after: 1 rounds, do: leave"), False),
+        (("round: 1, do: pause", "after: 5s, do: undo", "round: 4, do: pause"), False),  # as far as is known
+        (("at: 1s, do: pause, for: 5s", "after: 1 rounds, do: pause"), False),  # nobody knows
+        (("round: 1, do: leave", "after: 5s, do: join"), False),
+        (("round: 1, do: kill", "after: 5s, do: join"), None),
+    ],
+)
+def test_what_follows_on_an_entry_is_compared_with_it(
+    tmp_path: Path, entries: tuple[str, ...], overlap: bool | None
+) -> None:
+    text = "".join(f"  - {{{entry}, clients: c1-1}}\n" for entry in entries)
+    _, findings = judge(tmp_path, f"timeline:\n{text}")
+    wanted = {True: ["overlap"], False: [], None: ["joins, and has not left"]}[overlap]
+    assert len(findings) == len(wanted) and all(
+        words in it.problem for words, it in zip(wanted, findings, strict=True)
+    )
 
 
 def test_between_two_of_a_kind_it_can_be_taken_back(tmp_path: Path) -> None:
@@ -260,6 +384,36 @@ def test_what_became_of_it_is_in_the_summary_and_the_closing_words() -> None:
         "              entry 1 (at 5 s, pause) does not hold for b",
     ]
     assert scenario_outcome.outcome({}, events) is None and scenario_outcome.lines(None) == []
+
+
+def test_the_examples_of_the_document_are_a_scenario(tmp_path: Path) -> None:
+    """And they have each figure that can be asserted."""
+    blocks = (ROOT / "docs" / "scenarios.md").read_text(encoding="utf-8").split("```text\n")[1:]
+    texts = {text.partition(":")[0]: text.partition("```")[0] for text in blocks}
+    path = tmp_path / "x.yml"
+    path.write_text(texts["timeline"] + texts["assert"])
+    found, findings = scenario.read(path, "x.yml", 9)
+    assert findings == [] and found is not None
+    asserted = {assertions.parse(text).figure for text in found.asserts}
+    assert asserted == set(assertions.FIGURES)
+
+
+def test_names_of_clients_in_an_assertion_are_judged(tmp_path: Path) -> None:
+    path = tmp_path / "x.yml"
+    path.write_text("assert:\n  - 'restarts == {c1-0: 1, c1-7: 2}'\n  - recovery(kill) <= 1 rounds\n")
+    values = {"scenario": "x.yml", "app": "", "rounds": 3, "wait_timeout": 300.0, "round_timeout": 60.0}
+    judged = scenario.for_run(values, tmp_path, ROSTER, [machine("c1")], PROFILES, 10.0)
+    assert [it.problem for it in judged[1]] == [
+        "scenario=x.yml: assert: 'recovery(kill) <= 1 rounds': the timeline has no kill"
+    ]
+    path.write_text("assert:\n  - 'restarts == {c1-0: 1, c1-7: 2}'\n")
+    judged = scenario.for_run(values, tmp_path, ROSTER, [machine("c1")], PROFILES, 10.0)
+    assert ["no client is called c1-7" in it.problem for it in judged[1]] == [True]
+
+
+def test_a_line_that_needs_quotes_says_so(tmp_path: Path) -> None:
+    _, [finding] = judge(tmp_path, "assert:\n  - restarts == {c1-0: 1, c1-1: 2}\n")
+    assert "is not YAML" in finding.problem and "in quotes" in finding.remedy
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "scenarios").glob("*.yml")), ids=lambda path: path.name)

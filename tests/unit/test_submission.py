@@ -165,22 +165,33 @@ def test_scenario_and_what_it_asserts_are_in_the_results(
     start = 1_700_000_000.0
     source = write_journal(tmp_path / "run", make_events(start=start))
     entries = {"1": "entry 1 (at 5 s, throttle)", "2": "entry 2 (round 9, kill)"}
-    asserts = ["rounds >= 1", "limits_verified", "lateness.max <= 0.1", "accuracy >= 1.5"]
+    asserts = ["rounds >= 1", "limits_verified", "lateness.max <= 0.1", "restarts == {}", "accuracy >= 1.5"]
     scenario = {"name": "x.yml", "text": "timeline: []\n", "entries": entries, "asserts": asserts}
     (source / "submitted.json").write_text(json.dumps({**NOTE, "scenario": scenario}), encoding="utf-8")
     more = {"do": "throttle", "entry": 1, "lateness": 0.04}
     line = json.loads(throttle(start + 5, "lab-1", "scenario", cpu=0.1)) | more
-    (tmp_path / "events").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    restart = {"time": start + 6, "client": "lab-1", "cause": "container restarted"}
+    text = "".join(f"{json.dumps(event)}\n" for event in (line, restart))
+    (tmp_path / "events").write_text(text, encoding="utf-8")
     options = ["--results", str(tmp_path / "out"), "--run-id", "99", "--events", str(tmp_path / "events")]
     assert results.main([str(source), *options]) == 3
     out = tmp_path / "out" / "latest"
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert [entry["lateness"] for entry in summary["scenario"]["entries"]] == [0.04, None]
-    assert [verdict["passed"] for verdict in summary["assertions"]] == [True, True, True, False]
+    assert [verdict["passed"] for verdict in summary["assertions"]] == [True, True, True, False, False]
+    # lab-0 was throttled before: that is the first line of events.jsonl.
+    assert summary["assertions"][3]["against"] == ["events.jsonl:3"]
+    lines = (out / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(lines[2])["cause"] == restart["cause"]
+    [place] = summary["assertions"][4]["against"]
+    name, _, number = place.partition(":")
+    event = json.loads((out / name).read_text(encoding="utf-8").splitlines()[int(number) - 1])
+    assert (event["event"], event["round"], event["accuracy"]) == ("round", 3, summary["accuracy"])
     assert (out / "scenario.yml").read_text(encoding="utf-8") == scenario["text"]
-    assert 'failures="1"' in (out / "assertions.xml").read_text(encoding="utf-8")
-    said = capsys.readouterr().out
-    assert "entry 2 (round 9, kill) was never due" in said and "FAILED: accuracy >= 1.5" in said
+    xml, said = (out / "assertions.xml").read_text(encoding="utf-8"), capsys.readouterr().out
+    assert 'failures="2"' in xml and f"see {place}" in xml
+    assert f"FAILED: accuracy >= 1.5 (found: 0.93; see {place})" in said
+    assert "entry 2 (round 9, kill) was never due" in said and "FAILED: restarts == {} (" in said
     assert "lab-1: throttled during the run" in said
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "throttle: cpu 0.1 cores" in page and "an entry of the scenario" in page
