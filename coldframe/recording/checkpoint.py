@@ -35,6 +35,7 @@ from flwr.serverapp.strategy import Strategy
 
 from coldframe.recording import files, state
 from coldframe.recording.journal import Journal, read_journal
+from coldframe.recording.replies import clean
 from coldframe.recording.roster import Client
 from coldframe.recording.rounds import Recorder, innermost
 from coldframe.recording.state import Blobs
@@ -481,7 +482,7 @@ class Checkpoints:
                 "unkept": unkept,
             }
         except Exception as error:  # arrays of a kind that nobody knows: the run goes on without
-            say(f"no checkpoint of round {number}: {type(error).__name__}: {error}")
+            self._failed(number, error)
             return
         snapshot = Snapshot(number, content, blobs.seal(), time.monotonic() - start)
         self._writer = threading.Thread(target=self._write, args=[snapshot], name="checkpoint", daemon=True)
@@ -493,19 +494,26 @@ class Checkpoints:
             self._recorder.journal.sync()  # what it names of the journal must be there too
             size = write(self._run, snapshot.round, snapshot.content, snapshot.blobs)
         except Exception as error:  # a full disk
-            say(f"no checkpoint of round {snapshot.round}: {type(error).__name__}: {error}")
+            self._failed(snapshot.round, error)
             return
+        self._tell(
+            "checkpoint",
+            round=snapshot.round,
+            bytes=size,
+            held=round(snapshot.held, 4),
+            seconds=round(time.monotonic() - start, 4),
+            unkept=snapshot.content["unkept"],
+        )
+
+    def _failed(self, number: int, error: Exception) -> None:
+        reason = f"{type(error).__name__}: {error}"
+        say(f"no checkpoint of round {number}: {reason}")
+        self._tell("checkpoint_failed", round=number, reason=clean(reason))
+
+    def _tell(self, event: str, **fields: Any) -> None:
         with self._told:
-            if self._ended:
-                return
-            self._recorder.journal.append(
-                "checkpoint",
-                round=snapshot.round,
-                bytes=size,
-                held=round(snapshot.held, 4),
-                seconds=round(time.monotonic() - start, 4),
-                unkept=snapshot.content["unkept"],
-            )
+            if not self._ended:
+                self._recorder.journal.append(event, **fields)
 
 
 def waits_for_none(strategy: Any) -> bool:

@@ -40,6 +40,7 @@ Events (each line has `time`, unix seconds, and `event`):
   the replies, weighted with their examples]
 - `checkpoint`: round, bytes, held (seconds for which the run waited for it), seconds (that it took to write),
   unkept [attributes of the strategy that it cannot hold]
+- `checkpoint_failed`: round, reason (no checkpoint of that round is there: the one before it still holds)
 - `resume`: run_id, resumed_from (the run before it), round (the last one that was kept), resumed (how many
   times by now); a `run_started` follows. What came after that round is in the journal of the run before alone
 - `model_saved`: path, sha256, bytes

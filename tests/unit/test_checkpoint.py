@@ -26,6 +26,7 @@ from coldframe.recording.checkpoint import CheckpointError, Checkpoints, newest,
 from coldframe.recording.journal import Journal, read_journal
 from coldframe.recording.probes import Probes
 from coldframe.recording.rounds import Recorder
+from coldframe.server import control
 from coldframe.strategies import FedBuff
 from fl import strategy, work
 from tests.unit.fl_runs import NODES, LocalGrid, Start, of, sha
@@ -211,6 +212,12 @@ def test_a_disk_that_is_full_costs_the_checkpoints_and_not_the_run(
     journal, _ = start(num_server_rounds=3)
     assert journal[-1]["status"] == "completed" and of(journal, "checkpoint") == []
     assert "no checkpoint of round 1" in "".join(capsys.readouterr())
+    failed = of(journal, "checkpoint_failed")
+    assert [event["round"] for event in failed] == [1, 2]
+    assert failed[0]["reason"] == "OSError: [Errno 28] No space left on device"
+    lines = control.Follower(Path("none")).describe(failed[0])
+    assert lines == ["no checkpoint of round 1: OSError: [Errno 28] No space left on device"]
+    assert gather(journal).unwritten == failed
 
 
 def test_none_is_taken_where_none_is_wanted(
