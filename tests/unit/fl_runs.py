@@ -3,7 +3,9 @@
 import functools
 import json
 import random
+import time
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -30,6 +32,8 @@ from fl import client_app, model, server_app
 REPOSITORY = Path(__file__).parents[2]
 MANIFEST = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 NODES = [905, 17, 333]  # node ids in the order of partition ids, which is not their own order
+SLOW = NODES[0]  # lab-0, in tests of a client that is late
+OUTCOMES = ("reply", "failure", "late")  # of a message
 
 
 class Small(nn.Module):
@@ -185,3 +189,59 @@ def changed(reply: Message, message: Message, **records: Any) -> Message:
 
 def with_metrics(reply: Message, **metrics: Any) -> MetricRecord:
     return MetricRecord({**reply.content.metric_records["metrics"], **metrics})
+
+
+# --- clients that are late
+
+
+def asked(**settings: Any) -> dict[str, Any]:
+    """Return the note of a run with a deadline."""
+    return {"settings": {"round_deadline": 0.3, **settings}}
+
+
+class Straggler:
+    """Keeps back what one client replies to its first message, until somebody asks for it."""
+
+    def __init__(self, grid: LocalGrid, released_by: Callable[[int, Message], bool], error: int = 0) -> None:
+        self.grid, self.released_by, self.error = grid, released_by, error
+        self.kept: tuple[str, Message] | None = None
+        self.begun = False
+        grid.answer = self
+
+    def __call__(self, node: int, message: Message, reply: Message) -> Message | None:
+        if self.kept and self.released_by(node, message):
+            identity, late = self.kept
+            self.grid.inbox[identity] = late
+            self.kept = None
+            # Another thread takes it, and a phase can be over before that.
+            deadline = time.monotonic() + 30
+            while identity in self.grid.inbox and time.monotonic() < deadline:
+                time.sleep(0.001)
+        if node != SLOW or self.begun:
+            return reply
+        self.begun = True
+        late = Message(Error(self.error, "gone"), reply_to=message) if self.error else reply
+        self.kept = (message.metadata.message_id, late)
+        return None
+
+
+def evaluating(_node: int, message: Message) -> bool:
+    return message.metadata.message_type == "evaluate"
+
+
+def never(_node: int, _message: Message) -> bool:
+    return False
+
+
+def dispatched(journal: list[dict[str, Any]]) -> Counter[tuple[Any, ...]]:
+    return Counter(
+        (event["round"], event["phase"], client)
+        for event in journal
+        if event["event"] in ("phase_started", "phase_extended")
+        for client in event["clients"]
+    )
+
+
+def outcomes(journal: list[dict[str, Any]]) -> Counter[tuple[Any, ...]]:
+    found = [event for event in journal if event["event"] in OUTCOMES]
+    return Counter((event["round"], event["phase"], event["client"]) for event in found)

@@ -25,9 +25,8 @@ from coldframe.server import control
 from coldframe.strategies import asynchronous
 from coldframe.strategies.aggregation import Buffer
 from fl.strategy import ELSEWHERE, StrategyError, build
-from tests.unit.fl_runs import LocalGrid, Start, changed, of, sha, starter, with_metrics
+from tests.unit.fl_runs import SLOW, LocalGrid, Start, changed, of, sha, starter, with_metrics
 
-SLOW = 905  # the node of lab-0
 BUFFER = {"strategy": "fedbuff", "strategy_args": '{"buffer_size": 4}', "num_server_rounds": 4}
 MIXTURE = {"strategy": "fedasync", "strategy_args": '{"updates_per_round": 4}', "num_server_rounds": 4}
 
