@@ -196,13 +196,21 @@ def jain(counts: Iterable[int]) -> float | None:
 
 
 def _match_updates(run: Run) -> None:
-    """Give each update to its reply: a client's updates come in the order of its replies to training."""
+    """Give each update to its reply: a client's updates come in the order of its replies to training.
+
+    A reply that waited for its turn when the run was interrupted is given up.
+    """
+    resumed = [float(event["time"]) for event in run.resumes]
     waiting: dict[str, deque[Event]] = {}
     for reply in run.replies if run.updates else []:
         if reply["phase"] == "train":
             waiting.setdefault(reply["node_id"], deque()).append(reply)
     for update in run.updates:
-        if replies := waiting.get(update["node_id"]):
+        replies = waiting.get(update["node_id"], deque())
+        begun = max((moment for moment in resumed if moment <= float(update["time"])), default=0.0)
+        while replies and float(replies[0]["time"]) < begun:
+            replies.popleft()
+        if replies:
             replies.popleft()["update"] = update
 
 

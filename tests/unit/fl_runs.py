@@ -6,7 +6,7 @@ import random
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,14 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor, nn
 
+from coldframe.recording import checkpoint, settings
 from coldframe.recording import grid as recording_grid
 from coldframe.recording import server as recording
-from coldframe.recording import settings
+from coldframe.recording.checkpoint import newest
 from coldframe.recording.client import Meter
 from coldframe.recording.flower import SYSTEM_RECORD
 from coldframe.recording.journal import read_journal
-from fl import client_app, model, server_app
+from fl import client_app, model, server_app, strategy
 
 REPOSITORY = Path(__file__).parents[2]
 MANIFEST = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
@@ -245,3 +246,65 @@ def dispatched(journal: list[dict[str, Any]]) -> Counter[tuple[Any, ...]]:
 def outcomes(journal: list[dict[str, Any]]) -> Counter[tuple[Any, ...]]:
     found = [event for event in journal if event["event"] in OUTCOMES]
     return Counter((event["round"], event["phase"], event["client"]) for event in found)
+
+
+# --- runs that are cut off
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of the process runs any more."""
+
+
+def killed(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Have a run end in the middle of the aggregation of a round, as SIGKILL does."""
+    inner = strategy.Reproducible.aggregate_train
+
+    def aggregate(self: Any, server_round: int, replies: Iterable[Message]) -> Any:
+        if server_round == number:
+            inner(self, server_round, replies)  # the state has changed by then
+            raise Killed
+        return inner(self, server_round, replies)
+
+    monkeypatch.setattr(strategy.Reproducible, "aggregate_train", aggregate)
+
+
+def run_id(journal: list[dict[str, Any]]) -> str:
+    """Return the run whose journal it is: of one that was resumed the last part's."""
+    return str(of(journal, "run_started")[-1]["run_id"])
+
+
+def resume(
+    start: Start, tmp_path: Path, earlier: str, also: Mapping[str, Any] | None = None, **options: Any
+) -> list[dict[str, Any]]:
+    """Go on with a run, as `coldframe.server.control` has it: the next run of `start` is the new one."""
+    found = newest(tmp_path / "runs" / earlier)
+    assert found is not None
+    later = str(int(earlier) + 1)
+    checkpoint.hand_over(tmp_path / "runs", earlier, later, found)
+    journal, _ = start(note={"settings": {"resumed_from": earlier, **(also or {})}}, **options)
+    assert run_id(journal) == later
+    return journal
+
+
+def straggler(every: int) -> Callable[[LocalGrid], None]:
+    """Have the slow client's replies wait until so many others have been sent messages meanwhile."""
+
+    def prepare(grid: LocalGrid) -> None:
+        kept: list[tuple[str, Message]] = []
+        sent = 0
+
+        def answer(node: int, message: Message, reply: Message) -> Message | None:
+            nonlocal sent
+            if node == SLOW:
+                kept.append((message.metadata.message_id, reply))
+                sent = 0
+                return None
+            sent += 1
+            if kept and sent >= every:
+                grid.inbox.update(kept)
+                kept.clear()
+            return reply
+
+        grid.answer = answer
+
+    return prepare
