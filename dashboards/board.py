@@ -13,6 +13,7 @@ from grafana_foundation_sdk.models import dashboard as model
 from dashboards.panels import AMBER, DATASOURCE, PURPLE, RED, PanelBuilder, dashboard
 
 WIDTH = 24  # columns of Grafana's grid
+MARKED = 15  # seconds of an annotation at which a run begins: one scrape at least
 DATASOURCE_UID = "coldframe-prometheus"  # the role grafana provisions the datasource under this uid
 DATASOURCE_NAME = "Coldframe"
 
@@ -225,6 +226,18 @@ def failures_annotation() -> dashboard.AnnotationQuery:
     """Mark replies of the run that failed."""
     failures = f"sum by (reason) (increase(fl_run_failures_total{{{RUN}}}[$__rate_interval]))"
     return annotation("Failures", failures, "A reply failed: {{reason}}", RED, "reason")
+
+
+def checkpoint_annotations() -> list[Builder[model.AnnotationQuery]]:
+    """Mark checkpoints of the run that could not be written, and where it was resumed."""
+    failures = f"sum by (run) (increase(fl_run_checkpoint_failures_total{{{RUN}}}[$__rate_interval]))"
+    # A resumed run has an id, and so series, of its own: its count begins with 1, which is no increase.
+    began = f"time() - max by (run) (fl_run_started_timestamp_seconds{{{RUN}}}) < bool {MARKED}"
+    resumed = f"max by (run) (fl_run_resumes_total{{{RUN}}}) * on (run) ({began})"
+    return [
+        annotation("Checkpoint failed", failures, "a checkpoint could not be written", RED, "run"),
+        annotation("Resumed", resumed, "the run was resumed", PURPLE, "run"),
+    ]
 
 
 @dataclass

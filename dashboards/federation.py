@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dashboards import checkpoints
 from dashboards.board import (
     FEDERATION,
     RUN,
     Board,
     begin_variable,
+    checkpoint_annotations,
     end_variable,
     events,
     failures_annotation,
@@ -50,12 +52,13 @@ def board() -> Board:
         "One federation at a glance: the run's progress, where its time goes, and every client's"
         " limits and use.",
         [federation_variable(), run_variable(), begin_variable(), end_variable()],
-        [*events(FEDERATION), failures_annotation()],
+        [*events(FEDERATION), failures_annotation(), *checkpoint_annotations()],
         links=[to_the_runs_time()],
     )
     _figures(built)
     _learning(built)
     _limits(built)
+    checkpoints.add(built)
     _inventory(built)
     return built
 

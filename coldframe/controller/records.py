@@ -43,10 +43,10 @@ class Run:
         The last `policy` event; empty without one.
     resumes
         The `resume` events: of a run that was interrupted, the journal is that of all parts.
-    interrupted
-        Seconds between the last round that a part has kept and the submission of the next part.
-    checkpoints
-        The `checkpoint` events.
+    gaps
+        Unix times, in seconds: when the last event was that a part has kept, and when the next was submitted.
+    checkpoints, unwritten
+        The `checkpoint` and the `checkpoint_failed` events.
     model_sha256
         Hash over the final model's arrays, if it was saved.
     finished
@@ -64,8 +64,9 @@ class Run:
     updates: list[Event] = field(default_factory=list)
     policy: Event = field(default_factory=dict)
     resumes: list[Event] = field(default_factory=list)
-    interrupted: float = 0.0
+    gaps: list[tuple[float, float]] = field(default_factory=list)
     checkpoints: list[Event] = field(default_factory=list)
+    unwritten: list[Event] = field(default_factory=list)
     model_sha256: str | None = None
     finished: Event = field(default_factory=dict)
     first: float | None = None
@@ -75,6 +76,11 @@ class Run:
     def trained_rounds(self) -> list[Event]:
         """The `round` events of completed training rounds, in order."""
         return [self.rounds[number] for number in sorted(self.rounds) if number > 0]
+
+    @property
+    def interrupted(self) -> float:
+        """Seconds between the last round that a part has kept and the submission of the next part."""
+        return sum(end - begin for begin, end in self.gaps)
 
     @property
     def folded(self) -> list[Event]:
@@ -113,7 +119,7 @@ def gather(events: Iterable[Event]) -> Run:
     run = Run()
     outcomes = {
         **{"reply": run.replies, "failure": run.failures, "late": run.late, "update": run.updates},
-        **{"resume": run.resumes, "checkpoint": run.checkpoints},
+        **{"resume": run.resumes, "checkpoint": run.checkpoints, "checkpoint_failed": run.unwritten},
     }
     kept = list(events)
     for event in kept:
@@ -135,7 +141,7 @@ def gather(events: Iterable[Event]) -> Run:
         elif kind in outcomes:
             outcomes[kind].append(event)
             if kind == "resume":
-                run.interrupted += run.last - (before or run.last)
+                run.gaps.append((before or run.last, run.last))
         elif kind == "late_reply" and event.get("error") is None:
             _note_late(run, event, {"came": event["seconds"]})
         elif kind == "folded":
@@ -191,13 +197,21 @@ def jain(counts: Iterable[int]) -> float | None:
 
 
 def _match_updates(run: Run) -> None:
-    """Give each update to its reply: a client's updates come in the order of its replies to training."""
+    """Give each update to its reply: a client's updates come in the order of its replies to training.
+
+    A reply that waited for its turn when the run was interrupted is given up.
+    """
+    resumed = [float(event["time"]) for event in run.resumes]
     waiting: dict[str, deque[Event]] = {}
     for reply in run.replies if run.updates else []:
         if reply["phase"] == "train":
             waiting.setdefault(reply["node_id"], deque()).append(reply)
     for update in run.updates:
-        if replies := waiting.get(update["node_id"]):
+        replies = waiting.get(update["node_id"], deque())
+        begun = max((moment for moment in resumed if moment <= float(update["time"])), default=0.0)
+        while replies and float(replies[0]["time"]) < begun:
+            replies.popleft()
+        if replies:
             replies.popleft()["update"] = update
 
 

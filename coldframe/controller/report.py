@@ -160,6 +160,8 @@ def headline(run: Run, summary: Mapping[str, Any], record: Mapping[str, Any]) ->
         note += f", {len(run.late)} late" if run.late else ""
         note += f" ({len(run.folded)} folded in)" if run.folded else ""
         note += "".join(f", resumed after round {event['round']}" for event in run.resumes)
+        note += "".join(f", no checkpoint of round {event['round']}" for event in run.unwritten[:1])
+        note += f" and {len(run.unwritten) - 1} more" if len(run.unwritten) > 1 else ""
         found.append(("Rounds", done, note))
         found.append(("Clients", str(summary["clients"]), client_words(summary)))
     if summary["wall_seconds"] is not None:

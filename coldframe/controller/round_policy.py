@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from coldframe.controller.settings import EARLIER, POLICY, RUN, Finding
+from coldframe.recording.settings import FOLD
 from fl import arguments
 
-FOLD = "fold"
-# Strategies that take late work, and why others cannot.
+# Strategies that take late work, and why others cannot: by name what `recording.fold` says of classes.
 FOLDING = ("fedavg", "fedavgm", "fedprox", "fedadagrad", "fedadam", "fedyogi")
 MALICIOUS = "a client could send what it likes as late work, which is compared with that of another model"
 NOT_FOLDING = {

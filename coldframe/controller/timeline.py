@@ -41,6 +41,9 @@ LANES = 50  # more clients than this are counted, and only the most notable ones
 SHOWN = 16  # rows beside that
 STEPS = 480  # in which they are counted over the run's time
 NAMED = 16  # with more clients than this the limits' values would not fit into their rows
+# Of the run as a whole: from its last kept event until it was resumed, and a checkpoint that is not there.
+GAP: dict[str, Any] = {"facecolor": "#F3EAF5", "edgecolor": PURPLE, "hatch": "//", "linewidth": 0.0}
+UNWRITTEN: dict[str, Any] = {"color": RED, "linewidth": 1.0, "linestyle": ":"}
 # Heights within a row, which is 1 high: what the client does, and above it its limit.
 ACTIVITY, LIMIT, ROOM = 0.06, 0.34, 0.5
 
@@ -163,13 +166,16 @@ def draw(rows: Sequence[Lane], run: Run) -> Figure:
             count, axes = figure.subplots(2, 1, sharex=True, height_ratios=ratios)
             draw_count(count, rows, begin, end)
             mark_rounds(count, run, begin)
+            mark_gaps(count, run, begin)
             mark_rounds(axes, run, begin, numbered=False)
         else:
             figure = Figure(figsize=(9.6, 1.1 + height * len(shown)), layout="constrained")
             axes = figure.subplots()
             mark_rounds(axes, run, begin)
+        mark_gaps(axes, run, begin)
         draw_rows(axes, shown, begin, end, height=height)
-        figure.legend(handles=handles(rows, highest(shown)), loc="outside upper center", ncols=6)
+        entries = handles(rows, highest(shown)) + run_handles(run)
+        figure.legend(handles=entries, loc="outside upper center", ncols=6)
     return figure
 
 
@@ -194,6 +200,14 @@ def mark_rounds(axes: Axes, run: Run, begin: float, *, numbered: bool = True) ->
                 fontsize=7,
                 color="#666666",
             )
+
+
+def mark_gaps(axes: Axes, run: Run, begin: float) -> None:
+    """Shade the times at which the run was interrupted, and mark checkpoints that could not be written."""
+    for start, stop in run.gaps:
+        axes.axvspan(start - begin, stop - begin, **GAP)
+    for event in run.unwritten:
+        axes.axvline(float(event["time"]) - begin, **UNWRITTEN)
 
 
 def draw_rows(axes: Axes, rows: Sequence[Lane], begin: float, end: float, *, height: float) -> None:
@@ -313,4 +327,12 @@ def handles(rows: Sequence[Lane], most: float) -> list[Any]:
         found.append(
             Line2D([], [], linestyle="", marker="x", color=RED, mew=1.8, markersize=6, label="failed")
         )
+    return found
+
+
+def run_handles(run: Run) -> list[Any]:
+    """Give the legend's entries of what happened to the run as a whole."""
+    found: list[Any] = [Patch(label="interrupted, then resumed", **GAP)] if run.gaps else []
+    if run.unwritten:
+        found.append(Line2D([], [], label="a checkpoint could not be written", **UNWRITTEN))
     return found

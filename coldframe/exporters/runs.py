@@ -2,7 +2,7 @@
 
 It reads what the ServerApps append, and the SuperLink's own records for what no journal says: who is
 connected, and the runs of apps that keep none. It lives in the server's container, on its loopback; the
-gateway publishes it. The newest RUNS runs are shown, closed ones too, after any restart: 46 series per run
+gateway publishes it. The newest RUNS runs are shown, closed ones too, after any restart: 52 series per run
 and 3 per metric that its clients report, of MOST_METRICS metrics at most. The 10 series per run and client
 are there for the newest run, for those that go on, and for the newest others: CLIENTS clients of all runs.
 `python3 -m coldframe.exporters.runs PORT [USERS]`: with the file of users it asks for a password.
@@ -64,6 +64,13 @@ ROUND_FIELDS = {
     "fl_round_seconds": "seconds",
     "fl_round_participants": "clients",
 }
+# By metric of a run: the field of its last event `checkpoint` that it shows.
+CHECKPOINT_FIELDS = {
+    "fl_run_checkpoint_round": "round",
+    "fl_run_checkpoint_seconds": "seconds",
+    "fl_run_checkpoint_held_seconds": "held",
+    "fl_run_checkpoint_bytes": "bytes",
+}
 EVALUATION = ("accuracy", "loss")  # of the round: by the server, which may leave rounds out
 # By metric of a client: the field of a train reply's `system` that it shows.
 SYSTEM_FIELDS = {
@@ -106,6 +113,12 @@ FAMILIES: Families = {
         "Versions of the model by which the updates of the last round were behind: mean and max.",
     ),
     "fl_run_bytes_total": ("counter", "Bytes of models to the clients (down) and from them (up)."),
+    "fl_run_checkpoint_round": ("gauge", "Last round of which there is a checkpoint; 0 without any."),
+    "fl_run_checkpoint_seconds": ("gauge", "Time that the last checkpoint took to be written."),
+    "fl_run_checkpoint_held_seconds": ("gauge", "Time for which the run waited for its last checkpoint."),
+    "fl_run_checkpoint_bytes": ("gauge", "Size of the last checkpoint."),
+    "fl_run_checkpoint_failures_total": ("counter", "Checkpoints that could not be written."),
+    "fl_run_resumes_total": ("counter", "How often the run was interrupted and went on."),
     "fl_run_metric": (
         "gauge",
         "Metric of the clients' replies of the last round, by the app's name: mean (by examples), min, max.",
@@ -206,6 +219,9 @@ class Run:
         self.failures: Counter[str] = Counter()
         self.late: Counter[str] = Counter()
         self.folded = 0
+        self.checkpoint: dict[str, Any] = {}  # the last one
+        self.unwritten = 0  # checkpoints
+        self.resumes = 0
         self.trained: Counter[str] = Counter()  # replies by client, for the model of the round that goes on
         self.replied: set[str] = set()  # clients, to the messages of training that were sent last
         self.void = False  # the round that goes on makes no model
@@ -307,6 +323,16 @@ class Run:
             self._client(event["client"], event["partition_id"])["updates"] += 1
         self.discarded += bool(event["reason"])
 
+    def _on_checkpoint(self, event: dict[str, Any]) -> None:
+        self.checkpoint = event
+
+    def _on_checkpoint_failed(self, event: dict[str, Any]) -> None:
+        self.unwritten += 1
+
+    def _on_resume(self, event: dict[str, Any]) -> None:
+        self.resumes += 1
+        self.checkpoint = {**self.checkpoint, "round": event["round"]}  # it may be told after its round
+
     def _on_not_aggregated(self, event: dict[str, Any]) -> None:
         self.void = True
 
@@ -395,6 +421,10 @@ class Run:
             page.add("fl_run_late_total", f'{own},reason="{reason}"', self.late[reason])
         page.add("fl_run_folded_total", own, self.folded)
         page.add("fl_run_discarded_total", own, self.discarded)
+        for metric, field in CHECKPOINT_FIELDS.items():
+            page.add(metric, own, self.checkpoint.get(field, 0))
+        page.add("fl_run_checkpoint_failures_total", own, self.unwritten)
+        page.add("fl_run_resumes_total", own, self.resumes)
         for stat, field in (("mean", "staleness"), ("max", "max_staleness")):
             page.add("fl_round_staleness", f'{own},stat="{stat}"', self.round.get(field) or 0)
         for (phase, metric), values in self.metrics.shown.items():

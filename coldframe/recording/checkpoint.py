@@ -10,7 +10,8 @@ strategy's attributes and the random generators are set to what they were. So it
 strategy of Flower's Message API, also one with a `start` of its own.
 
 What is not kept: variables of the app that are no attributes of its strategy, connections and sessions (of an
-experiment tracker, for example), replies that are on their way, and what clients have in memory.
+experiment tracker, for example), replies that are on their way, and what clients have in memory. Of an
+asynchronous strategy some always are: their clients get new messages.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import stat
 import threading
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,6 +37,7 @@ from flwr.serverapp.strategy import Strategy
 
 from coldframe.recording import files, state
 from coldframe.recording.journal import Journal, read_journal
+from coldframe.recording.replies import BAD_REPLY, clean
 from coldframe.recording.roster import Client
 from coldframe.recording.rounds import Recorder, innermost
 from coldframe.recording.state import Blobs
@@ -191,10 +194,29 @@ def _hand_over(source: Path, target: Path, found: Checkpoint) -> None:
         shutil.copyfileobj(old, new)
     (target / "journal.jsonl").write_bytes(_up_to(source / "journal.jsonl", found.content["journal"]))
     journal = Journal(target / "journal.jsonl")
-    times = sum(event["event"] == "resume" for event in read_journal(journal.path)) + 1
+    events = read_journal(journal.path)
+    for (number, phase), clients in _on_their_way(events).items():
+        journal.append("unanswered", round=number, phase=phase, clients=clients)
+    times = sum(event["event"] == "resume" for event in events) + 1
     journal.append("resume", run_id=target.name, resumed_from=source.name, round=found.round, resumed=times)
     journal.close()
     _take_along(source / "app" / "files", target / "app" / "files")
+
+
+def _on_their_way(events: Iterable[Mapping[str, Any]]) -> dict[tuple[int | None, str], list[str]]:
+    """Return the clients, by round and phase, whose messages had no outcome yet: they are given up."""
+    open_: Counter[tuple[int | None, str, str]] = Counter()
+    for event in events:
+        kind = event["event"]
+        if kind in ("phase_started", "phase_extended", "unanswered"):
+            for client in event["clients"]:
+                open_[event["round"], event["phase"], client] += -1 if kind == "unanswered" else 1
+        elif kind in ("reply", "late") or (kind == "failure" and event["code"] != BAD_REPLY):
+            open_[event["round"], event["phase"], event["client"]] -= 1
+    found: dict[tuple[int | None, str], list[str]] = {}
+    for number, phase, client in open_.elements():
+        found.setdefault((number, phase), []).append(client)
+    return found
 
 
 def _up_to(path: Path, size: int) -> bytes:
@@ -300,8 +322,8 @@ class EvaluateConfig:
 class Checkpoints:
     """Takes the checkpoints of a run, and brings one that is resumed to where it was.
 
-    Of an app that starts several strategies one after the other the first one's rounds are kept; none of an
-    asynchronous strategy, nor of several at once.
+    Of an app that starts several strategies one after the other the first one's rounds are kept; none of
+    several at once, nor of an asynchronous one that does not tell its state by a `state_dict`.
 
     Parameters
     ----------
@@ -353,9 +375,9 @@ class Checkpoints:
         if self._resumed is None or number is None or self._over:
             return False
         if strategy is not None:
-            if waits_for_none(strategy):
+            if is_untold(strategy):
                 name = type(innermost(strategy)).__name__
-                raise CheckpointError(f"{name} waits for no client and cannot be resumed")
+                raise CheckpointError(f"{name} waits for no client, has no state_dict, and cannot be resumed")
             if not self._meet(strategy):
                 raise CheckpointError(f"{SEVERAL}, and cannot be resumed")
         if number > self._resumed.round:
@@ -375,7 +397,7 @@ class Checkpoints:
         self, phase: str, strategy: Any, number: int | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Keep the round before, or set all to what it was; return what to call the method with."""
-        if self._over or number is None or not isinstance(strategy, Strategy) or waits_for_none(strategy):
+        if self._over or number is None or not isinstance(strategy, Strategy) or is_untold(strategy):
             return args, kwargs
         if not self._meet(strategy):
             self._over = True  # what the other one holds would not be in them
@@ -435,7 +457,11 @@ class Checkpoints:
         self, found: Checkpoint, strategy: Strategy, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Set all to what it was before the first round that is not past."""
-        lost = state.restore(strategy, found.content["strategy"]["state"], found.blobs)
+        try:
+            lost = state.restore(strategy, found.content["strategy"]["state"], found.blobs)
+        except Exception as error:  # of a strategy's own load_state_dict
+            name = type(innermost(strategy)).__name__
+            raise CheckpointError(f"{name} cannot be resumed: {error}") from error
         lost += found.content["unkept"]
         if lost:
             say(f"begins anew, since the checkpoint has no or another state of it: {', '.join(lost)}")
@@ -481,7 +507,7 @@ class Checkpoints:
                 "unkept": unkept,
             }
         except Exception as error:  # arrays of a kind that nobody knows: the run goes on without
-            say(f"no checkpoint of round {number}: {type(error).__name__}: {error}")
+            self._failed(number, error)
             return
         snapshot = Snapshot(number, content, blobs.seal(), time.monotonic() - start)
         self._writer = threading.Thread(target=self._write, args=[snapshot], name="checkpoint", daemon=True)
@@ -493,24 +519,33 @@ class Checkpoints:
             self._recorder.journal.sync()  # what it names of the journal must be there too
             size = write(self._run, snapshot.round, snapshot.content, snapshot.blobs)
         except Exception as error:  # a full disk
-            say(f"no checkpoint of round {snapshot.round}: {type(error).__name__}: {error}")
+            self._failed(snapshot.round, error)
             return
+        self._tell(
+            "checkpoint",
+            round=snapshot.round,
+            bytes=size,
+            held=round(snapshot.held, 4),
+            seconds=round(time.monotonic() - start, 4),
+            unkept=snapshot.content["unkept"],
+        )
+
+    def _failed(self, number: int, error: Exception) -> None:
+        reason = f"{type(error).__name__}: {error}"
+        say(f"no checkpoint of round {number}: {reason}")
+        self._tell("checkpoint_failed", round=number, reason=clean(reason))
+
+    def _tell(self, event: str, **fields: Any) -> None:
         with self._told:
-            if self._ended:
-                return
-            self._recorder.journal.append(
-                "checkpoint",
-                round=snapshot.round,
-                bytes=size,
-                held=round(snapshot.held, 4),
-                seconds=round(time.monotonic() - start, 4),
-                unkept=snapshot.content["unkept"],
-            )
+            if not self._ended:
+                self._recorder.journal.append(event, **fields)
 
 
-def waits_for_none(strategy: Any) -> bool:
-    """Whether a strategy is asynchronous: messages are on their way also where a round ends."""
-    return hasattr(innermost(strategy), HOOK)
+def is_untold(strategy: Any) -> bool:
+    """Whether a strategy is asynchronous, so that messages are always on their way, and does not tell what it
+    needs to go on without them."""
+    inner = innermost(strategy)
+    return hasattr(inner, HOOK) and not hasattr(inner, "load_state_dict")
 
 
 def told_of(clients: Iterable[Client]) -> list[list[Any]]:

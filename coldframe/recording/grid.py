@@ -88,7 +88,6 @@ class RecordingGrid(Grid):
         self._asked = False  # for the clients
         self._activated: dict[int, str] = {}  # node -> when it was last activated
         self._looked = float("-inf")
-        self._since: dict[str, str | None] = {}  # message -> the same when it was sent
         self._sent: dict[str, Message] = {}  # what an app sent itself, where replies are checked
         self._diverged: set[int] = set()  # nodes whose replies to that are not finite, since a good one
 
@@ -198,8 +197,8 @@ class RecordingGrid(Grid):
         for message, exchange in zip(batch, exchanges, strict=True):
             # Not by its place: some grids leave out those that were refused.
             message_id = message.metadata.message_id
-            self._since[message_id] = activated.get(message.metadata.dst_node_id)
-            self._recorder.sent(message, exchange, message_id in accepted)
+            since = activated.get(message.metadata.dst_node_id)
+            self._recorder.sent(message, exchange, message_id in accepted, since)
         self._recorder.connected(set(activated), exchanges)
         return message_ids
 
@@ -341,10 +340,10 @@ class RecordingGrid(Grid):
         for message_id, pending in waiting.items():
             if message_id in answered:
                 continue
-            now, before = activated.get(pending.message.metadata.dst_node_id), self._since.get(message_id)
+            now, before = activated.get(pending.message.metadata.dst_node_id), pending.activated
             if now and before and now != before:
                 if not self._recorder.lost_with_its_client(message_id, now):
-                    self._since[message_id] = now  # it works on it, or will
+                    pending.activated = now  # it works on it, or will
                     continue
                 reason = f"the client restarted while it was to {phase_of(pending.exchange.kind)}"
                 errors.append(Message(Error(ErrorCode.NODE_UNAVAILABLE, reason), reply_to=pending.message))

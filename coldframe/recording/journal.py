@@ -12,7 +12,8 @@ Events (each line has `time`, unix seconds, and `event`):
   bytes_down, bytes_up
 - `partition`: client, partition_id, class_counts [samples per class] (as its first reply tells it)
 - `phase_extended`: round, phase, clients [names] (more of the phase that was started last)
-- `unanswered`: round, phase, clients [names] (the app never asked for their replies)
+- `unanswered`: round, phase, clients [names] (the app never asked for their replies, or the run was
+  interrupted meanwhile: then it stands before `resume`)
 - `failure`: round, phase, client, partition_id, node_id, code, reason (after a `reply` of the same message:
   that was refused)
 - `policy`: applied, reason (why not), deadline (seconds or "auto"), goal, minimum, late (drop or fold),
@@ -40,6 +41,7 @@ Events (each line has `time`, unix seconds, and `event`):
   the replies, weighted with their examples]
 - `checkpoint`: round, bytes, held (seconds for which the run waited for it), seconds (that it took to write),
   unkept [attributes of the strategy that it cannot hold]
+- `checkpoint_failed`: round, reason (no checkpoint of that round is there: the one before it still holds)
 - `resume`: run_id, resumed_from (the run before it), round (the last one that was kept), resumed (how many
   times by now); a `run_started` follows. What came after that round is in the journal of the run before alone
 - `model_saved`: path, sha256, bytes

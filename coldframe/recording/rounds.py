@@ -73,6 +73,7 @@ class Pending:
     exchange: Exchange
     sent: float
     down: int
+    activated: str | None = None  # when its node was, as of its sending; None: it is not known
 
 
 @dataclass
@@ -316,8 +317,10 @@ class Recorder:
         return self._round.number if self._round else None
 
     @harmless
-    def sent(self, message: Message, exchange: Exchange, accepted: bool) -> None:
-        """Note that a message is on its way, or that the SuperLink did not take it."""
+    def sent(
+        self, message: Message, exchange: Exchange, accepted: bool, activated: str | None = None
+    ) -> None:
+        """Note that a message is on its way to a node that was activated then, or was not taken."""
         with self._lock:
             if not accepted:
                 node_id = message.metadata.dst_node_id
@@ -325,7 +328,8 @@ class Recorder:
                 return
             down = size_of(message)
             bare = remove_content_from_message(message)
-            self.pending[message.metadata.message_id] = Pending(bare, exchange, time.monotonic(), down)
+            begun = time.monotonic()
+            self.pending[message.metadata.message_id] = Pending(bare, exchange, begun, down, activated)
 
     @harmless
     def replied(self, reply: Message, system: Mapping[str, Any]) -> None:

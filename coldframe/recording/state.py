@@ -13,6 +13,7 @@ import sys
 import types
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import PurePath
 from typing import Any
 
@@ -32,6 +33,9 @@ NO_STATE = (
     *(types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial),
     *(type, types.ModuleType, PurePath),
 )
+
+
+WHOLE = ""  # in the place of an attribute's name: the strategy itself
 
 
 class Unkept(TypeError):
@@ -184,13 +188,17 @@ def has_blobs(tree: Any) -> bool:
 def capture(strategy: Any, blobs: Blobs, within: tuple[int, ...] = ()) -> tuple[dict[str, Any], list[str]]:
     """Return what the attributes of a strategy hold, and the names of those that cannot be kept.
 
-    A strategy that it wraps is captured likewise, and what has `state_dict` and `load_state_dict`, as torch's
-    modules and optimisers and the accountant of differential privacy have, by these. Functions, classes,
-    modules and paths are no state.
+    One with a `state_dict` and a `load_state_dict` of its own is captured by these, if what they tell can be
+    kept. A strategy that it wraps is captured likewise, and what has these two methods, as torch's modules
+    and optimisers and the accountant of differential privacy have, by them. Functions, classes, modules and
+    paths are no state.
     """
     found: dict[str, Any] = {}
     unkept: list[str] = []
     within = (*within, id(strategy))
+    if (state := _own_state(strategy)) is not None:
+        with suppress(Unkept):
+            return {WHOLE: {"state": encode(state(), blobs)}}, []
     for name, value in vars(strategy).items():
         place = f"{type(strategy).__name__}.{name}"
         try:
@@ -255,12 +263,16 @@ def changes(now: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]
 def restore(strategy: Any, state: Mapping[str, Any], blobs: Mapping[str, bytes | np.ndarray]) -> list[str]:
     """Set the attributes of a strategy as `capture` found them; return the names of those that have no place.
 
-    A dictionary or a deque is filled in place, so that it keeps its kind.
+    A dictionary or a deque is filled in place, so that it keeps its kind. What a strategy's own
+    `load_state_dict` raises is raised.
     """
     lost: list[str] = []
     for name, tree in state.items():
         current = getattr(strategy, name, None)
         place = f"{type(strategy).__name__}.{name}"
+        if name == WHOLE:
+            strategy.load_state_dict(decode(tree["state"], blobs))
+            continue
         if "strategy" in tree:
             if isinstance(current, Strategy | LegacyStrategy):
                 lost += restore(current, tree["strategy"], blobs)

@@ -456,6 +456,11 @@ def resume_words(event: dict[str, Any]) -> str:
     return f"resumed from run {event['resumed_from']} after round {event['round']}"
 
 
+def checkpoint_failed_words(event: dict[str, Any]) -> str:
+    """Say that a run could not be resumed after a round."""
+    return f"no checkpoint of round {event['round']}: {event['reason']}"
+
+
 def not_folded_words(event: dict[str, Any]) -> str:
     """Say why a late reply is in no model."""
     return f"{place(event)}the late reply of {event['client']} cannot be used: {event['reason']}"
@@ -466,6 +471,7 @@ WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "waiting": waiting_words,
     "policy": policy_words,
     "resume": resume_words,
+    "checkpoint_failed": checkpoint_failed_words,
     "not_folded": not_folded_words,
 }
 

@@ -81,8 +81,8 @@ def choose(runs: Sequence[Mapping[str, Any]], wanted: str, state: Path) -> tuple
     if found is None:
         raise Refused(
             f"run {wanted} has no checkpoint: it ended in its first round, had checkpoint=false, has no"
-            " strategy of Flower's Message API, an asynchronous one or several at once, or its files were"
-            " removed. Leave resume out to train anew"
+            " strategy of Flower's Message API or several at once, or its files were removed. Leave resume"
+            " out to train anew"
         )
     return wanted, found
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -58,6 +60,14 @@ class Sgd:
         self.learning_rate, self.momentum = learning_rate, momentum
         self._mean: dict[str, np.ndarray] = {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return m, by array."""
+        return {"mean": dict(self._mean)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` has returned."""
+        self._mean = dict(state["mean"])
+
     def step(self, name: str, delta: np.ndarray) -> np.ndarray:
         """Return what to subtract from an array, given its averaged delta (w_sent - w_local) in float64."""
         if not self.momentum:
@@ -79,6 +89,14 @@ class Adam:
         self.learning_rate, self.beta_1, self.beta_2, self.tau = learning_rate, beta_1, beta_2, tau
         self._mean: dict[str, np.ndarray] = {}
         self._square: dict[str, np.ndarray] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return m and v, by array."""
+        return {"mean": dict(self._mean), "square": dict(self._square)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` has returned."""
+        self._mean, self._square = dict(state["mean"]), dict(state["square"])
 
     def step(self, name: str, delta: np.ndarray) -> np.ndarray:
         """Return what to subtract from an array, given its averaged delta (w_sent - w_local) in float64."""
@@ -165,6 +183,29 @@ class State(ABC):
             self._bases.setdefault(self.version, self.weights)
         return self.version
 
+    def base_of(self, dispatch: int) -> dict[str, np.ndarray]:
+        """Return the model that a dispatch was sent with, where those are kept."""
+        return self._bases[self._sent[dispatch]]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what there is besides the model: the version, what is in the buffer, and the dispatches that
+        are not answered yet, with their models where those are kept."""
+        return {
+            **{"version": self.version, "discarded": self.discarded},
+            **{"sent": dict(self._sent), "bases": {key: dict(base) for key, base in self._bases.items()}},
+            "own": {name: copy(getattr(self, name)) for name in self.kept},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], with_sent: bool = False) -> None:
+        """Take over what `state_dict` has returned; the dispatches only if they are to be sent again."""
+        self.version, self.discarded = state["version"], state["discarded"]
+        if with_sent:
+            self._sent, self._bases = dict(state["sent"]), dict(state["bases"])
+        for name, value in state["own"].items():
+            setattr(self, name, value)
+
+    kept: tuple[str, ...] = ("_count",)  # attributes that describe what is in the buffer
+
     def drop(self, dispatch: int) -> None:
         """Forget a dispatch that has failed."""
         self._release(dispatch)
@@ -250,6 +291,17 @@ class Buffer(State):
         self._sums: dict[str, np.ndarray] = {}  # Σ s delta; of statistics Σ s w_local; in float64
         self._counters: dict[str, np.ndarray] = {}
         self._count, self._weight = 0, 0.0
+
+    kept = ("_sums", "_counters", "_count", "_weight")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return that of any server, and the optimiser's."""
+        return {**super().state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any], with_sent: bool = False) -> None:
+        """Take it over."""
+        super().load_state_dict(state, with_sent)
+        self.optimizer.load_state_dict(state["optimizer"])
 
     @property
     def due(self) -> int:

@@ -6,7 +6,7 @@ import random
 import time
 from abc import abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from logging import INFO, WARNING
 from typing import Any
@@ -56,6 +56,23 @@ class Order:
         self._unsent = {plan.dispatch: plan for plan in plans}
         self._unused = deque(plan.dispatch for plan in plans)
         self._lengths = Counter(plan.round for plan in plans)
+        self._again: dict[int, int | None] = {}  # dispatches that were lost on their way, with their rounds
+
+    def go_on(self, used: int, lost: Mapping[int, int]) -> None:
+        """Leave out the first updates, which are used; send again what was on its way, whatever the version.
+
+        Parameters
+        ----------
+        lost : mapping
+            Dispatch -> the round in which it was sent.
+        """
+        for _ in range(used):
+            self._unsent.pop(self._unused.popleft(), None)
+        self._again = {number: round_ for number, round_ in lost.items() if number in self._unsent}
+
+    def sent_in(self, dispatch: int) -> int | None:
+        """Return the round in which a dispatch that is sent again was sent first; None of any other."""
+        return self._again.get(dispatch)
 
     @property
     def unused(self) -> int:
@@ -71,7 +88,7 @@ class Order:
         chosen: dict[int, Planned] = {}
         for number in sorted(self._unsent):
             plan = self._unsent[number]
-            if plan.base == version and plan.node_id not in busy:
+            if (plan.base == version or number in self._again) and plan.node_id not in busy:
                 chosen.setdefault(plan.node_id, plan)
         for plan in chosen.values():
             del self._unsent[plan.dispatch]
@@ -82,7 +99,8 @@ class Order:
 
         An update can make the next version: what is to be sent with this one has to be sent before.
         """
-        sent = all(plan.base != version for plan in self._unsent.values())
+        # One that is sent again has its model kept, and can be sent whenever its client is free.
+        sent = all(plan.base != version or plan.dispatch in self._again for plan in self._unsent.values())
         if not sent or not self._unused or self._unused[0] not in arrived:
             return None
         return self._unused.popleft()
@@ -95,6 +113,7 @@ class Dispatch:
     number: int
     node_id: int
     sent: float  # of time.monotonic
+    round: int = 0  # in which it was sent
 
 
 class Asynchronous(FedAvg):
@@ -142,8 +161,13 @@ class Asynchronous(FedAvg):
         self.concurrency, self.max_staleness = concurrency, max_staleness
         self.order = order
         self.state: State | None = None  # of the run that goes on or has ended
+        self._order: Order | None = None
         self.updates: Counter[int] = Counter()  # used ones, by client
         self._running = False
+        self._numbers = 0  # dispatches so far
+        self._flying: dict[str, Dispatch] = {}  # by message
+        self._arrived: dict[int, tuple[Dispatch, Message]] = {}  # by dispatch, replies that are not used yet
+        self._earlier: Mapping[str, Any] | None = None  # the state of a run that goes on
 
     # What FedBuff and FedAsync define.
 
@@ -169,6 +193,37 @@ class Asynchronous(FedAvg):
             log(WARNING, "The update of node %d is not used: %s", node_id, update.reason)
         else:
             self.updates[node_id] += 1
+
+    # A run that goes on.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a run needs to go on between two rounds, besides the model.
+
+        Messages that are on their way are lost then. A client gets a new one with the newest model; with an
+        `order` it gets the same again, so the models that they were sent with are part of it.
+        """
+        out = [*self._flying.values(), *(flying for flying, _ in self._arrived.values())]
+        found: dict[str, Any] = {"numbers": self._numbers, "updates": dict(self.updates)}
+        found["lost"] = {flying.number: flying.round for flying in out}
+        found["state"] = None if self.state is None else self.state.state_dict()
+        if self.order is None and found["state"]:
+            found["state"] |= {"sent": {}, "bases": {}}
+        return {**found, "ordered": self.order is not None}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with what `state_dict` has returned, from the next round on.
+
+        Raises
+        ------
+        RuntimeError
+            If there is an `order` now, and there was none.
+        """
+        if self.order is not None and not state["ordered"]:
+            raise RuntimeError("an order has to be given from the first round on: go on without it")
+        self._numbers, self.updates = state["numbers"], Counter(state["updates"])
+        self._earlier = state["state"]
+        if self._order is not None:
+            self._order.go_on(self.updates.total(), state["lost"])
 
     # The run.
 
@@ -203,9 +258,8 @@ class Asynchronous(FedAvg):
         self.summary()
         outer = wrapper or self
         self.state, self.updates = None, Counter()
-        self._timeout, self._numbers = timeout, 0
-        self._flying: dict[str, Dispatch] = {}  # by message
-        self._arrived: dict[int, tuple[Dispatch, Message]] = {}  # by dispatch, replies that are not used yet
+        self._timeout, self._numbers, self._earlier = timeout, 0, None
+        self._flying, self._arrived = {}, {}
         self._failed: set[int] = set()  # clients, in this round
         self._used: list[Message] = []  # replies of the round, without their arrays
         self._order = None if self.order is None else Order(self.order)
@@ -217,8 +271,10 @@ class Asynchronous(FedAvg):
             for number in range(1, num_rounds + 1):
                 config = ConfigRecord(dict(train_config or {}))
                 self._used = []
-                self._push(grid, outer.configure_train(number, arrays, config, grid))
-                self._collect(grid)
+                messages = list(outer.configure_train(number, arrays, config, grid))
+                if self.state is not None:  # else nobody is asked: a run that goes on had this round before
+                    self._push(grid, messages)
+                    self._collect(grid)
                 made, trained = outer.aggregate_train(number, self._used)
                 if made is not None:
                     arrays = result.arrays = made
@@ -249,6 +305,11 @@ class Asynchronous(FedAvg):
         weights = {key: array.numpy() for key, array in arrays.items()}
         if self.state is None:
             self.state = self.make_state(weights)
+            # To send a message again takes the model that it had.
+            self.state.keeps_bases = self.state.keeps_bases or self._order is not None
+            if self._earlier is not None:
+                self.state.load_state_dict(self._earlier, with_sent=self._order is not None)
+                self._earlier = None
         self.state.weights = weights
         self._round, self._config, self._failed = server_round, config, set()
         self._sendable: tuple[int, ArrayRecord] = (self.state.version, arrays)
@@ -315,19 +376,23 @@ class Asynchronous(FedAvg):
 
     def _message(self, number: int, node_id: int) -> Message:
         assert self.state is not None
-        self.state.send(number)
+        sent_in = None if self._order is None else self._order.sent_in(number)
+        if sent_in is None:
+            self.state.send(number)
+            arrays = self._packed()
+        else:
+            arrays = _packed(self.state.base_of(number))
         self.updates[node_id] += 0
-        own = {**self.client_config(), "server-round": self._round, DISPATCH: number}
+        own = {**self.client_config(), "server-round": sent_in or self._round, DISPATCH: number}
         config = ConfigRecord({**self._config, **own})
-        content = RecordDict({self.arrayrecord_key: self._packed(), self.configrecord_key: config})
+        content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         return Message(content, node_id, MessageType.TRAIN, ttl=self._timeout)
 
     def _packed(self) -> ArrayRecord:
         """Return the newest model as it is sent; all messages of a version share one."""
         assert self.state is not None
         if self._sendable[0] != self.state.version:
-            arrays = {key: Array(array) for key, array in self.state.weights.items()}
-            self._sendable = (self.state.version, ArrayRecord(arrays))
+            self._sendable = (self.state.version, _packed(self.state.weights))
         return self._sendable[1]
 
     def _push(self, grid: Grid, messages: Iterable[Message]) -> None:
@@ -336,10 +401,11 @@ class Asynchronous(FedAvg):
             return
         accepted = set(filter(None, grid.push_messages(batch)))
         for message in batch:
-            number = int(str(message.content[self.configrecord_key][DISPATCH]))
+            config = message.content[self.configrecord_key]
+            number, round_ = (int(str(config[key])) for key in (DISPATCH, "server-round"))
             node_id, message_id = message.metadata.dst_node_id, message.metadata.message_id
             if message_id in accepted:
-                self._flying[message_id] = Dispatch(number, node_id, time.monotonic())
+                self._flying[message_id] = Dispatch(number, node_id, time.monotonic(), round_)
             else:
                 self._fail(Dispatch(number, node_id, 0.0), "the message could not be sent")
 
@@ -460,3 +526,7 @@ class Asynchronous(FedAvg):
                 self.state.discarded,
                 len(self._flying),
             )
+
+
+def _packed(weights: Mapping[str, np.ndarray]) -> ArrayRecord:
+    return ArrayRecord({key: Array(array) for key, array in weights.items()})

@@ -226,6 +226,16 @@ def test_the_time_range_of_the_chosen_run_is_a_link_away() -> None:
     assert "from=${__data.fields.Started.numeric}&to=${__data.fields.Until.numeric}" in json.dumps(table)
 
 
+def test_what_happens_to_a_run_is_marked() -> None:
+    """A resume too: the count of a resumed run begins with 1, and is marked where the run begins."""
+    marks = {item["name"]: item["expr"] for item in DASHBOARDS["federation"]["annotations"]["list"]}
+    assert {"Failures", "Checkpoint failed", "Resumed"} <= set(marks)
+    assert "increase(fl_run_checkpoint_failures_total{" in marks["Checkpoint failed"]
+    count, _, began = marks["Resumed"].partition(" * on (run) ")
+    assert "fl_run_resumes_total{" in count and "increase" not in count
+    assert "time() - max by (run) (fl_run_started_timestamp_seconds{" in began and "< bool 15" in began
+
+
 def test_newest_run_is_the_default_and_the_shift_is_a_number() -> None:
     class Runs(Contract):
         def instant(self, expr: str, at: float) -> list[Series]:

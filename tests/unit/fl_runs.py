@@ -3,8 +3,10 @@
 import functools
 import json
 import random
+import time
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -21,17 +23,20 @@ from torch import Tensor, nn
 
 from coldframe.controller import deliveries
 from coldframe.controller.records import gather
+from coldframe.recording import checkpoint, settings
 from coldframe.recording import grid as recording_grid
 from coldframe.recording import server as recording
-from coldframe.recording import settings
+from coldframe.recording.checkpoint import newest
 from coldframe.recording.client import Meter
 from coldframe.recording.flower import SYSTEM_RECORD
 from coldframe.recording.journal import read_journal
-from fl import client_app, model, server_app
+from fl import client_app, model, server_app, strategy
 
 REPOSITORY = Path(__file__).parents[2]
 MANIFEST = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 NODES = [905, 17, 333]  # node ids in the order of partition ids, which is not their own order
+SLOW = NODES[0]  # lab-0, in tests of a client that is late
+OUTCOMES = ("reply", "failure", "late")  # of a message
 
 
 class Small(nn.Module):
@@ -194,3 +199,121 @@ def changed(reply: Message, message: Message, **records: Any) -> Message:
 
 def with_metrics(reply: Message, **metrics: Any) -> MetricRecord:
     return MetricRecord({**reply.content.metric_records["metrics"], **metrics})
+
+
+# --- clients that are late
+
+
+def asked(**settings: Any) -> dict[str, Any]:
+    """Return the note of a run with a deadline."""
+    return {"settings": {"round_deadline": 0.3, **settings}}
+
+
+class Straggler:
+    """Keeps back what one client replies to its first message, until somebody asks for it."""
+
+    def __init__(self, grid: LocalGrid, released_by: Callable[[int, Message], bool], error: int = 0) -> None:
+        self.grid, self.released_by, self.error = grid, released_by, error
+        self.kept: tuple[str, Message] | None = None
+        self.begun = False
+        grid.answer = self
+
+    def __call__(self, node: int, message: Message, reply: Message) -> Message | None:
+        if self.kept and self.released_by(node, message):
+            identity, late = self.kept
+            self.grid.inbox[identity] = late
+            self.kept = None
+            # Another thread takes it, and a phase can be over before that.
+            deadline = time.monotonic() + 30
+            while identity in self.grid.inbox and time.monotonic() < deadline:
+                time.sleep(0.001)
+        if node != SLOW or self.begun:
+            return reply
+        self.begun = True
+        late = Message(Error(self.error, "gone"), reply_to=message) if self.error else reply
+        self.kept = (message.metadata.message_id, late)
+        return None
+
+
+def evaluating(_node: int, message: Message) -> bool:
+    return message.metadata.message_type == "evaluate"
+
+
+def never(_node: int, _message: Message) -> bool:
+    return False
+
+
+def dispatched(journal: list[dict[str, Any]]) -> Counter[tuple[Any, ...]]:
+    return Counter(
+        (event["round"], event["phase"], client)
+        for event in journal
+        if event["event"] in ("phase_started", "phase_extended")
+        for client in event["clients"]
+    )
+
+
+def outcomes(journal: list[dict[str, Any]]) -> Counter[tuple[Any, ...]]:
+    found = [event for event in journal if event["event"] in OUTCOMES]
+    return Counter((event["round"], event["phase"], event["client"]) for event in found)
+
+
+# --- runs that are cut off
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of the process runs any more."""
+
+
+def killed(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Have a run end in the middle of the aggregation of a round, as SIGKILL does."""
+    inner = strategy.Reproducible.aggregate_train
+
+    def aggregate(self: Any, server_round: int, replies: Iterable[Message]) -> Any:
+        if server_round == number:
+            inner(self, server_round, replies)  # the state has changed by then
+            raise Killed
+        return inner(self, server_round, replies)
+
+    monkeypatch.setattr(strategy.Reproducible, "aggregate_train", aggregate)
+
+
+def run_id(journal: list[dict[str, Any]]) -> str:
+    """Return the run whose journal it is: of one that was resumed the last part's."""
+    return str(of(journal, "run_started")[-1]["run_id"])
+
+
+def resume(
+    start: Start, tmp_path: Path, earlier: str, also: Mapping[str, Any] | None = None, **options: Any
+) -> list[dict[str, Any]]:
+    """Go on with a run, as `coldframe.server.control` has it: the next run of `start` is the new one."""
+    found = newest(tmp_path / "runs" / earlier)
+    assert found is not None
+    later = str(int(earlier) + 1)
+    checkpoint.hand_over(tmp_path / "runs", earlier, later, found)
+    journal, _ = start(note={"settings": {"resumed_from": earlier, **(also or {})}}, **options)
+    assert run_id(journal) == later
+    return journal
+
+
+def straggler(every: int) -> Callable[[LocalGrid], None]:
+    """Have the slow client's replies wait until so many others have been sent messages meanwhile."""
+
+    def prepare(grid: LocalGrid) -> None:
+        kept: list[tuple[str, Message]] = []
+        sent = 0
+
+        def answer(node: int, message: Message, reply: Message) -> Message | None:
+            nonlocal sent
+            if node == SLOW:
+                kept.append((message.metadata.message_id, reply))
+                sent = 0
+                return None
+            sent += 1
+            if kept and sent >= every:
+                grid.inbox.update(kept)
+                kept.clear()
+            return reply
+
+        grid.answer = answer
+
+    return prepare

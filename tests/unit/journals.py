@@ -54,6 +54,9 @@ def make_journal(clients: int, rounds: int = 5, kind: str = "ours", start: float
     for number in range(1, rounds + 1):
         begun = now
         this = None if kind == "query" else number
+        if this is not None and number > 1:  # the checkpoint of a round is taken as the next one begins
+            kept = {"round": number - 1, "bytes": 4_800_000, "held": 0.001, "seconds": 0.08, "unkept": []}
+            events.append({"time": begun, "event": "checkpoint", **kept})
         phases = {"query": ["query"], "exchanges": ["train"] * 4 + ["evaluate"]}.get(
             kind, ["train", "evaluate"]
         )

@@ -26,9 +26,9 @@ from coldframe.recording.checkpoint import CheckpointError, Checkpoints, newest,
 from coldframe.recording.journal import Journal, read_journal
 from coldframe.recording.probes import Probes
 from coldframe.recording.rounds import Recorder
-from coldframe.strategies import FedBuff
+from coldframe.server import control
 from fl import strategy, work
-from tests.unit.fl_runs import NODES, LocalGrid, Start, of, sha
+from tests.unit.fl_runs import NODES, Killed, LocalGrid, Start, killed, of, resume, sha
 
 ROUNDS = 6
 # Settings of a run: every strategy of Flower that our app offers and that keeps something, and others.
@@ -57,38 +57,6 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(TaskIdentity, key, 1)
     nodes = {str(n): {"name": f"lab-{i}", "partition_id": i, "machine": "lab"} for i, n in enumerate(NODES)}
     (tmp_path / "nodes.json").write_text(json.dumps(nodes))
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing of the process runs any more."""
-
-
-def killed(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Have a run end in the middle of the aggregation of a round, as SIGKILL does."""
-    inner = strategy.Reproducible.aggregate_train
-
-    def aggregate(self: Any, server_round: int, replies: Iterable[Message]) -> Any:
-        if server_round == number:
-            inner(self, server_round, replies)  # the state has changed by then
-            raise Killed
-        return inner(self, server_round, replies)
-
-    monkeypatch.setattr(strategy.Reproducible, "aggregate_train", aggregate)
-
-
-def run_id(journal: list[dict[str, Any]]) -> str:
-    return str(of(journal, "run_started")[-1]["run_id"])
-
-
-def resume(start: Start, tmp_path: Path, earlier: str, **config: Any) -> list[dict[str, Any]]:
-    """Go on with a run, as `coldframe.server.control` has it: the next run of `start` is the new one."""
-    found = newest(tmp_path / "runs" / earlier)
-    assert found is not None
-    later = str(int(earlier) + 1)
-    checkpoint.hand_over(tmp_path / "runs", earlier, later, found)
-    journal, _ = start(note={"settings": {"resumed_from": earlier}}, **config)
-    assert run_id(journal) == later
-    return journal
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -211,6 +179,12 @@ def test_a_disk_that_is_full_costs_the_checkpoints_and_not_the_run(
     journal, _ = start(num_server_rounds=3)
     assert journal[-1]["status"] == "completed" and of(journal, "checkpoint") == []
     assert "no checkpoint of round 1" in "".join(capsys.readouterr())
+    failed = of(journal, "checkpoint_failed")
+    assert [event["round"] for event in failed] == [1, 2]
+    assert failed[0]["reason"] == "OSError: [Errno 28] No space left on device"
+    lines = control.Follower(Path("none")).describe(failed[0])
+    assert lines == ["no checkpoint of round 1: OSError: [Errno 28] No space left on device"]
+    assert gather(journal).unwritten == failed
 
 
 def test_none_is_taken_where_none_is_wanted(
@@ -426,8 +400,14 @@ def kept_of(tmp_path: Path) -> checkpoint.Checkpoint:
     return found
 
 
-def test_of_an_asynchronous_strategy_none_is_taken_and_none_goes_on(tmp_path: Path, task: None) -> None:
-    for chosen in (FedBuff(), strategy.Reproducible(FedBuff(), 1)):
+def test_of_an_asynchronous_strategy_that_does_not_tell_its_state_none_is_taken_and_none_goes_on(
+    tmp_path: Path, task: None
+) -> None:
+    class Another(FedAvg):
+        def note_update(self, node_id: int, update: Any) -> None:
+            """As asynchronous strategies have it."""
+
+    for chosen in (Another(), strategy.Reproducible(Another(), 1)):
         taken = direct(tmp_path)
         for number in (1, 2, 3):
             configure(taken, chosen, number)
@@ -438,7 +418,9 @@ def test_of_an_asynchronous_strategy_none_is_taken_and_none_goes_on(tmp_path: Pa
         configure(taken, other, number)
     taken.close()
     later = direct(tmp_path, kept_of(tmp_path))
-    with pytest.raises(CheckpointError, match="FedBuff waits for no client and cannot be resumed"):
+    with pytest.raises(
+        CheckpointError, match="Another waits for no client, has no state_dict, and cannot be"
+    ):
         later.is_past(chosen, 1)
 
 

@@ -226,6 +226,27 @@ def test_updates_are_counted_by_client_with_late_ones_and_without_void_rounds(
     assert updates() == [1, 2]
 
 
+def test_checkpoints_and_resumes_are_shown_and_where_there_is_none_a_zero(
+    journal: Journal, exporter: Exporter
+) -> None:
+    names = ("round", "seconds", "held_seconds", "bytes", "failures_total")
+
+    def shown() -> list[float]:
+        samples = scrape(exporter)
+        found = [value(samples, f"fl_run_checkpoint_{name}", run="7") for name in names]
+        return [*found, value(samples, "fl_run_resumes_total", run="7")]
+
+    assert shown() == [0, 0, 0, 0, 0, 0]
+    journal.append("checkpoint", round=1, bytes=400, held=0.25, seconds=1.5, unkept=[])
+    assert shown() == [1, 1.5, 0.25, 400, 0, 0]
+    journal.append("checkpoint_failed", round=2, reason="OSError: no space")
+    assert shown() == [1, 1.5, 0.25, 400, 1, 0]
+    journal.append("resume", run_id="7", resumed_from="6", round=3, resumed=1)
+    assert shown() == [3, 1.5, 0.25, 400, 1, 1], "what it goes on from"
+    journal.append("checkpoint", round=4, bytes=410, held=0.5, seconds=2.5, unkept=[])
+    assert shown() == [4, 2.5, 0.5, 410, 1, 1]
+
+
 def failure(journal: Journal, client: int, code: int) -> None:
     about = {"client": f"c1-{client}", "partition_id": client, "node_id": str(client)}
     journal.append("failure", round=1, phase="train", **about, code=code, reason="x")
@@ -405,7 +426,7 @@ def test_series_of_many_clients_and_runs_are_bounded(tmp_path: Path, exporter: E
     assert len({labels["run"] for labels, _ in samples["fl_run_info"]}) == RUNS
     assert CLIENTS == 3 * 200
     lines = [line for line in exporter.page().splitlines() if not line.startswith(("#", "process_"))]
-    assert len(lines) <= 10 * (CLIENTS + 200) + (43 + 3 * MOST_METRICS) * RUNS
+    assert len(lines) <= 10 * (CLIENTS + 200) + (52 + 3 * MOST_METRICS) * RUNS
 
 
 def test_no_more_than_the_newest_runs_are_shown(tmp_path: Path, exporter: Exporter) -> None:
@@ -429,7 +450,7 @@ def test_a_run_has_as_few_series_as_the_readme_says(tmp_path: Path, exporter: Ex
     run = exporter.runs["7"]
     text = run.page().text() + run.clients_page().text()
     series = [line for line in text.splitlines() if not line.startswith("#")]
-    assert len(series) == 45 + 10 * clients  # one more where the app has made up a phase
+    assert len(series) == 51 + 10 * clients  # one more where the app has made up a phase
 
 
 def test_clients_and_foreign_runs_come_from_flowers_own_database(tmp_path: Path, exporter: Exporter) -> None:

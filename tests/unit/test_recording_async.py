@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,19 @@ from coldframe.server import control
 from coldframe.strategies import asynchronous
 from coldframe.strategies.aggregation import Buffer
 from fl.strategy import ELSEWHERE, StrategyError, build
-from tests.unit.fl_runs import LocalGrid, Start, assert_nothing_lost, changed, of, sha, starter, with_metrics
+from tests.unit.fl_runs import (
+    SLOW,
+    LocalGrid,
+    Start,
+    assert_nothing_lost,
+    changed,
+    of,
+    sha,
+    starter,
+    straggler,
+    with_metrics,
+)
 
-SLOW = 905  # the node of lab-0
 BUFFER = {"strategy": "fedbuff", "strategy_args": '{"buffer_size": 4}', "num_server_rounds": 4}
 MIXTURE = {"strategy": "fedasync", "strategy_args": '{"updates_per_round": 4}', "num_server_rounds": 4}
 
@@ -37,30 +46,6 @@ def start(synthetic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S
     monkeypatch.setattr(asynchronous, "PAUSE", 0.01)
     monkeypatch.setattr(asynchronous, "EXPIRY_MARGIN", 0.0)
     return starter(synthetic, tmp_path, monkeypatch)
-
-
-def straggler(every: int) -> Callable[[LocalGrid], None]:
-    """Have the slow client's replies wait until so many others have been sent messages meanwhile."""
-
-    def prepare(grid: LocalGrid) -> None:
-        kept: list[tuple[str, Message]] = []
-        sent = 0
-
-        def answer(node: int, message: Message, reply: Message) -> Message | None:
-            nonlocal sent
-            if node == SLOW:
-                kept.append((message.metadata.message_id, reply))
-                sent = 0
-                return None
-            sent += 1
-            if kept and sent >= every:
-                grid.inbox.update(kept)
-                kept.clear()
-            return reply
-
-        grid.answer = answer
-
-    return prepare
 
 
 def outcomes(journal: list[dict[str, Any]]) -> Counter[str]:

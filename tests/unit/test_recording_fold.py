@@ -26,8 +26,23 @@ from coldframe.recording.fold import LateWork, rebased, staleness_weight, why_no
 from coldframe.recording.replies import BadReply
 from coldframe.recording.rounds import Exchange, Pending
 from fl import strategy
-from tests.unit.fl_runs import LocalGrid, Start, assert_nothing_lost, changed, of, sha, starter, with_metrics
-from tests.unit.test_recording_policy import SLOW, Straggler, asked, dispatched, evaluating, never, outcomes
+from tests.unit.fl_runs import (
+    SLOW,
+    LocalGrid,
+    Start,
+    Straggler,
+    asked,
+    assert_nothing_lost,
+    changed,
+    dispatched,
+    evaluating,
+    never,
+    of,
+    outcomes,
+    sha,
+    starter,
+    with_metrics,
+)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 import math
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,69 +42,28 @@ from coldframe.recording.settings import AUTO, Settings
 from coldframe.server import control
 from coldframe.strategies import FedBuff
 from fl import strategy
-from tests.unit.fl_runs import LocalGrid, Start, assert_nothing_lost, of, sha
+from tests.unit.fl_runs import (
+    SLOW,
+    LocalGrid,
+    Start,
+    Straggler,
+    asked,
+    assert_nothing_lost,
+    dispatched,
+    evaluating,
+    never,
+    of,
+    outcomes,
+    sha,
+)
 
 Answer = Callable[[int, Message, Message], Message | None]
-OUTCOMES = ("reply", "failure", "late")
-SLOW = 905  # the node of lab-0
 
 
 @pytest.fixture
 def start(start: Start, monkeypatch: pytest.MonkeyPatch) -> Start:
     monkeypatch.setattr(policies, "PAUSE", 0.01)
     return start
-
-
-def asked(**settings: Any) -> dict[str, Any]:
-    return {"settings": {"round_deadline": 0.3, **settings}}
-
-
-class Straggler:
-    """Keeps back what one client replies to its first message, until somebody asks for it."""
-
-    def __init__(self, grid: LocalGrid, released_by: Callable[[int, Message], bool], error: int = 0) -> None:
-        self.grid, self.released_by, self.error = grid, released_by, error
-        self.kept: tuple[str, Message] | None = None
-        self.begun = False
-        grid.answer = self
-
-    def __call__(self, node: int, message: Message, reply: Message) -> Message | None:
-        if self.kept and self.released_by(node, message):
-            identity, late = self.kept
-            self.grid.inbox[identity] = late
-            self.kept = None
-            # Another thread takes it, and a phase can be over before that.
-            deadline = time.monotonic() + 30
-            while identity in self.grid.inbox and time.monotonic() < deadline:
-                time.sleep(0.001)
-        if node != SLOW or self.begun:
-            return reply
-        self.begun = True
-        late = Message(Error(self.error, "gone"), reply_to=message) if self.error else reply
-        self.kept = (message.metadata.message_id, late)
-        return None
-
-
-def evaluating(_node: int, message: Message) -> bool:
-    return message.metadata.message_type == "evaluate"
-
-
-def never(_node: int, _message: Message) -> bool:
-    return False
-
-
-def dispatched(journal: list[dict[str, Any]]) -> Counter[tuple[Any, ...]]:
-    return Counter(
-        (event["round"], event["phase"], client)
-        for event in journal
-        if event["event"] in ("phase_started", "phase_extended")
-        for client in event["clients"]
-    )
-
-
-def outcomes(journal: list[dict[str, Any]]) -> Counter[tuple[Any, ...]]:
-    found = [event for event in journal if event["event"] in OUTCOMES]
-    return Counter((event["round"], event["phase"], event["client"]) for event in found)
 
 
 def test_a_round_ends_at_its_deadline_and_the_late_client_trains_again_later(start: Start) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from coldframe.controller import plots, report, results, timeline
-from coldframe.controller.records import gather
+from coldframe.controller.records import Run, gather
 from tests.unit.test_results import NAMES, make_events, write_journal
 from tests.unit.test_submission import NOTE
 
@@ -200,6 +200,42 @@ def test_lane_follows_the_kernels_limit_and_names_what_happened() -> None:
     assert second.failures == [START + 36]
     assert [phase for phase, _, _ in first.spans] == ["train", "evaluate"] * 3
     assert first.spans[0][1:] == (START + 4, START + 16)
+
+
+def test_timeline_shades_where_the_run_was_interrupted_and_marks_checkpoints_that_failed() -> None:
+    """The second round is the last one that was kept; the run is resumed 100 s later."""
+    events = make_events()
+    place = next(i for i, event in enumerate(events) if event.get("event") == "round" and event["round"] == 2)
+    at = events[place]["time"]
+    later = [{**event, "time": event["time"] + 100} for event in events[place + 1 :]]
+    resume = {"event": "resume", "run_id": "99", "resumed_from": "98", "round": 2, "resumed": 1}
+    failed = {"event": "checkpoint_failed", "round": 1, "reason": "OSError: no space"}
+    parts = [*events[:place], {"time": at - 5, **failed}, events[place], {"time": at + 100, **resume}, *later]
+    run = gather(parts)
+    assert run.gaps == [(at, at + 100)] and run.interrupted == 100
+
+    def drawn(run: Run) -> tuple[list[tuple[float, float]], list[float], set[str]]:
+        figure = timeline.draw(timeline.lanes(run, [], {}), run)
+        (axes,) = figure.axes
+        shaded = [(p.get_x(), p.get_x() + p.get_width()) for p in axes.patches if p.get_hatch()]
+        dotted = [float(line.get_xdata()[0]) for line in axes.lines if line.get_linestyle() == ":"]
+        return shaded, dotted, {text.get_text() for text in figure.legends[0].texts}
+
+    shaded, dotted, words = drawn(run)
+    assert shaded == [(at - START, at - START + 100)] and dotted == [at - 5 - START]
+    ours = {"interrupted, then resumed", "a checkpoint could not be written"}
+    assert ours <= words
+    shaded, dotted, words = drawn(gather(events))
+    assert shaded == dotted == [] and not ours & words
+
+
+def test_report_says_of_which_rounds_there_is_no_checkpoint(tmp_path: Path) -> None:
+    events = make_events()
+    failed = [
+        {"time": START + 30 + n, "event": "checkpoint_failed", "round": n, "reason": "x"} for n in (1, 2)
+    ]
+    text = make_report(tmp_path, [*events[:-1], *failed, events[-1]])[1].text
+    assert "1 failures, no checkpoint of round 1 and 1 more" in text
 
 
 def test_limit_before_the_first_change_is_the_inventorys_where_no_client_has_replied_yet() -> None:

@@ -1,0 +1,173 @@
+"""Asynchronous runs that go on from a checkpoint: with an order, to the model of a whole run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from coldframe.controller.records import gather
+from coldframe.controller.results import client_rows
+from coldframe.recording.checkpoint import CheckpointError, newest
+from coldframe.strategies import FedAsync, FedBuff, asynchronous
+from coldframe.strategies.asynchronous import Order, Planned
+from tests.unit.fl_runs import Killed, LocalGrid, Start, killed, of, resume, run_id, sha, starter, straggler
+
+ROUNDS = 6
+ARGS: dict[str, dict[str, Any]] = {
+    "sgd": {"strategy": "fedbuff", "strategy_args": '{"buffer_size": 3}'},
+    "momentum": {"strategy": "fedbuff", "strategy_args": '{"buffer_size": 3, "server_momentum": 0.9}'},
+    "adam": {
+        "strategy": "fedbuff",
+        "strategy_args": '{"buffer_size": 3, "server_optimizer": "adam", "server_learning_rate": 0.01}',
+    },
+    "fedasync": {"strategy": "fedasync", "strategy_args": '{"updates_per_round": 3}'},
+}
+
+
+@pytest.fixture
+def start(synthetic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
+    monkeypatch.setattr(asynchronous, "PAUSE", 0.01)
+    return starter(synthetic, tmp_path, monkeypatch)
+
+
+def last_first(grid: LocalGrid) -> None:
+    """Have the clients' replies come in another order."""
+    grid.last_first = True
+
+
+def cut(start: Start, monkeypatch: pytest.MonkeyPatch, number: int, **options: Any) -> None:
+    """Run until the middle of a round's aggregation."""
+    with monkeypatch.context() as patch:
+        killed(patch, number)
+        with pytest.raises(Killed):
+            start(**options)
+
+
+@pytest.mark.parametrize("name", ARGS)
+def test_a_replay_that_is_cut_off_goes_on_to_the_model_of_the_whole_run(
+    name: str, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though what was on its way is trained again, from the models that it was sent with."""
+    config = {**ARGS[name], "num_server_rounds": ROUNDS}
+    order = {"replay": "0"}
+    wanted, _ = start(prepare=straggler(5), **config)
+    cut(start, monkeypatch, 4, note={"settings": order}, prepare=last_first, **config)
+    found = newest(tmp_path / "runs" / "1")
+    assert found is not None and found.round == 3 and found.content["unkept"] == []
+    kept = found.value("strategy", "state", "strategy", "strategy", "", "state")
+    assert kept["lost"] and kept["updates"] and sum(kept["updates"].values()) == 9
+    assert set(kept["state"]["bases"]) == set(kept["state"]["sent"].values())
+    assert min(kept["state"]["bases"]) < kept["state"]["version"], "a model is needed that is not the newest"
+    journal = resume(start, tmp_path, "1", order, prepare=straggler(4), **config)
+    assert sha(journal) == sha(wanted)
+    keys = ("dispatch", "client", "base", "version", "weight", "round")
+    assert [[event[key] for key in keys] for event in of(journal, "update")] == [
+        [event[key] for key in keys] for event in of(wanted, "update")
+    ]
+    losses = [[event["round"], event["loss"]] for event in of(wanted, "round")]
+    assert [[event["round"], event["loss"]] for event in of(journal, "round")] == losses
+    assert journal[-1]["status"] == "completed" and not list(tmp_path.glob("runs/*/checkpoints"))
+
+
+@pytest.mark.parametrize("name", ["adam", "fedasync"])
+def test_a_run_that_goes_on_dispatches_anew_and_can_itself_be_replayed(
+    name: str, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {**ARGS[name], "num_server_rounds": ROUNDS}
+    cut(start, monkeypatch, 4, prepare=straggler(5), **config)
+    found = newest(tmp_path / "runs" / "0")
+    assert found is not None
+    kept = found.value("strategy", "state", "strategy", "strategy", "", "state")
+    assert kept["lost"] and kept["state"]["bases"] == kept["state"]["sent"] == {}
+    journal = resume(start, tmp_path, "0", prepare=straggler(5), **config)
+    assert journal[-1]["status"] == "completed"
+    updates = of(journal, "update")
+    assert len(updates) == 3 * ROUNDS and len({event["dispatch"] for event in updates}) == len(updates)
+    again = [event for event in updates if event["round"] > 3]
+    assert min(event["dispatch"] for event in again) >= kept["numbers"], "numbers go on"
+    assert min(event["base"] for event in again) >= kept["state"]["version"], "with the newest model"
+    versions = [event["version"] for event in updates]
+    assert versions == sorted(versions) and versions[-1] == (17 if name == "fedasync" else 5)
+    (given_up,) = [set(event["clients"]) for event in of(journal, "unanswered")][:1]
+    assert given_up and outcomes(journal) == dispatched(journal)
+    rows = [
+        row for row in client_rows(gather(journal)) if row["status"] == "ok" and row["dispatch"] is not None
+    ]
+    assert sorted(row["dispatch"] for row in rows) == sorted(event["dispatch"] for event in updates)
+    replayed, _ = start(note={"settings": {"replay": run_id(journal)}}, prepare=last_first, **config)
+    assert sha(replayed) == sha(journal)
+
+
+def outcomes(journal: list[dict[str, Any]]) -> Counter[tuple[Any, ...]]:
+    found = [(e["round"], e["client"]) for e in journal if e["event"] in ("reply", "failure")]
+    found += [(event["round"], name) for event in of(journal, "unanswered") for name in event["clients"]]
+    return Counter(found)
+
+
+def dispatched(journal: list[dict[str, Any]]) -> Counter[tuple[Any, ...]]:
+    events = [event for event in journal if event["event"] in ("phase_started", "phase_extended")]
+    return Counter((event["round"], name) for event in events for name in event["clients"])
+
+
+def test_an_order_cannot_begin_in_the_middle_of_a_run(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {**ARGS["sgd"], "num_server_rounds": ROUNDS}
+    start(**config)
+    cut(start, monkeypatch, 4, **config)
+    with pytest.raises(CheckpointError, match="FedBuff cannot be resumed: an order has to be given from"):
+        resume(start, tmp_path, "1", {"replay": "0"}, **config)
+
+
+def test_what_is_in_the_buffer_is_kept() -> None:
+    weights = {"w": np.ones(2), "n": np.array([3])}
+    one, other = (FedBuff(buffer_size=3, server_momentum=0.5).make_state(weights) for _ in range(2))
+    for state in (one, other):
+        for dispatch in range(3):
+            state.send(dispatch)
+    for dispatch in (0, 1):
+        one.add(dispatch, {"w": np.full(2, 0.5), "n": np.array([9])})
+    assert one.due == 2 and other.due == 0
+    other.load_state_dict(one.state_dict(), with_sent=True)
+    for state in (one, other):
+        state.add(2, {"w": np.full(2, 0.25), "n": np.array([4])})
+        state.apply()
+    assert other.version == one.version == 1 and other.bases == one.bases == 0
+    assert all(np.array_equal(one.weights[key], other.weights[key]) for key in weights)
+
+
+def test_an_order_that_goes_on_sends_what_was_lost_whatever_the_version() -> None:
+    """Of two dispatches of one client the second waits until it is free; what is used is not sent again."""
+    plans = [Planned(0, 1, 0, 1), Planned(1, 2, 0, 1), Planned(2, 1, 1, 2), Planned(3, 1, 2, 2)]
+    order = Order(plans)
+    order.go_on(1, {1: 1, 2: 1, 7: 1})
+    assert order.unused == 3 and order.sent_in(1) == 1 and order.sent_in(3) is None
+    assert [plan.dispatch for plan in order.next_dispatches(2, busy=[])] == [1, 2]
+    assert [plan.dispatch for plan in order.next_dispatches(2, busy=[1, 2])] == []
+    assert [plan.dispatch for plan in order.next_dispatches(2, busy=[2])] == [3]
+    assert [order.next_update([1, 2, 3], 2) for _ in range(3)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("kind", [FedBuff, FedAsync])
+def test_before_the_first_round_there_is_nothing_to_go_on_with(kind: Any) -> None:
+    found = kind().state_dict()
+    assert found["state"] is None and found["numbers"] == 0 and found["lost"] == {}
+
+
+def test_a_reply_that_waited_when_the_run_was_cut_off_has_no_update() -> None:
+    about = {"round": 1, "phase": "train", "client": "a", "partition_id": 0, "node_id": "1"}
+    update = {"dispatch": 4, "base": 0, "version": 0, "staleness": 0, "weight": 1.0, "reason": None}
+    resumed = {"resumed_from": "0", "run_id": "1", "round": 1, "resumed": 1}
+    run = gather(
+        [
+            {"time": 2.0, "event": "reply", **about, "seconds": 1.0},
+            {"time": 5.0, "event": "resume", **resumed},
+            {"time": 7.0, "event": "reply", **about, "seconds": 2.0},
+            {"time": 8.0, "event": "update", **about, **update},
+        ]
+    )
+    assert [reply.get("update", {}).get("dispatch") for reply in run.replies] == [None, 4]
