@@ -26,8 +26,15 @@ SCENARIO = {
     "timeline": [
         {"at": "0s", "do": "pause", "clients": "c1-0", "for": "1s"},
         {"round": 2, "do": "throttle", "clients": "small", "cpu": SLOW},
+        {"after": "0s", "do": "pause", "clients": "server-0", "for": "1s"},
     ],
-    "assert": ["limits_verified", "failures == 0"],
+    "assert": [
+        "limits_verified",
+        "failures == 0",
+        "no_lost_update",
+        "restarts == {}",
+        "recovery(pause) <= 1 rounds",
+    ],
 }
 # What it does, in the order of time, whatever else becomes of a run.
 PLAYED = [
@@ -35,6 +42,8 @@ PLAYED = [
     ("c1-0", "scenario ended", {"paused": False}),
     ("small", "scenario", {"cpu": SLOW}),
     ("small", "scenario ended", {"cpu": CPU}),
+    ("server-0", "scenario", {"paused": True}),
+    ("server-0", "scenario ended", {"paused": False}),
 ]
 
 
@@ -131,7 +140,7 @@ def test_runs_have_the_limits_of_their_points(study: Study) -> None:
 
 
 def test_every_run_has_the_same_scenario(study: Study) -> None:
-    """Played by the agents of two machines, in time, and read back; also where the controller was killed."""
+    """Played by the agents of all machines, in time, and read back; also where the controller was killed."""
     for row in rows(study.folder / "runs.csv"):
         folder = study.folder / "runs" / row["folder"]
         events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
@@ -139,12 +148,14 @@ def test_every_run_has_the_same_scenario(study: Study) -> None:
         told = [(event["client"], event["cause"], event["verified"]) for event in played]
         lasting = [item for item in told if item[0] == "small"]
         assert [item for item in told if item[0] == "c1-0"] == PLAYED[:2], row
+        assert [item for item in told if item[0] == "server-0"] == PLAYED[4:], row
         # The last one comes with the end of the run, or right after it.
-        assert lasting[:1] == PLAYED[2:3] and lasting in (PLAYED[2:], PLAYED[2:3]), row
+        assert lasting[:1] == PLAYED[2:3] and lasting in (PLAYED[2:4], PLAYED[2:3]), row
         assert all(event["holds"] for event in played)
         assert all(event["lateness"] <= 0.5 for event in played), played
         summary = json.loads((folder / "summary.json").read_text())
-        assert [item["passed"] for item in summary["assertions"]] == [True, True]
+        assert [item for item in summary["assertions"] if not item["passed"]] == []
+        assert len(summary["assertions"]) == len(SCENARIO["assert"])
         assert "<testsuite" in (folder / "assertions.xml").read_text()
 
 
