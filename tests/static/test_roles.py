@@ -14,6 +14,7 @@ from tests.static.repository import ROLES, ROOT, load, task_files, tasks_in
 # Variables of the inventory (docs/variables.md) that several roles share keep their one name.
 SHARED = {"fl_federation", "fl_address", "fl_port", "fl_metrics_port"}
 IMPORTS = {"ansible.builtin.import_tasks", "ansible.builtin.include_tasks"}
+INCLUDES = {"ansible.builtin.include_tasks", "ansible.builtin.include_role"}
 # What a task needs besides the module: no work can hide in these.
 IMPORT_KEYWORDS = {"name", "when", "tags", "vars", "loop", "loop_control"}
 DEFAULT_FILTER = re.compile(r"([\w.\[\]'\"]+)\s*\|\s*(?:default|d)\s*\(")
@@ -219,3 +220,17 @@ def test_clients_trust_no_authority_that_signs_for_the_monitoring() -> None:
     training, metrics = gateway.split("listen {{ fl_gateway_metrics_port }}")
     assert "pki/server.crt" in training and "metrics.crt" not in training
     assert "metrics/metrics.crt" in metrics and "pki/" not in metrics
+
+
+def test_no_condition_of_an_include_reads_what_the_include_sets() -> None:
+    """A condition is evaluated with the variables that its own task gives to what it includes, and not with
+    those that hold around it."""
+    shadowed = [
+        (str(task), name)
+        for path in task_files()
+        for task in tasks_in(path)
+        if INCLUDES & set(task.keys)
+        for name in task.keys.get("vars", {})
+        if re.search(rf"\b{name}\b", str(task.keys.get("when", "")))
+    ]
+    assert shadowed == []
