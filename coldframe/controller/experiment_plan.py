@@ -255,7 +255,7 @@ def lines(
     told += [f"  … and {len(of.points) - SHOWN} more points"] if len(of.points) > SHOWN else []
     if left:
         about = "known after the first run" if seconds is None else f"about {duration(seconds)}"
-        told.append(f"  time: {about}")
+        told.append(f"  time: {about}; after an interruption type the same command again")
     return told
 
 

@@ -48,7 +48,9 @@ def test_a_good_file_becomes_a_plan(preflight: Judge, tmp_path: Path) -> None:
     plan = answer["experiment"]
     assert plan["lines"][0] == "Experiment study: 8 runs (4 points x 2 seeds)"
     assert any("learning_rate 0.1, limits none (baseline)" in line for line in plan["lines"])
-    assert plan["lines"][-1] == "  time: known after the first run"
+    assert plan["lines"][-1] == (
+        "  time: known after the first run; after an interruption type the same command again"
+    )
     assert plan["folder"] == f"{tmp_path}/results/experiments/study"
     assert plan["limits"] == [{"one": {"one-0": {"cpu": 0.1}}}] * 2
     assert len(plan["runs"]) == 8 and [run["note"]["seed"] for run in plan["runs"]] == [0] * 4 + [1] * 4
