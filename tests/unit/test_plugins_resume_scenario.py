@@ -123,3 +123,11 @@ def test_the_scenario_of_a_run_that_goes_on_is_left_alone(
     assert bool(resume(tmp_path, answer, staged={"two": "8"}, going=["8"], **run)) is not beside
     asked = ["server resume 7", *(["server follow 9"] if beside else [])]
     assert log.read_text().splitlines() == asked
+
+
+def test_a_run_that_has_been_resumed_is_followed_also_where_an_agent_does_not_answer(
+    log: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "agent" / "agent.sock").unlink()
+    assert resume(tmp_path, RESUMES, staged={"two": "8"}, going=["8"], interrupt=True) == 0
+    assert log.read_text().splitlines() == ["server resume 7", "server follow 9"]
