@@ -48,6 +48,7 @@ echo "FOLLOW-STARTED $d"
 """
 
 # The state is read before the log, so that the log of an ended command is whole. Base64 survives a terminal.
+# What has just written something may be about to end: at first it is looked at more often.
 POLL = """\
 d={directory}; i=0; state=running
 while :; do
@@ -58,7 +59,8 @@ while :; do
   fi
   size=$(wc -c <"$d/log")
   if [ "$size" -gt {offset} ] || [ "$i" -ge {looks} ]; then break; fi
-  i=$((i + 1)); sleep 0.5
+  i=$((i + 1))
+  if [ "$i" -le 5 ]; then sleep 0.1; else sleep 0.5; fi
 done
 printf 'FOLLOW-STATE %s ' "$state"
 tail -c +{start} "$d/log" 2>/dev/null | head -c {chunk} | base64 -w0

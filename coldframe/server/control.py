@@ -477,7 +477,7 @@ WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def follow(
-    client: ControlHttpClient, run_id: str, poll: float = 0.5, until: Mapping[str, float] | None = None
+    client: ControlHttpClient, run_id: str, poll: float = 0.2, until: Mapping[str, float] | None = None
 ) -> dict[str, Any]:
     """Print a line per round as it happens, until the run has ended; return its status.
 
