@@ -195,10 +195,11 @@ def _hand_over(source: Path, target: Path, found: Checkpoint) -> None:
     (target / "journal.jsonl").write_bytes(_up_to(source / "journal.jsonl", found.content["journal"]))
     journal = Journal(target / "journal.jsonl")
     events = read_journal(journal.path)
+    times = sum(event["event"] == "resume" for event in events) + 1
+    # This comes first: the interruption is the time since the event before it.
+    journal.append("resume", run_id=target.name, resumed_from=source.name, round=found.round, resumed=times)
     for (number, phase), clients in _on_their_way(events).items():
         journal.append("unanswered", round=number, phase=phase, clients=clients)
-    times = sum(event["event"] == "resume" for event in events) + 1
-    journal.append("resume", run_id=target.name, resumed_from=source.name, round=found.round, resumed=times)
     journal.close()
     _take_along(source / "app" / "files", target / "app" / "files")
 
@@ -223,13 +224,17 @@ def _up_to(path: Path, size: int) -> bytes:
     """Return the whole lines among the first bytes of a journal.
 
     A run that was resumed and broke off before it had a checkpoint of its own has that of the run before, and
-    in its journal, after that size, the event that says so: it belongs to them.
+    in its journal, after that size, the event that says so, and what was given up then: they belong to them.
     """
     whole = path.read_bytes()
     kept = whole[: whole.rfind(b"\n", 0, size) + 1]
+    resumed = False
     for line in whole[len(kept) :].splitlines(keepends=True):
-        if b'"event": "resume"' not in line or not line.endswith(b"\n"):
+        resumes = b'"event": "resume"' in line
+        given_up = resumed and b'"event": "unanswered"' in line
+        if not (resumes or given_up) or not line.endswith(b"\n"):
             break
+        resumed = True
         kept += line
     return kept
 

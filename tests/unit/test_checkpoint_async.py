@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 
 from coldframe.controller.records import gather
-from coldframe.controller.results import client_rows
-from coldframe.recording.checkpoint import CheckpointError, newest
+from coldframe.controller.results import client_rows, summarise
+from coldframe.recording import checkpoint
+from coldframe.recording.checkpoint import CheckpointError, ancestors, newest
+from coldframe.recording.journal import Journal, read_journal
 from coldframe.strategies import FedAsync, FedBuff, asynchronous
 from coldframe.strategies.asynchronous import Order, Planned
 from tests.unit.fl_runs import Killed, LocalGrid, Start, killed, of, resume, run_id, sha, starter, straggler
@@ -100,6 +103,48 @@ def test_a_run_that_goes_on_dispatches_anew_and_can_itself_be_replayed(
     assert sorted(row["dispatch"] for row in rows) == sorted(event["dispatch"] for event in updates)
     replayed, _ = start(note={"settings": {"replay": run_id(journal)}}, prepare=last_first, **config)
     assert sha(replayed) == sha(journal)
+
+
+def test_the_interruption_begins_at_the_last_event_that_was_kept(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run, too, that was resumed and broke off before it had a checkpoint of its own."""
+    config = {**ARGS["sgd"], "num_server_rounds": ROUNDS}
+    cut(start, monkeypatch, 4, prepare=straggler(5), **config)
+    found = newest(tmp_path / "runs" / "0")
+    assert found is not None
+    before = (tmp_path / "runs" / "0" / "journal.jsonl").read_bytes()[: found.content["journal"]]
+    last = json.loads(before.splitlines()[-1])["time"]
+    with monkeypatch.context() as patch:
+        killed(patch, 4)
+        with pytest.raises(Killed):
+            resume(start, tmp_path, "0", prepare=straggler(5), **config)
+    cut_again = read_journal(tmp_path / "runs" / "1" / "journal.jsonl")
+    (resumed,) = of(cut_again, "resume")
+    given_up = cut_again[cut_again.index(resumed) + 1]
+    assert given_up["event"] == "unanswered"
+    assert gather(cut_again).gaps == [(last, resumed["time"])]
+
+    journal = resume(start, tmp_path, "1", prepare=straggler(5), **config)
+    assert journal[-1]["status"] == "completed" and outcomes(journal) == dispatched(journal)
+    first, second = of(journal, "resume")
+    assert (first, second["resumed"]) == (resumed, 2) and given_up in journal
+    assert ancestors(tmp_path / "runs" / "2") == ["0", "1"]
+    run = gather(journal)
+    assert run.gaps == [(last, first["time"]), (given_up["time"], second["time"])]
+    summary = summarise(run, run_id="2")
+    assert (summary["resumed"], summary["resumed_from"]) == (2, "1")
+    assert summary["interrupted_seconds"] == pytest.approx(second["time"] - last, abs=0.05)
+
+
+def test_what_a_run_has_given_up_at_its_end_is_not_kept(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path)
+    journal.append("phase_started", round=1, phase="train", clients=["a"])
+    size = journal.size()
+    journal.append("unanswered", round=1, phase="train", clients=["a"])
+    journal.close()
+    assert checkpoint._up_to(path, size) == path.read_bytes()[:size]
 
 
 def outcomes(journal: list[dict[str, Any]]) -> Counter[tuple[Any, ...]]:
