@@ -36,7 +36,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from coldframe.recording import files, state
-from coldframe.recording.journal import Journal, read_journal
+from coldframe.recording.journal import ABSENT, Journal, read_journal
 from coldframe.recording.replies import BAD_REPLY, clean
 from coldframe.recording.roster import Client
 from coldframe.recording.rounds import Recorder, innermost
@@ -212,12 +212,17 @@ def _on_their_way(events: Iterable[Mapping[str, Any]]) -> dict[tuple[int | None,
         if kind in ("phase_started", "phase_extended", "unanswered"):
             for client in event["clients"]:
                 open_[event["round"], event["phase"], client] += -1 if kind == "unanswered" else 1
-        elif kind in ("reply", "late") or (kind == "failure" and event["code"] != BAD_REPLY):
+        elif kind in ("reply", "late") or (kind == "failure" and _is_outcome(event)):
             open_[event["round"], event["phase"], event["client"]] -= 1
     found: dict[tuple[int | None, str], list[str]] = {}
     for number, phase, client in open_.elements():
         found.setdefault((number, phase), []).append(client)
     return found
+
+
+def _is_outcome(failure: Mapping[str, Any]) -> bool:
+    """Whether a failure is that of a message: it has no reply, and one was sent."""
+    return failure["code"] != BAD_REPLY and not str(failure["reason"]).startswith(ABSENT)
 
 
 def _up_to(path: Path, size: int) -> bytes:

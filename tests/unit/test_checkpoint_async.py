@@ -14,7 +14,7 @@ from coldframe.controller.records import gather
 from coldframe.controller.results import client_rows, summarise
 from coldframe.recording import checkpoint
 from coldframe.recording.checkpoint import CheckpointError, ancestors, newest
-from coldframe.recording.journal import Journal, read_journal
+from coldframe.recording.journal import ABSENT, Journal, read_journal
 from coldframe.strategies import FedAsync, FedBuff, asynchronous
 from coldframe.strategies.asynchronous import Order, Planned
 from tests.unit.fl_runs import Killed, LocalGrid, Start, killed, of, resume, run_id, sha, starter, straggler
@@ -145,6 +145,15 @@ def test_what_a_run_has_given_up_at_its_end_is_not_kept(tmp_path: Path) -> None:
     journal.append("unanswered", round=1, phase="train", clients=["a"])
     journal.close()
     assert checkpoint._up_to(path, size) == path.read_bytes()[:size]
+
+
+def test_a_client_that_was_not_connected_leaves_its_open_message_open() -> None:
+    about = {"event": "failure", "round": 2, "phase": "train", "client": "a", "code": 1}
+    asked = {"event": "phase_started", "round": 2, "phase": "train", "clients": ["a", "b"]}
+    gone, away = "the client restarted", f"{ABSENT} train began"
+    open_ = {(2, "train"): ["a", "b"]}
+    assert checkpoint._on_their_way([asked, {**about, "reason": away}]) == open_
+    assert checkpoint._on_their_way([asked, {**about, "reason": gone}]) == {(2, "train"): ["b"]}
 
 
 def outcomes(journal: list[dict[str, Any]]) -> Counter[tuple[Any, ...]]:
