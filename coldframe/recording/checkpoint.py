@@ -460,7 +460,7 @@ class Checkpoints:
         """Note what a strategy is before its first round; say whether it is the first."""
         if self._strategy is None:
             self._strategy = strategy
-            self._before, _ = state.capture(strategy, Blobs())
+            self._before, _ = state.capture(strategy, Blobs(), begun=False)
         return self._strategy is strategy
 
     def _go_on(
@@ -516,7 +516,7 @@ class Checkpoints:
                 "metrics": {phase: dict(found) for phase, found in self._memory.metrics.items()},
                 "unkept": unkept,
             }
-        except Exception as error:  # arrays of a kind that nobody knows: the run goes on without
+        except Exception as error:  # Untold, arrays of a kind that nobody knows: the run goes on without
             self._failed(number, error)
             return
         snapshot = Snapshot(number, content, blobs.seal(), time.monotonic() - start)
@@ -555,7 +555,7 @@ def is_untold(strategy: Any) -> bool:
     """Whether a strategy is asynchronous, so that messages are always on their way, and does not tell what it
     needs to go on without them."""
     inner = innermost(strategy)
-    return hasattr(inner, HOOK) and not hasattr(inner, "load_state_dict")
+    return hasattr(inner, HOOK) and not (hasattr(inner, "load_state_dict") and hasattr(inner, "state_dict"))
 
 
 def told_of(clients: Iterable[Client]) -> list[list[Any]]:
