@@ -290,7 +290,10 @@ def restore(strategy: Any, state: Mapping[str, Any], blobs: Mapping[str, bytes |
         current = getattr(strategy, name, None)
         place = f"{type(strategy).__name__}.{name}"
         if name == WHOLE:
-            strategy.load_state_dict(decode(tree["state"], blobs))
+            if hasattr(strategy, "load_state_dict"):
+                strategy.load_state_dict(decode(tree["state"], blobs))
+            else:  # the run goes on with another strategy
+                lost.append(type(strategy).__name__)
             continue
         if "strategy" in tree:
             if isinstance(current, Strategy | LegacyStrategy):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,68 @@ def outcomes(journal: list[dict[str, Any]]) -> Counter[tuple[Any, ...]]:
 def dispatched(journal: list[dict[str, Any]]) -> Counter[tuple[Any, ...]]:
     events = [event for event in journal if event["event"] in ("phase_started", "phase_extended")]
     return Counter((event["round"], name) for event in events for name in event["clients"])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "anew"),
+    [
+        ("sgd", "adam", "Adam"),
+        ("adam", "momentum", "Sgd"),
+        ("fedasync", "momentum", "Buffer, Sgd"),
+        ("adam", "fedasync", "Mixture"),
+        ("adam", "fedavg", "FedAvg"),
+        ("fedavg", "adam", ""),
+        ("momentum", "sgd", ""),
+    ],
+)
+def test_another_strategy_or_optimiser_goes_on_with_the_model_and_begins_anew(
+    before: str,
+    after: str,
+    anew: str,
+    start: Start,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configs = {**ARGS, "fedavg": {"strategy": "fedavg"}}
+    cut(start, monkeypatch, 4, num_server_rounds=ROUNDS, **configs[before])
+    caplog.clear()
+    journal = resume(start, tmp_path, "0", num_server_rounds=ROUNDS, **configs[after])
+    assert journal[-1]["status"] == "completed"
+    told = re.findall("egins anew, since the checkpoint has .*: (.*)", caplog.text + capsys.readouterr().err)
+    assert told == ([anew] if anew else [])
+    losses = [event["loss"] for event in of(journal, "round")]
+    assert len(losses) == ROUNDS + 1 and losses[4] < losses[0], "it is the model that was trained"
+    versions = [event["version"] for event in of(journal, "update")]
+    assert versions == sorted(versions), "they go on"
+
+
+def test_an_optimiser_takes_nothing_of_another_one() -> None:
+    weights = {"w": np.ones(2)}
+    settings = ({"server_optimizer": "adam"}, {"server_momentum": 0.5})
+    for one, other in (settings, settings[::-1]):
+        states = [FedBuff(buffer_size=1, **kind).make_state(weights) for kind in (one, other, other)]
+        states[0].send(0)
+        states[0].add(0, {"w": np.full(2, 0.5)})
+        states[0].apply()
+        kind = type(states[1].optimizer).__name__
+        assert states[1].load_state_dict(states[0].state_dict()) == [kind] and states[1].version == 1
+        for state in states[1:]:
+            state.send(1)
+            state.add(1, {"w": np.full(2, 0.25)})
+            state.apply()
+        assert np.array_equal(states[1].weights["w"], states[2].weights["w"]), "as one that is new"
+
+
+def test_a_buffer_takes_nothing_of_another_strategy() -> None:
+    weights = {"w": np.ones(2)}
+    mixture, buffer = FedAsync().make_state(weights), FedBuff().make_state(weights)
+    mixture.send(0)
+    mixture.add(0, {"w": np.zeros(2)})
+    assert mixture.due == 1
+    assert buffer.load_state_dict(mixture.state_dict()) == ["Buffer", "Sgd"]
+    assert (buffer.due, buffer.version) == (0, 1)
 
 
 def test_an_order_cannot_begin_in_the_middle_of_a_run(
