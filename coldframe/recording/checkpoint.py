@@ -36,7 +36,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from coldframe.recording import files, state
-from coldframe.recording.journal import Journal, read_journal
+from coldframe.recording.journal import ABSENT, Journal, read_journal
 from coldframe.recording.replies import BAD_REPLY, clean
 from coldframe.recording.roster import Client
 from coldframe.recording.rounds import Recorder, innermost
@@ -195,10 +195,11 @@ def _hand_over(source: Path, target: Path, found: Checkpoint) -> None:
     (target / "journal.jsonl").write_bytes(_up_to(source / "journal.jsonl", found.content["journal"]))
     journal = Journal(target / "journal.jsonl")
     events = read_journal(journal.path)
+    times = sum(event["event"] == "resume" for event in events) + 1
+    # This comes first: the interruption is the time since the event before it.
+    journal.append("resume", run_id=target.name, resumed_from=source.name, round=found.round, resumed=times)
     for (number, phase), clients in _on_their_way(events).items():
         journal.append("unanswered", round=number, phase=phase, clients=clients)
-    times = sum(event["event"] == "resume" for event in events) + 1
-    journal.append("resume", run_id=target.name, resumed_from=source.name, round=found.round, resumed=times)
     journal.close()
     _take_along(source / "app" / "files", target / "app" / "files")
 
@@ -211,7 +212,7 @@ def _on_their_way(events: Iterable[Mapping[str, Any]]) -> dict[tuple[int | None,
         if kind in ("phase_started", "phase_extended", "unanswered"):
             for client in event["clients"]:
                 open_[event["round"], event["phase"], client] += -1 if kind == "unanswered" else 1
-        elif kind in ("reply", "late") or (kind == "failure" and event["code"] != BAD_REPLY):
+        elif kind in ("reply", "late") or (kind == "failure" and _is_outcome(event)):
             open_[event["round"], event["phase"], event["client"]] -= 1
     found: dict[tuple[int | None, str], list[str]] = {}
     for number, phase, client in open_.elements():
@@ -219,17 +220,26 @@ def _on_their_way(events: Iterable[Mapping[str, Any]]) -> dict[tuple[int | None,
     return found
 
 
+def _is_outcome(failure: Mapping[str, Any]) -> bool:
+    """Whether a failure is that of a message: it has no reply, and one was sent."""
+    return failure["code"] != BAD_REPLY and not str(failure["reason"]).startswith(ABSENT)
+
+
 def _up_to(path: Path, size: int) -> bytes:
     """Return the whole lines among the first bytes of a journal.
 
     A run that was resumed and broke off before it had a checkpoint of its own has that of the run before, and
-    in its journal, after that size, the event that says so: it belongs to them.
+    in its journal, after that size, the event that says so, and what was given up then: they belong to them.
     """
     whole = path.read_bytes()
     kept = whole[: whole.rfind(b"\n", 0, size) + 1]
+    resumed = False
     for line in whole[len(kept) :].splitlines(keepends=True):
-        if b'"event": "resume"' not in line or not line.endswith(b"\n"):
+        resumes = b'"event": "resume"' in line
+        given_up = resumed and b'"event": "unanswered"' in line
+        if not (resumes or given_up) or not line.endswith(b"\n"):
             break
+        resumed = True
         kept += line
     return kept
 
@@ -450,7 +460,7 @@ class Checkpoints:
         """Note what a strategy is before its first round; say whether it is the first."""
         if self._strategy is None:
             self._strategy = strategy
-            self._before, _ = state.capture(strategy, Blobs())
+            self._before, _ = state.capture(strategy, Blobs(), begun=False)
         return self._strategy is strategy
 
     def _go_on(
@@ -506,7 +516,7 @@ class Checkpoints:
                 "metrics": {phase: dict(found) for phase, found in self._memory.metrics.items()},
                 "unkept": unkept,
             }
-        except Exception as error:  # arrays of a kind that nobody knows: the run goes on without
+        except Exception as error:  # Untold, arrays of a kind that nobody knows: the run goes on without
             self._failed(number, error)
             return
         snapshot = Snapshot(number, content, blobs.seal(), time.monotonic() - start)
@@ -545,7 +555,7 @@ def is_untold(strategy: Any) -> bool:
     """Whether a strategy is asynchronous, so that messages are always on their way, and does not tell what it
     needs to go on without them."""
     inner = innermost(strategy)
-    return hasattr(inner, HOOK) and not hasattr(inner, "load_state_dict")
+    return hasattr(inner, HOOK) and not (hasattr(inner, "load_state_dict") and hasattr(inner, "state_dict"))
 
 
 def told_of(clients: Iterable[Client]) -> list[list[Any]]:

@@ -13,7 +13,7 @@ Events (each line has `time`, unix seconds, and `event`):
 - `partition`: client, partition_id, class_counts [samples per class] (as its first reply tells it)
 - `phase_extended`: round, phase, clients [names] (more of the phase that was started last)
 - `unanswered`: round, phase, clients [names] (the app never asked for their replies, or the run was
-  interrupted meanwhile: then it stands before `resume`)
+  interrupted meanwhile: then it follows `resume`)
 - `failure`: round, phase, client, partition_id, node_id, code, reason (after a `reply` of the same message:
   that was refused)
 - `policy`: applied, reason (why not), deadline (seconds or "auto"), goal, minimum, late (drop or fold),
@@ -43,7 +43,8 @@ Events (each line has `time`, unix seconds, and `event`):
   unkept [attributes of the strategy that it cannot hold]
 - `checkpoint_failed`: round, reason (no checkpoint of that round is there: the one before it still holds)
 - `resume`: run_id, resumed_from (the run before it), round (the last one that was kept), resumed (how many
-  times by now); a `run_started` follows. What came after that round is in the journal of the run before alone
+  times by now); a `run_started` follows, after what is `unanswered`. What came after that round is in the
+  journal of the run before alone
 - `model_saved`: path, sha256, bytes
 - `run_finished`: status (completed, failed, diverged or stopped), error
 

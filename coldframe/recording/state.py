@@ -13,7 +13,6 @@ import sys
 import types
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import PurePath
 from typing import Any
 
@@ -21,6 +20,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 from flwr.server.strategy import Strategy as LegacyStrategy
 from flwr.serverapp.strategy import Strategy
+
+from coldframe.recording.updates import HOOK
 
 RECORDS: dict[str, type[ArrayRecord | ConfigRecord | MetricRecord]] = {
     kind.__name__: kind for kind in (ArrayRecord, ConfigRecord, MetricRecord)
@@ -40,6 +41,10 @@ WHOLE = ""  # in the place of an attribute's name: the strategy itself
 
 class Unkept(TypeError):
     """A value that a checkpoint cannot hold."""
+
+
+class Untold(Exception):
+    """An asynchronous strategy whose `state_dict` fails, or tells what a checkpoint cannot hold."""
 
 
 class Blobs:
@@ -185,33 +190,47 @@ def has_blobs(tree: Any) -> bool:
 # --- attributes
 
 
-def capture(strategy: Any, blobs: Blobs, within: tuple[int, ...] = ()) -> tuple[dict[str, Any], list[str]]:
+def capture(
+    strategy: Any, blobs: Blobs, within: tuple[int, ...] = (), begun: bool = True
+) -> tuple[dict[str, Any], list[str]]:
     """Return what the attributes of a strategy hold, and the names of those that cannot be kept.
 
-    One with a `state_dict` and a `load_state_dict` of its own is captured by these, if what they tell can be
-    kept. A strategy that it wraps is captured likewise, and what has these two methods, as torch's modules
-    and optimisers and the accountant of differential privacy have, by them. Functions, classes, modules and
-    paths are no state.
+    One with a `state_dict` and a `load_state_dict` of its own is captured by these, if they work and what
+    they tell can be kept; else by its attributes. A strategy that it wraps is captured likewise, and what has
+    these two methods, as torch's modules and optimisers and the accountant of differential privacy have, by
+    them. Functions, classes, modules and paths are no state.
+
+    Raises
+    ------
+    Untold
+        If that of an asynchronous strategy that has `begun` does not work. Its attributes would not do: they
+        count messages on their way of which nobody knows afterwards.
     """
     found: dict[str, Any] = {}
     unkept: list[str] = []
     within = (*within, id(strategy))
     if (state := _own_state(strategy)) is not None:
-        with suppress(Unkept):
+        try:
             return {WHOLE: {"state": encode(state(), blobs)}}, []
+        except Exception as error:  # Unkept, or what a foreign state_dict raises
+            if begun and hasattr(strategy, HOOK):
+                reason = f"{type(error).__name__}: {error}"
+                raise Untold(f"{type(strategy).__name__}'s state_dict cannot be used: {reason}") from error
     for name, value in vars(strategy).items():
         place = f"{type(strategy).__name__}.{name}"
         try:
             if isinstance(value, Strategy | LegacyStrategy):
                 if id(value) not in within:
-                    inner, lost = capture(value, blobs, within)
+                    inner, lost = capture(value, blobs, within, begun)
                     found[name] = {"strategy": inner}
                     unkept += lost
             elif (state := _own_state(value)) is not None:
                 found[name] = {"state": encode(state(), blobs)}
             elif not isinstance(value, NO_STATE):
                 found[name] = {"value": encode(value, blobs)}
-        except Exception as error:  # Unkept, or what a foreign state_dict raises
+        except Untold:
+            raise
+        except Exception as error:
             unkept.append(f"{place} ({str(error) or type(error).__name__})")
     return found, unkept
 
@@ -271,7 +290,10 @@ def restore(strategy: Any, state: Mapping[str, Any], blobs: Mapping[str, bytes |
         current = getattr(strategy, name, None)
         place = f"{type(strategy).__name__}.{name}"
         if name == WHOLE:
-            strategy.load_state_dict(decode(tree["state"], blobs))
+            if hasattr(strategy, "load_state_dict"):
+                strategy.load_state_dict(decode(tree["state"], blobs))
+            else:  # the run goes on with another strategy
+                lost.append(type(strategy).__name__)
             continue
         if "strategy" in tree:
             if isinstance(current, Strategy | LegacyStrategy):

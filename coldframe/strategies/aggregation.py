@@ -191,18 +191,27 @@ class State(ABC):
         """Return what there is besides the model: the version, what is in the buffer, and the dispatches that
         are not answered yet, with their models where those are kept."""
         return {
-            **{"version": self.version, "discarded": self.discarded},
+            **{"kind": type(self).__name__, "version": self.version, "discarded": self.discarded},
             **{"sent": dict(self._sent), "bases": {key: dict(base) for key, base in self._bases.items()}},
             "own": {name: copy(getattr(self, name)) for name in self.kept},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], with_sent: bool = False) -> None:
-        """Take over what `state_dict` has returned; the dispatches only if they are to be sent again."""
+    def load_state_dict(self, state: Mapping[str, Any], with_sent: bool = False) -> list[str]:
+        """Take over what `state_dict` has returned; the dispatches only if they are to be sent again.
+
+        Returns
+        -------
+        list of str
+            What begins anew, since it was another class's: the versions go on all the same.
+        """
         self.version, self.discarded = state["version"], state["discarded"]
         if with_sent:
             self._sent, self._bases = dict(state["sent"]), dict(state["bases"])
+        if state.get("kind") != type(self).__name__:
+            return [type(self).__name__]
         for name, value in state["own"].items():
             setattr(self, name, value)
+        return []
 
     kept: tuple[str, ...] = ("_count",)  # attributes that describe what is in the buffer
 
@@ -296,12 +305,17 @@ class Buffer(State):
 
     def state_dict(self) -> dict[str, Any]:
         """Return that of any server, and the optimiser's."""
-        return {**super().state_dict(), "optimizer": self.optimizer.state_dict()}
+        optimizer = {"kind": type(self.optimizer).__name__, **self.optimizer.state_dict()}
+        return {**super().state_dict(), "optimizer": optimizer}
 
-    def load_state_dict(self, state: Mapping[str, Any], with_sent: bool = False) -> None:
-        """Take it over."""
-        super().load_state_dict(state, with_sent)
-        self.optimizer.load_state_dict(state["optimizer"])
+    def load_state_dict(self, state: Mapping[str, Any], with_sent: bool = False) -> list[str]:
+        """Take it over; of another optimiser nothing."""
+        anew = super().load_state_dict(state, with_sent)
+        kept, kind = state.get("optimizer", {}), type(self.optimizer).__name__
+        if kept.get("kind") != kind:
+            return [*anew, kind]
+        self.optimizer.load_state_dict(kept)
+        return anew
 
     @property
     def due(self) -> int:

@@ -308,8 +308,10 @@ class Asynchronous(FedAvg):
             # To send a message again takes the model that it had.
             self.state.keeps_bases = self.state.keeps_bases or self._order is not None
             if self._earlier is not None:
-                self.state.load_state_dict(self._earlier, with_sent=self._order is not None)
+                anew = self.state.load_state_dict(self._earlier, with_sent=self._order is not None)
                 self._earlier = None
+                if anew:  # the run goes on with another strategy or optimiser
+                    log(WARNING, "Begins anew, since the checkpoint has another's state: %s", ", ".join(anew))
         self.state.weights = weights
         self._round, self._config, self._failed = server_round, config, set()
         self._sendable: tuple[int, ArrayRecord] = (self.state.version, arrays)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import threading
 from collections import Counter, deque
 from collections.abc import Iterable
@@ -25,7 +26,7 @@ from coldframe.recording import checkpoint
 from coldframe.recording.checkpoint import CheckpointError, Checkpoints, newest, read, rounds_of
 from coldframe.recording.journal import Journal, read_journal
 from coldframe.recording.probes import Probes
-from coldframe.recording.rounds import Recorder
+from coldframe.recording.rounds import Recorder, innermost
 from coldframe.server import control
 from fl import strategy, work
 from tests.unit.fl_runs import NODES, Killed, LocalGrid, Start, killed, of, resume, sha
@@ -422,6 +423,78 @@ def test_of_an_asynchronous_strategy_that_does_not_tell_its_state_none_is_taken_
         CheckpointError, match="Another waits for no client, has no state_dict, and cannot be"
     ):
         later.is_past(chosen, 1)
+
+
+class Telling(FedAvg):
+    """Has a `state_dict` of its own, which needs what is there only after so many rounds."""
+
+    def __init__(self, works_from: int) -> None:
+        super().__init__()
+        self.works_from, self.rounds = works_from, 0
+        self.loaded: list[Any] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.rounds < self.works_from:
+            raise AttributeError("no round has been")
+        return {"rounds": self.rounds}
+
+    def load_state_dict(self, found: dict[str, Any]) -> None:
+        self.loaded.append(found)
+
+
+class TellingUpdates(Telling):
+    def note_update(self, node_id: int, update: Any) -> None:
+        """As asynchronous strategies have it."""
+
+
+def go_through(taken: Checkpoints, chosen: Any, rounds: Iterable[int]) -> None:
+    """Begin so many rounds; `chosen` counts them, or what it wraps."""
+    for number in rounds:
+        configure(taken, chosen, number)
+        innermost(chosen).rounds += 1
+    taken.close()
+
+
+@pytest.mark.parametrize("wrap", [lambda it: it, lambda it: strategy.Reproducible(it, 1)])
+def test_a_state_dict_that_fails_ends_no_run(wrap: Any, tmp_path: Path, task: None) -> None:
+    """Attributes take its place, as long as it fails."""
+    go_through(direct(tmp_path), wrap(Telling(9)), (1, 2, 3))
+    again = Telling(9)
+    go_through(direct(tmp_path, kept_of(tmp_path)), wrap(again), (3,))
+    assert again.rounds == 3 and again.loaded == []
+    shutil.rmtree(tmp_path / "runs")
+    go_through(direct(tmp_path), wrap(Telling(1)), (1, 2, 3))
+    again = Telling(1)
+    go_through(direct(tmp_path, kept_of(tmp_path)), wrap(again), (3,))
+    assert again.loaded == [{"rounds": 2}]
+
+
+@pytest.mark.parametrize("wrap", [lambda it: it, lambda it: strategy.Reproducible(it, 1)])
+def test_of_an_asynchronous_strategy_attributes_do_not_take_its_place(
+    wrap: Any, tmp_path: Path, task: None
+) -> None:
+    go_through(direct(tmp_path), wrap(TellingUpdates(9)), (1, 2, 3))
+    assert newest(tmp_path / "runs" / "1") is None
+    events = read_journal(tmp_path / "runs" / "1" / "journal.jsonl")
+    assert [event["round"] for event in of(events, "checkpoint_failed")] == [1, 2]
+    wanted = "Untold: TellingUpdates's state_dict cannot be used: AttributeError: no round has been"
+    assert {event["reason"] for event in of(events, "checkpoint_failed")} == {wanted}
+    go_through(direct(tmp_path), wrap(TellingUpdates(1)), (1, 2, 3))
+    again = TellingUpdates(1)
+    go_through(direct(tmp_path, kept_of(tmp_path)), wrap(again), (3,))
+    assert again.loaded == [{"rounds": 2}], "that it fails before the first round costs nothing"
+
+
+def test_an_asynchronous_strategy_that_takes_a_state_and_tells_none_has_no_checkpoints(
+    tmp_path: Path, task: None
+) -> None:
+    class Half(FedAvg):
+        load_state_dict = Telling.load_state_dict
+        note_update = TellingUpdates.note_update
+        rounds = 0
+
+    go_through(direct(tmp_path), Half(), (1, 2, 3))
+    assert newest(tmp_path / "runs" / "1") is None and checkpoint.is_untold(Half())
 
 
 def test_several_strategies_in_turn_have_no_checkpoints(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,10 @@ import numpy as np
 import pytest
 
 from coldframe.controller.records import gather
-from coldframe.controller.results import client_rows
-from coldframe.recording.checkpoint import CheckpointError, newest
+from coldframe.controller.results import client_rows, summarise
+from coldframe.recording import checkpoint
+from coldframe.recording.checkpoint import CheckpointError, ancestors, newest
+from coldframe.recording.journal import ABSENT, Journal, read_journal
 from coldframe.strategies import FedAsync, FedBuff, asynchronous
 from coldframe.strategies.asynchronous import Order, Planned
 from tests.unit.fl_runs import Killed, LocalGrid, Start, killed, of, resume, run_id, sha, starter, straggler
@@ -102,6 +106,57 @@ def test_a_run_that_goes_on_dispatches_anew_and_can_itself_be_replayed(
     assert sha(replayed) == sha(journal)
 
 
+def test_the_interruption_begins_at_the_last_event_that_was_kept(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run, too, that was resumed and broke off before it had a checkpoint of its own."""
+    config = {**ARGS["sgd"], "num_server_rounds": ROUNDS}
+    cut(start, monkeypatch, 4, prepare=straggler(5), **config)
+    found = newest(tmp_path / "runs" / "0")
+    assert found is not None
+    before = (tmp_path / "runs" / "0" / "journal.jsonl").read_bytes()[: found.content["journal"]]
+    last = json.loads(before.splitlines()[-1])["time"]
+    with monkeypatch.context() as patch:
+        killed(patch, 4)
+        with pytest.raises(Killed):
+            resume(start, tmp_path, "0", prepare=straggler(5), **config)
+    cut_again = read_journal(tmp_path / "runs" / "1" / "journal.jsonl")
+    (resumed,) = of(cut_again, "resume")
+    given_up = cut_again[cut_again.index(resumed) + 1]
+    assert given_up["event"] == "unanswered"
+    assert gather(cut_again).gaps == [(last, resumed["time"])]
+
+    journal = resume(start, tmp_path, "1", prepare=straggler(5), **config)
+    assert journal[-1]["status"] == "completed" and outcomes(journal) == dispatched(journal)
+    first, second = of(journal, "resume")
+    assert (first, second["resumed"]) == (resumed, 2) and given_up in journal
+    assert ancestors(tmp_path / "runs" / "2") == ["0", "1"]
+    run = gather(journal)
+    assert run.gaps == [(last, first["time"]), (given_up["time"], second["time"])]
+    summary = summarise(run, run_id="2")
+    assert (summary["resumed"], summary["resumed_from"]) == (2, "1")
+    assert summary["interrupted_seconds"] == pytest.approx(second["time"] - last, abs=0.05)
+
+
+def test_what_a_run_has_given_up_at_its_end_is_not_kept(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path)
+    journal.append("phase_started", round=1, phase="train", clients=["a"])
+    size = journal.size()
+    journal.append("unanswered", round=1, phase="train", clients=["a"])
+    journal.close()
+    assert checkpoint._up_to(path, size) == path.read_bytes()[:size]
+
+
+def test_a_client_that_was_not_connected_leaves_its_open_message_open() -> None:
+    about = {"event": "failure", "round": 2, "phase": "train", "client": "a", "code": 1}
+    asked = {"event": "phase_started", "round": 2, "phase": "train", "clients": ["a", "b"]}
+    gone, away = "the client restarted", f"{ABSENT} train began"
+    open_ = {(2, "train"): ["a", "b"]}
+    assert checkpoint._on_their_way([asked, {**about, "reason": away}]) == open_
+    assert checkpoint._on_their_way([asked, {**about, "reason": gone}]) == {(2, "train"): ["b"]}
+
+
 def outcomes(journal: list[dict[str, Any]]) -> Counter[tuple[Any, ...]]:
     found = [(e["round"], e["client"]) for e in journal if e["event"] in ("reply", "failure")]
     found += [(event["round"], name) for event in of(journal, "unanswered") for name in event["clients"]]
@@ -111,6 +166,68 @@ def outcomes(journal: list[dict[str, Any]]) -> Counter[tuple[Any, ...]]:
 def dispatched(journal: list[dict[str, Any]]) -> Counter[tuple[Any, ...]]:
     events = [event for event in journal if event["event"] in ("phase_started", "phase_extended")]
     return Counter((event["round"], name) for event in events for name in event["clients"])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "anew"),
+    [
+        ("sgd", "adam", "Adam"),
+        ("adam", "momentum", "Sgd"),
+        ("fedasync", "momentum", "Buffer, Sgd"),
+        ("adam", "fedasync", "Mixture"),
+        ("adam", "fedavg", "FedAvg"),
+        ("fedavg", "adam", ""),
+        ("momentum", "sgd", ""),
+    ],
+)
+def test_another_strategy_or_optimiser_goes_on_with_the_model_and_begins_anew(
+    before: str,
+    after: str,
+    anew: str,
+    start: Start,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configs = {**ARGS, "fedavg": {"strategy": "fedavg"}}
+    cut(start, monkeypatch, 4, num_server_rounds=ROUNDS, **configs[before])
+    caplog.clear()
+    journal = resume(start, tmp_path, "0", num_server_rounds=ROUNDS, **configs[after])
+    assert journal[-1]["status"] == "completed"
+    told = re.findall("egins anew, since the checkpoint has .*: (.*)", caplog.text + capsys.readouterr().err)
+    assert told == ([anew] if anew else [])
+    losses = [event["loss"] for event in of(journal, "round")]
+    assert len(losses) == ROUNDS + 1 and losses[4] < losses[0], "it is the model that was trained"
+    versions = [event["version"] for event in of(journal, "update")]
+    assert versions == sorted(versions), "they go on"
+
+
+def test_an_optimiser_takes_nothing_of_another_one() -> None:
+    weights = {"w": np.ones(2)}
+    settings = ({"server_optimizer": "adam"}, {"server_momentum": 0.5})
+    for one, other in (settings, settings[::-1]):
+        states = [FedBuff(buffer_size=1, **kind).make_state(weights) for kind in (one, other, other)]
+        states[0].send(0)
+        states[0].add(0, {"w": np.full(2, 0.5)})
+        states[0].apply()
+        kind = type(states[1].optimizer).__name__
+        assert states[1].load_state_dict(states[0].state_dict()) == [kind] and states[1].version == 1
+        for state in states[1:]:
+            state.send(1)
+            state.add(1, {"w": np.full(2, 0.25)})
+            state.apply()
+        assert np.array_equal(states[1].weights["w"], states[2].weights["w"]), "as one that is new"
+
+
+def test_a_buffer_takes_nothing_of_another_strategy() -> None:
+    weights = {"w": np.ones(2)}
+    mixture, buffer = FedAsync().make_state(weights), FedBuff().make_state(weights)
+    mixture.send(0)
+    mixture.add(0, {"w": np.zeros(2)})
+    assert mixture.due == 1
+    assert buffer.load_state_dict(mixture.state_dict()) == ["Buffer", "Sgd"]
+    assert (buffer.due, buffer.version) == (0, 1)
 
 
 def test_an_order_cannot_begin_in_the_middle_of_a_run(
