@@ -110,7 +110,7 @@ def test_a_running_run_is_not_asked_for_at_each_look(tmp_path: Path, monkeypatch
         now[0] += seconds
 
     monkeypatch.setattr(control, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
-    follow(cast(Any, link), "7")
+    follow(cast(Any, link), "7", poll=0.5)
     assert asked == [1, 1, 1, 1, 2, 2, 2, 2]
 
 
