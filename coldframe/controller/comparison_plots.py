@@ -23,7 +23,6 @@ from coldframe.controller.plots import (
     RED,
     SKY,
     STYLE,
-    YELLOW,
     count_time,
     save,
 )
@@ -31,7 +30,7 @@ from coldframe.controller.records import natural
 
 __all__ = ["figures", "save"]
 
-COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED, YELLOW, "#000000", GREY)
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED, "#000000", GREY)
 GRID = 200  # places at which curves over time and traffic are averaged
 CURVES = 9  # points whose curves are told apart in one figure
 WIDTH = 9.6  # inches
