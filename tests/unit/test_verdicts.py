@@ -268,6 +268,27 @@ def test_replies_that_came_together_are_used_in_any_order() -> None:
     assert judge("no_lost_update", records({**BEGUN, "replay": "6"}, *apart[1:])).passed
 
 
+GIVEN_UP = {"event": "unanswered", "round": 1, "phase": "train", "clients": ["a"]}
+RESUME = {"event": "resume", "run_id": "8", "resumed_from": "7", "round": 1, "resumed": 1}
+
+
+@pytest.mark.parametrize("between", [(GIVEN_UP, RESUME), (RESUME, GIVEN_UP)], ids=["before", "after"])
+def test_replies_that_waited_when_a_run_was_interrupted_are_given_up(between: tuple[Event, ...]) -> None:
+    """The second reply of a waits, and a third message is on its way, when the run is interrupted."""
+    journal = (
+        *(BEGUN, dispatch(1, "a", "b"), message("reply", 1, "a"), update("a")),
+        *(dispatch(1, "a", more=True), message("reply", 1, "a"), dispatch(1, "a", more=True)),
+        *between,
+        *(dispatch(2, "a"), message("reply", 2, "a"), update("a")),
+        *(message("reply", 1, "b"), update("b")),
+    )
+    verdict = judge("no_lost_update", records(*journal, FINISHED))
+    assert verdict.passed and verdict.found == "all 5 have one, 1 of them are unanswered"
+    # What is passed over after it is still found, with its line.
+    verdict = judge("no_lost_update", records(*journal[:-3], ended(2), *journal[-2:], FINISHED))
+    assert verdict.against == ("journal.jsonl:11",)
+
+
 @pytest.mark.parametrize("status", ["stopped", "failed", "running", "diverged"])
 def test_what_was_on_its_way_when_a_run_ended_early_is_lost(status: str) -> None:
     on_its_way = {"event": "unanswered", "round": 1, "phase": "train", "clients": ["b"]}
