@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from statistics import fmean
 from typing import Any
@@ -16,6 +16,7 @@ from coldframe.controller.records import Event, Line, Run, named
 
 JOURNAL, EVENTS = "journal.jsonl", "events.jsonl"
 MOST = 5  # lines that are named
+OF_AGENTS = ("limits_verified", "lateness", RECOVERY, RESTARTS)  # figures that the agents' events decide
 RESTARTED = "container restarted"  # cause of an agent's event
 Place = tuple[str, int]  # a file of the results folder, and a line of it, from 1
 
@@ -35,12 +36,15 @@ class Records:
     events : sequence of dict, optional
         The agents' events of the run's time, in the order of the lines of `events.jsonl`; None where nobody
         asked the agents.
+    silent : mapping
+        The machines whose agents did not answer, each with its clients.
     """
 
     summary: Mapping[str, Any]
     run: Run
     journal: Sequence[Line]
     events: Sequence[Event] | None
+    silent: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def lines(self, *kinds: str) -> list[Line]:
         """Return the journal's events of some kinds."""
@@ -83,11 +87,24 @@ def judge(assertion: Assertion, records: Records) -> Verdict:
         value, places = _figure(assertion, records)
         passed = value is not None and OPERATORS[assertion.sign](value, assertion.number)
         found = "not known" if value is None else f"{value:.6g}"
+    if passed and (unknown := _unknown(assertion, records)):
+        passed, found, places = False, f"not known for {named(unknown)}", []
     if passed:
         return Verdict(assertion.text, True, found)
     against = sorted(set(places), key=lambda place: (place[0] != JOURNAL, place))
     shown = tuple(f"{file}:{number}" for file, number in against[:MOST])
     return Verdict(assertion.text, False, found, shown, len(against) - len(shown))
+
+
+def _unknown(assertion: Assertion, records: Records) -> list[str]:
+    """Return the machines with clients that an assertion is about, and whose agents did not answer."""
+    if assertion.figure not in OF_AGENTS:
+        return []
+    return [
+        machine
+        for machine, clients in records.silent.items()
+        if any(matches({"client": client}, assertion.where) for client in clients)
+    ]
 
 
 def in_journal(numbers: Iterable[int]) -> list[Place]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -355,6 +356,30 @@ def test_the_event_of_a_restart_is_that_of_the_agent() -> None:
 def test_without_restarts_there_are_none_and_without_agents_nobody_knows(text: str) -> None:
     assert judge(text, records(BEGUN, FINISHED, events=[of_agent(1, "a", "oom", kills=1)])).passed
     assert judge(text, records(BEGUN, FINISHED)).found == "not known"
+
+
+@pytest.mark.parametrize(
+    ("text", "passed"),
+    [
+        ("restarts == {c1-0: 1, c1-1: 2}", False),
+        ("restarts == 3", False),
+        ("restarts{client=c1-*} == 3", True),
+        ("restarts{client=c[23]-*} == 0", False),
+        ("limits_verified", False),
+        ("lateness.max <= 1", False),
+        ("recovery(kill) <= 0 rounds", False),
+        ("rounds == 0", True),
+    ],
+)
+def test_of_clients_whose_agent_did_not_answer_nothing_is_known(text: str, passed: bool) -> None:
+    """c3 has clients, c4 has none."""
+    journal = (BEGUN, {**dispatch(0, "c1-0"), "at": 0}, {**message("reply", 0, "c1-0"), "at": 9}, FINISHED)
+    told = {"entries": [{"lateness": 0.1}]}
+    known = records(*journal, events=[{"lateness": 0.1, **event} for event in RESTARTED], scenario=told)
+    assert judge(text, known).passed
+    verdict = judge(text, replace(known, silent={"c3": ["c3-0", "c3-1"], "c4": []}))
+    assert verdict.passed is passed
+    assert passed or (verdict.found, verdict.against) == ("not known for c3", ())
 
 
 # Recovery.
