@@ -260,16 +260,22 @@ class Effect:
     line: int
 
 
-def effects(kind: str, events: Sequence[Event]) -> tuple[list[Effect], dict[tuple[str, int], int]]:
-    """Return the effects of a kind of entries that are over, and by client and entry the lines of those that
-    lasted until the end."""
+Lines = dict[tuple[str, int], int]  # by client and entry, the line of an event
+
+
+def effects(kind: str, events: Sequence[Event]) -> tuple[list[Effect], Lines, Lines]:
+    """Return the effects of a kind of entries that are over, those that lasted until the end, and those that
+    were not done: the agent had refused it, or no process was killed."""
     over: list[Effect] = []
-    lasting: dict[tuple[str, int], int] = {}
+    lasting: Lines = {}
+    undone: Lines = {}
     for number, event in enumerate(events, 1):
         client, entry, do = str(event["client"]), event.get("entry"), event.get("do")
         moment = float(event["time"]) - float(event.get("seconds") or 0.0)
         if event["cause"] == "scenario" and do == kind:
-            if kind == "kill":
+            if _was_not_done(event):
+                undone[client, int(entry or 0)] = number
+            elif kind == "kill":
                 over.append(Effect(client, int(entry or 0), moment, number))
             else:
                 lasting[client, int(entry or 0)] = number
@@ -279,7 +285,14 @@ def effects(kind: str, events: Sequence[Event]) -> tuple[list[Effect], dict[tupl
         elif _ends_all(kind, str(event["cause"]), str(do)):
             ended = [key for key in lasting if key[0] == client]
             over += [Effect(*key, moment, number) for key in ended if lasting.pop(key, None)]
-    return over, lasting
+    return over, lasting, undone
+
+
+def _was_not_done(event: Event) -> bool:
+    """Whether an entry did nothing; limits of a client that does not run are done: it gets them later."""
+    if event["do"] == "kill":
+        return event.get("holds") is False and not (event.get("verified") or {}).get("killed")
+    return bool(event.get("refused"))
 
 
 def _ends_all(kind: str, cause: str, do: str) -> bool:
@@ -298,15 +311,18 @@ def _recovery(assertion: Assertion, records: Records) -> tuple[bool, str, list[P
             begins.setdefault(event["round"], float(event["time"]))
     if records.events is None or not begins:
         return False, "not known", []
-    over, lasting = effects(assertion.kind, records.events)
-    if not over and not lasting:
+    over, lasting, undone = effects(assertion.kind, records.events)
+    if not (over or lasting or undone):
         return False, f"not known: no {assertion.kind} happened", []
     answers: dict[str, list[Line]] = {}
     for number, event in records.lines("reply"):
         if not event.get("refused"):
             answers.setdefault(event["client"], []).append((number, event))
-    places = [(EVENTS, number) for number in lasting.values()]
-    problems = [f"entry {entry} lasted for {client} until the run ended" for client, entry in sorted(lasting)]
+    places = [(EVENTS, number) for number in (*undone.values(), *lasting.values())]
+    problems = [f"entry {entry} was not done to {client}" for client, entry in sorted(undone)]
+    problems += [
+        f"entry {entry} lasted for {client} until the run ended" for client, entry in sorted(lasting)
+    ]
     worst: tuple[float, Effect] | None = None
     for effect in over:
         again = next(

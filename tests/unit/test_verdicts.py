@@ -470,6 +470,28 @@ def test_what_never_recovered_does_not_hold() -> None:
     assert judge("recovery(pause) <= 9 s", records(*answers())).found == "not known"
 
 
+REFUSED = of_agent(205, "a", "scenario", do="throttle", entry=1, holds=False, verified=None, refused=True)
+NOT_KILLED = of_agent(205, "a", "scenario", do="kill", entry=1, holds=False, verified=None)
+
+
+@pytest.mark.parametrize("event", [REFUSED, NOT_KILLED], ids=["throttle", "kill"])
+def test_an_entry_that_was_not_done_to_a_client_is_none_that_lasted(event: Event) -> None:
+    other = {**event, "client": "b", "holds": True, "verified": {"killed": True}, "refused": False}
+    events = [event, other, of_agent(215, "b", "undo")]
+    verdict = judge(f"recovery({event['do']}) <= 9 rounds", records(*answers(), events=events))
+    assert (verdict.passed, verdict.found) == (False, "entry 1 was not done to a")
+    assert verdict.against == ("events.jsonl:1",)
+
+
+def test_limits_of_a_client_that_does_not_run_are_done() -> None:
+    """It gets them when it starts; so they may last, and may be over."""
+    first = of_agent(205, "b", "scenario", do="throttle", entry=1, holds=False, verified=None)
+    verdict = judge("recovery(throttle) <= 9 rounds", records(*answers(), events=[first]))
+    assert verdict.found == "entry 1 lasted for b until the run ended"
+    ended = [first, over(215, "b", "throttle")[1]]
+    assert judge("recovery(throttle) <= 0 rounds", records(*answers(), events=ended)).passed
+
+
 def test_a_reply_that_was_refused_is_no_answer() -> None:
     journal = answers()
     [second] = [
