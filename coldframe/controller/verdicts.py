@@ -249,7 +249,7 @@ class Effect:
     Attributes
     ----------
     moment : float
-        Unix time at which its end began; of a kill, the kill.
+        Unix time at which its end began; of a kill, at which it had been done.
     line : int
         Of the event that says so.
     """
@@ -275,8 +275,8 @@ def effects(kind: str, events: Sequence[Event]) -> tuple[list[Effect], Lines, Li
         if event["cause"] == "scenario" and do == kind:
             if _was_not_done(event):
                 undone[client, int(entry or 0)] = number
-            elif kind == "kill":
-                over.append(Effect(client, int(entry or 0), moment, number))
+            elif kind == "kill":  # the process is surely dead when the event is written, not when it began
+                over.append(Effect(client, int(entry or 0), float(event["time"]), number))
             else:
                 lasting[client, int(entry or 0)] = number
         elif event["cause"] == "scenario ended" and do == kind:

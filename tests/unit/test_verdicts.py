@@ -439,7 +439,7 @@ def test_of_several_clients_and_entries_the_slowest_counts() -> None:
 @pytest.mark.parametrize(
     ("events", "kind", "rounds"),
     [
-        # A kill is over as soon as it happens: that is when its action began.
+        # A kill is over as soon as it has happened.
         ([of_agent(215, "b", "scenario", do="kill", entry=1, holds=True, seconds=10.0)], "kill", 1),
         (over(215, "b", "throttle"), "throttle", 1),
         ([over(0, "b", "leave")[0], of_agent(315, "b", "scenario", do="join", entry=2)], "leave", 0),
@@ -453,6 +453,14 @@ def test_each_kind_of_entry_ends_in_its_way(events: list[Event], kind: str, roun
     found = records(*answers((2, "b")), events=events)
     assert judge(f"recovery({kind}) == {rounds} rounds", found).passed
     assert not judge(f"recovery({kind}) == {rounds + 1} rounds", found).passed
+
+
+def test_a_reply_from_before_the_process_died_is_no_recovery() -> None:
+    """The agent began at second 215; b answered at 220; the process was dead at 225."""
+    killed = of_agent(225, "b", "scenario", do="kill", entry=1, holds=True, seconds=10.0)
+    verdict = judge("recovery(kill) <= 0 rounds", records(*answers(), events=[killed]))
+    assert (verdict.passed, verdict.found) == (False, "1 round, b after entry 1")
+    assert judge("recovery(kill) == 95 seconds", records(*answers(), events=[killed])).passed
 
 
 def test_what_never_recovered_does_not_hold() -> None:
