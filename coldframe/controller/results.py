@@ -37,7 +37,7 @@ from coldframe.controller import (
 )
 from coldframe.controller.asynchronous import summary_of
 from coldframe.controller.closing_words import closing_words
-from coldframe.controller.records import LEFT_OUT, Event, Run, folders_of, gather, iso, jain
+from coldframe.controller.records import LEFT_OUT, Event, Run, folders_of, gather, happened, iso, jain
 from coldframe.controller.rows import client_rows, round_rows
 from coldframe.controller.tables import write_table
 from coldframe.controller.terminal import plain
@@ -223,9 +223,9 @@ def purge(results: Path, federation: str) -> list[Path]:
 
 
 def write_events(events: Sequence[Event], run: Run, begin: Sequence[Event], target: Path) -> list[Event]:
-    """Keep what was in force at the begin, and the changes of limits that fall into the run's time."""
+    """Keep what was in force at the begin, and what happened in the run's time."""
     first, last = run.first or 0.0, run.last or float("inf")
-    kept = [*begin, *(event for event in events if first <= event["time"] <= last)]
+    kept = [*begin, *(event for event in events if first <= happened(event) <= last)]
     target.write_text("".join(json.dumps(event) + "\n" for event in kept), encoding="utf-8")
     return kept
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from coldframe.controller import deliveries
 from coldframe.controller.assertions import COUNTS, NUMBERS, OPERATORS, RECOVERY, RESTARTS, Assertion
-from coldframe.controller.records import Event, Line, Run, named
+from coldframe.controller.records import Event, Line, Run, happened, named
 
 JOURNAL, EVENTS = "journal.jsonl", "events.jsonl"
 MOST = 5  # lines that are named
@@ -168,7 +168,7 @@ def _source(name: str, records: Records) -> list[Place]:
 def _count(assertion: Assertion, records: Records) -> tuple[float | None, list[Place]]:
     name, summary = assertion.figure, records.summary
     if name == RESTARTS:
-        found = restarts(records.events)
+        found = restarts(records)
         if found is None:
             return None, []
         places = [(EVENTS, number) for number, event in found if matches(event, assertion.where)]
@@ -209,21 +209,26 @@ def statistic_of(name: str, values: Sequence[float]) -> float:
     return values[low] + (values[high] - values[low]) * (place - low)
 
 
-def restarts(events: Sequence[Event] | None) -> list[Line] | None:
-    """Return the events of restarts, with their lines; None where nobody knows.
+def restarts(records: Records) -> list[Line] | None:
+    """Return the events of the run's restarts, with their lines; None where nobody knows.
 
     The start of a client that had left is none: it comes back, as its timeline says. That of one that was
-    killed is one, whoever killed it.
+    killed is one, whoever killed it. An agent that died may have told the same start twice. What counts is
+    when it was, not when the agent noticed it.
     """
-    if events is None:
+    if records.events is None:
         return None
     found: list[Line] = []
     left: set[str] = set()
-    for number, event in enumerate(events, 1):
-        client = str(event["client"])
+    known: set[tuple[str, float]] = set()
+    for number, event in sorted(enumerate(records.events, 1), key=lambda line: happened(line[1])):
+        client, moment = str(event["client"]), happened(event)
+        if moment < (records.run.first or 0.0):
+            continue
         if event["cause"] == "scenario" and event.get("do") == "leave" and event.get("holds"):
             left.add(client)
-        elif event["cause"] == RESTARTED:
+        elif event["cause"] == RESTARTED and (client, moment) not in known:
+            known.add((client, moment))
             if client not in left:
                 found.append((number, event))
             left.discard(client)
@@ -232,7 +237,7 @@ def restarts(events: Sequence[Event] | None) -> list[Line] | None:
 
 def _exactly(wanted: Mapping[str, int], records: Records) -> tuple[bool, str, list[Place]]:
     """Judge whether exactly these clients restarted, this often."""
-    found = restarts(records.events)
+    found = restarts(records)
     if found is None:
         return False, "not known", []
     counts = Counter(str(event["client"]) for _, event in found)

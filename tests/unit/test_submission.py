@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from coldframe.controller import results
+from coldframe.controller.records import gather
 from tests.unit.test_results import NAMES, collect, make_events, unpainted, write_journal
 
 __all__ = ["unpainted"]  # for the tests here, too
@@ -211,3 +212,11 @@ def test_where_an_agent_did_not_answer_what_is_asserted_of_it_is_not_known(
     capsys.readouterr()
     assert results.main([str(source), *options, "--silent=bench,elsewhere"]) == 3
     assert "FAILED: restarts == {} (found: not known for bench)" in capsys.readouterr().out
+
+
+def test_events_are_kept_by_when_something_happened(tmp_path: Path) -> None:
+    """Not by when the agent noticed it."""
+    run = gather([{"event": "x", "time": 100.0}, {"event": "x", "time": 200.0}])
+    event = {"client": "lab-0", "cause": "container restarted"}
+    before, during = {**event, "time": 110.0, "started": 90.0}, {**event, "time": 210.0, "started": 190.0}
+    assert results.write_events([before, during], run, [], tmp_path / "events.jsonl") == [during]

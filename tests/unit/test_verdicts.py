@@ -348,6 +348,23 @@ def test_restarts_are_counted(text: str, passed: bool, found: str, against: tupl
     assert (verdict.passed, verdict.found, verdict.against) == (passed, found, against)
 
 
+def test_restarts_count_by_when_they_were_not_by_when_they_were_noticed() -> None:
+    events = [
+        of_agent(1, "c1-0", "container restarted", started=START - 3),  # before the run
+        of_agent(2, "c2-0", "scenario", do="leave", entry=2, holds=True),
+        of_agent(3, "c2-0", "container restarted", started=START + 1.5),  # before it left
+        of_agent(4, "c2-0", "container restarted", started=START + 3.5),  # it comes back
+        of_agent(5, "c1-1", "container restarted", started=START + 4.5),
+        of_agent(6, "c1-1", "container restarted", started=START + 4.5),  # told twice
+    ]
+    verdict = judge("restarts == {c1-1: 1, c2-0: 1}", records(BEGUN, FINISHED, events=events))
+    assert (verdict.passed, verdict.found) == (True, "c1-1: 1, c2-0: 1")
+    assert judge("restarts < 2", records(BEGUN, FINISHED, events=events)).against == (
+        "events.jsonl:3",
+        "events.jsonl:5",
+    )
+
+
 def test_the_event_of_a_restart_is_that_of_the_agent() -> None:
     assert verdicts.RESTARTED == reconciler.RESTARTED and verdicts.RESTARTED in timeline.MARKS
 
