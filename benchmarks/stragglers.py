@@ -22,8 +22,8 @@ The policies, with so many rounds that each makes about the 80 client updates of
   A goal costs no data here: who is late is in the model of a later round. 11 rounds.
 - `fedbuff`: `buffer_size=4`; 20 rounds of 4 updates.
 - `fedasync`: `updates_per_round=8`; 10 rounds of 8 updates.
-- `longer fold` and `longer fedbuff`: the same as `deadline and fold` and `fedbuff`, with 15 rounds and with 28:
-  about half the time that `all` takes beside two slow clients, for who counts time and not updates.
+- `longer fold` and `longer fedbuff`: the same as `deadline and fold` and `fedbuff`, with 15 rounds and with
+  28: about half the time that `all` takes beside two slow clients, for who counts time and not updates.
 
 `auto` needs the replies of 10 clients, so the first two rounds have neither deadline nor goal.
 

@@ -151,7 +151,7 @@ def test_runs_that_are_there_are_not_repeated(preflight: Judge, tmp_path: Path) 
     # Failed, and stopped by somebody: again. Stopped since it had reached its target: done.
     assert [run["key"] for run in plan["runs"]] == [runs[n]["key"] for n in (1, 2, 5, 6, 7)]
     assert "8 runs (4 points x 2 seeds), 3 of them there already" in plan["lines"][0]
-    assert plan["lines"][-1] .startswith("  time: about 40.0 s")
+    assert plan["lines"][-1].startswith("  time: about 40.0 s")
 
 
 def test_compare_wants_runs(preflight: Judge) -> None:
