@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,8 @@ class Client:
         Whether anything of ours may stand on its link.
     started : str
         When its container was last started, as the engine says it; empty where it was never seen to run.
+    ran : str
+        The id of that container: a start of another one, which the deployment has made, is no restart.
     oom_kills : int
         The kernel's count of processes killed for want of memory, as last seen.
     failed : tuple
@@ -94,6 +97,7 @@ class Client:
     oom_kills: int | None = None
     cause: str = "start"
     started: str = ""
+    ran: str = ""
     failed: tuple[dict[str, Any], float] | None = None
     problem: str | None = None
     link: limits.Limits | None = None
@@ -207,7 +211,7 @@ class Keeper:
         client = Client(identity, kept.get("asked", {}), kept.get("undone", 0.0), kept.get("shaped", False))
         client.laid = self.laid
         client.link, client.link_pid = kept.get("link"), kept.get("link_pid", 0)
-        client.started = kept.get("started", "")
+        client.started, client.ran = kept.get("started", ""), kept.get("ran", "")
         self._keep(client)
         return client
 
@@ -225,6 +229,7 @@ class Keeper:
                 "revert_at": limits.next_expiry(client.asked),
                 "container_id": client.container and client.container.id,
                 "started": client.started,
+                "ran": client.ran,
             },
         )
 
@@ -253,10 +258,16 @@ class Keeper:
             client.cause = "restart" if old else client.cause
             client.failed, client.problem, client.oom_kills = None, None, None
             if pid:
-                if client.started not in ("", state["StartedAt"]):
-                    self.log({"time": time.time(), "client": client.name, "cause": RESTARTED})
-                client.started = state["StartedAt"]
+                if client.ran == item["Id"] and client.started not in ("", state["StartedAt"]):
+                    self._log_restart(client, state["StartedAt"])
+                client.ran, client.started = item["Id"], state["StartedAt"]
             self._keep(client)
+
+    def _log_restart(self, client: Client, started: str) -> None:
+        """Record a restart with the time of it, which may be long ago, and by which an event that is repeated
+        is known: who dies before the state is kept records it again."""
+        moment = datetime.fromisoformat(started).timestamp()
+        self.log({"time": time.time(), "client": client.name, "cause": RESTARTED, "started": moment})
 
     # --- the kernel ---------------------------------------------------------------------------------------
 

@@ -344,7 +344,8 @@ class Scenario:
         found = limits.refusals(wanted, self.keeper.use(client), cores(), True, bool(entry.get("force")))
         if found:
             problem = found[0].partition(": ")[0]
-            self.keeper.event(client, about.cause, wanted, None, about.begin, problem, more=about.more())
+            more = {**about.more(), "refused": True}
+            self.keeper.event(client, about.cause, wanted, None, about.begin, problem, more=more)
         return bool(found)
 
     def _take_back(

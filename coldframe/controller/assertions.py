@@ -16,9 +16,11 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 from xml.etree import ElementTree
 
+from coldframe.controller.records import named
 from coldframe.controller.settings import Finding, nearest
 
 FAILED = 3  # exit status of a verb, and of the results' command, where an assertion failed
@@ -49,10 +51,11 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
 FORM = re.compile(
     r"(?P<figure>\w+)(?:\((?P<kind>[^(){}]*)\))?(?:\.(?P<statistic>\w+))?(?:\{(?P<where>[^{}]*)\})?"
     r"(?:\s*(?P<sign>>=|<=|==|!=|>|<)\s*(?:\{(?P<exactly>[^{}]*)\}"
-    r"|(?P<number>[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)(?:\s*(?P<unit>[A-Za-z]+))?))?"
+    r"|(?P<number>[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?)(?:\s*(?P<unit>[A-Za-z]+))?))?"
 )
 EXAMPLES = "accuracy >= 0.95, round_seconds.p95 <= 30, failures{reason=timeout} <= 2 or limits_verified"
 OF_RESTARTS = "restarts == {c1-0: 1}, restarts == {} or restarts{client=c1-*} <= 1"
+QUOTE = "write a line with ': ' in it in quotes: 'restarts == {c1-0: 1, c1-1: 2}'"
 OF_RECOVERY = "recovery(partition) <= 1 rounds"
 
 
@@ -163,7 +166,7 @@ def _check_form(text: str, match: re.Match[str]) -> None:
 
 def _where(text: str, figure: str, given: str) -> dict[str, str]:
     """Read what a count is chosen by."""
-    where = {}
+    where: dict[str, str] = {}
     for part in filter(None, given.split(",")):
         key, _, value = (word.strip() for word in part.partition("="))
         if key not in COUNTS[figure] or not value:
@@ -171,7 +174,11 @@ def _where(text: str, figure: str, given: str) -> dict[str, str]:
             raise Malformed(
                 f"{text!r}: {part.strip()!r} chooses nothing of {figure}", f"write {known} and = a value"
             )
-        where[key] = value
+        if key in where:
+            raise Malformed(f"{text!r}: {key} is in it twice", f"write {key}={where[key]} or {key}={value}")
+        if key == "round" and not re.fullmatch("[0-9]+", value):
+            raise Malformed(f"{text!r}: round={value} is not a whole number", "write round=3")
+        where[key] = str(int(value)) if key == "round" else value
     return where
 
 
@@ -189,15 +196,18 @@ def _exactly(text: str, given: str) -> dict[str, int]:
 
 def read(place: str, value: Any) -> tuple[list[Assertion], list[Finding]]:
     """Read the list of a file: the assertions, and all findings about them."""
-    texts = [_line(item) for item in value] if isinstance(value, list) else [None]
-    if any(text is None for text in texts):
-        return [], [
-            Finding(f"{place}: assert is not a list of lines", f"write assert: and lines like {EXAMPLES}")
-        ]
+    if not isinstance(value, list):
+        remedy = f"write assert: and lines like {EXAMPLES}"
+        return [], [Finding(f"{place}: assert is not a list of lines", remedy)]
     found, findings = [], []
-    for text in texts:
+    for number, item in enumerate(value, start=1):
+        text = _line(item)
+        if text is None:
+            remedy = QUOTE if isinstance(item, Mapping) else f"write {EXAMPLES}"
+            findings.append(Finding(f"{place}: assert: item {number}, {item!r}, is not a line", remedy))
+            continue
         try:
-            found.append(parse(str(text)))
+            found.append(parse(text))
         except Malformed as error:
             findings.append(Finding(f"{place}: assert: {error.problem}", error.remedy))
     return found, findings
@@ -229,13 +239,18 @@ def unfit(
         if it.kind and it.kind not in done:
             problem = f"{place}: assert: {it.text!r}: the timeline has no {it.kind}"
             findings.append(Finding(problem, f"leave it out, or write an entry with do: {it.kind}"))
-        for name in it.exactly or () if clients is not None else ():
-            if name not in (clients or ()):
-                near = nearest(name, clients or ())
-                remedy = f"did you mean {near}?" if near else f"known are {', '.join(clients or ())}"
+        for name in () if clients is None else (*(it.exactly or ()), *_pattern(it)):
+            names = clients or ()
+            if not any(fnmatchcase(client, name) if it.where else client == name for client in names):
+                near = nearest(name, names)
+                remedy = f"did you mean {near}?" if near else f"known are {named(names)}"
                 problem = f"{place}: assert: {it.text!r}: no client is called {name}"
                 findings.append(Finding(problem, remedy))
     return findings
+
+
+def _pattern(assertion: Assertion) -> list[str]:
+    return [value for key, value in assertion.where.items() if key == "client"]
 
 
 def lines(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -98,8 +98,8 @@ def _of_updates(journal: Sequence[Line], run: Run) -> list[tuple[list[int], str]
     """Return what is wrong with the updates of an asynchronous strategy.
 
     It uses replies in the order in which they came, but for those that it took together: of these the
-    journal has nothing else in between. Of the replies of one client the first ones are used. A run that
-    repeats the order of another one has that.
+    journal has nothing else in between. Of the replies of one client the first ones are used. Those that
+    waited when the run was interrupted are given up. A run that repeats the order of another one has that.
     """
     if not run.updates:
         return []
@@ -113,6 +113,9 @@ def _of_updates(journal: Sequence[Line], run: Run) -> list[tuple[list[int], str]
         elif event["event"] == "reply" and event["phase"] == "train" and not event.get("refused"):
             pull, between = pull + between, False
             replies[event["client"]].append((number, pull))
+        elif event["event"] == "resume":
+            for client, own in replies.items():
+                del own[len(updates[client]) :]
     invented = [number for client, own in updates.items() for number in own[len(replies[client]) :]]
     used = [item for client, own in replies.items() for item in own[: len(updates[client])]]
     last = max((pull for _, pull in used), default=0)

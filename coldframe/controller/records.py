@@ -215,6 +215,14 @@ def _match_updates(run: Run) -> None:
             replies.popleft()["update"] = update
 
 
+def happened(event: Event) -> float:
+    """Return the unix time at which something happened that an agent's event tells, in seconds.
+
+    An agent notices that a container was started again later, and much later where it did not run meanwhile.
+    """
+    return float(event.get("started") or event["time"])
+
+
 def natural(name: str) -> list[tuple[bool, int, str]]:
     """Give the key that sorts names as people do.
 

@@ -17,7 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from coldframe.controller import plots, records, submission, timeline
-from coldframe.controller.records import Event, Run, duration, natural
+from coldframe.controller.records import Event, Run, duration, happened, natural
 
 TEMPLATE = "report.html.j2"
 ROUNDS = 25  # of more rounds the table shows some; rounds.csv has all
@@ -370,11 +370,11 @@ def cpu_text(seen: Sequence[float], baseline: float | None) -> str | None:
 def changes(events: Iterable[Event], begin: float) -> list[dict[str, Any]]:
     """Give the events as lines: the same change of several clients at one time is one line."""
     lines: list[dict[str, Any]] = []
-    for event in sorted(events, key=lambda event: float(event["time"])):
+    for event in sorted(events, key=happened):
         requested, cause = event.get("requested") or {}, str(event["cause"])
         what = ", ".join(f"{key} {limit_text(key, value)}" for key, value in sorted(requested.items()))
         what = f"{event['do']}: {what}" if event.get("do") else what
-        after = float(event["time"]) - begin
+        after = happened(event) - begin
         problem = str(event.get("problem", ""))
         holds = event.get("holds")
         same = next(

@@ -19,7 +19,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,7 +37,7 @@ from coldframe.controller import (
 )
 from coldframe.controller.asynchronous import summary_of
 from coldframe.controller.closing_words import closing_words
-from coldframe.controller.records import LEFT_OUT, Event, Run, folders_of, gather, iso, jain
+from coldframe.controller.records import LEFT_OUT, Event, Run, folders_of, gather, happened, iso, jain
 from coldframe.controller.rows import client_rows, round_rows
 from coldframe.controller.tables import write_table
 from coldframe.controller.terminal import plain
@@ -223,9 +223,9 @@ def purge(results: Path, federation: str) -> list[Path]:
 
 
 def write_events(events: Sequence[Event], run: Run, begin: Sequence[Event], target: Path) -> list[Event]:
-    """Keep what was in force at the begin, and the changes of limits that fall into the run's time."""
+    """Keep what was in force at the begin, and what happened in the run's time."""
     first, last = run.first or 0.0, run.last or float("inf")
-    kept = [*begin, *(event for event in events if first <= event["time"] <= last)]
+    kept = [*begin, *(event for event in events if first <= happened(event) <= last)]
     target.write_text("".join(json.dumps(event) + "\n" for event in kept), encoding="utf-8")
     return kept
 
@@ -290,6 +290,15 @@ def write_surroundings(
     return inventory, events
 
 
+def clients_of(machines: Iterable[str], inventory: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the clients that some machines have, by machine."""
+    clients = inventory.get("clients", [])
+    return {
+        machine: [client["name"] for client in clients if client.get("machine") == machine]
+        for machine in machines
+    }
+
+
 def write_config(noted: dict[str, Any], run: Run, target: Path) -> dict[str, Any]:
     """Write the run's variables, and give them; without a note of them, what its journal knows."""
     known = noted.get("variables") or run.started.get("config", {})
@@ -344,7 +353,8 @@ def write_results(arguments: argparse.Namespace) -> tuple[dict[str, Any], Run, P
     inventory, events = write_surroundings(arguments, noted, run, out)
     alone = summary["experiment"] is None
     asked = arguments.events is not None and arguments.events.exists()
-    records = verdicts.Records(summary, run, journal, events if asked else None)
+    silent = clients_of(filter(None, arguments.silent.split(",")), inventory)
+    records = verdicts.Records(summary, run, journal, events if asked else None, silent)
     summary |= write_scenario(noted, records, out)
     exceeded = oversubscription.reasons(inventory, events, run.first or 0.0, alone)
     if exceeded is not None:
@@ -395,6 +405,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--found", type=Path, help="JSON file: what the agents tell now, as submitted.json")
     parser.add_argument("--versions", type=Path, help="JSON file: versions that the journal does not know")
     parser.add_argument("--events", type=Path, help="events.jsonl: changes of limits during the run")
+    parser.add_argument("--silent", default="", help="machines whose agents did not answer, with commas")
     parser.add_argument("--status", choices=STATUSES, help="how the run ended, as SuperLink says")
     parser.add_argument("--error", help="why it failed")
     parser.add_argument("--verb-arguments", default="", help="goes into the commands to type next")

@@ -230,12 +230,15 @@ def _entry(
     return Entry(number, do, trigger, choice, limits, seconds), findings
 
 
-def _value(place: str, variable: Variable, value: Any) -> tuple[Any, list[Finding]]:
+def _value(place: str, variable: Variable, value: Any, written: Any = None) -> tuple[Any, list[Finding]]:
+    """Read a value; a finding shows what was `written`, where that is more."""
     try:
         return cast_value(variable, value), []
     except ValueError as error:
         problem, _, remedy = str(error).partition(": ")
-        shown = "" if value is None else f"={value}"
+        shown = "" if value is None else f"={value if written is None else written}"
+        if variable.name in TRIGGERS:  # an entry needs one
+            remedy = remedy.removesuffix(", or leave it out")
         return None, [Finding(f"{place}: {variable.name}{shown} {problem}", _written(remedy))]
 
 
@@ -277,7 +280,7 @@ def _after(
         return {}, 1, [Finding(f"{place}: after: there is no entry before it", "write at: 20s or round: 3")]
     by_rounds = re.fullmatch(r"\s*(.*?)\s*rounds?\s*", str(item["after"]))
     if by_rounds:
-        count, findings = _value(place, AFTER_ROUNDS, by_rounds[1])
+        count, findings = _value(place, AFTER_ROUNDS, by_rounds[1], item["after"])
     else:
         count, findings = _value(place, AFTER, item["after"])
         findings = [Finding(it.problem, f"{it.remedy} or after: 2 rounds") for it in findings]

@@ -216,3 +216,17 @@ def coldframe_events(machines: Iterable[str], hostvars: Mapping[str, Any]) -> st
         for event in (hostvars[machine].get("coldframe_events") or {}).get("events") or []
     ]
     return "".join(json.dumps(event) + "\n" for event in sorted(events, key=lambda event: event["time"]))
+
+
+def coldframe_silent(machines: Iterable[str], hostvars: Mapping[str, Any], gone: Iterable[str] = ()) -> str:
+    """The machines whose agents have not told their events, with commas.
+
+    Parameters
+    ----------
+    machines, hostvars
+        As `coldframe_events` takes them.
+    gone : iterable of str
+        Machines that have dropped out of the play: what they have told was about an earlier run.
+    """
+    told = {name for name in machines if "events" in (hostvars[name].get("coldframe_events") or {})}
+    return ",".join(name for name in machines if name not in told - set(gone))

@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from coldframe.controller.plots import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, STYLE, count_time
-from coldframe.controller.records import Event, Run, natural
+from coldframe.controller.records import Event, Run, happened, natural
 
 # What is marked: cause of the event -> marker, colour, words of the legend. Each has a shape of its own.
 MARKS = {
@@ -102,7 +102,7 @@ def lanes(run: Run, events: Sequence[Event], baselines: Mapping[str, float | Non
         if event["client"] in by_name:
             changes[event["client"]].append(event)
             if event["cause"] in MARKS:
-                by_name[event["client"]].marks.append((float(event["time"]), event["cause"]))
+                by_name[event["client"]].marks.append((happened(event), event["cause"]))
     for name, lane in by_name.items():
         lane.limits = limits(run.first or 0.0, seen[name], changes[name], baselines.get(name))
     return list(by_name.values())

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from statistics import fmean
 from typing import Any
 
 from coldframe.controller import deliveries
 from coldframe.controller.assertions import COUNTS, NUMBERS, OPERATORS, RECOVERY, RESTARTS, Assertion
-from coldframe.controller.records import Event, Line, Run, named
+from coldframe.controller.records import Event, Line, Run, happened, named
 
 JOURNAL, EVENTS = "journal.jsonl", "events.jsonl"
 MOST = 5  # lines that are named
+OF_AGENTS = ("limits_verified", "lateness", RECOVERY, RESTARTS)  # figures that the agents' events decide
 RESTARTED = "container restarted"  # cause of an agent's event
 Place = tuple[str, int]  # a file of the results folder, and a line of it, from 1
 
@@ -35,12 +36,15 @@ class Records:
     events : sequence of dict, optional
         The agents' events of the run's time, in the order of the lines of `events.jsonl`; None where nobody
         asked the agents.
+    silent : mapping
+        The machines whose agents did not answer, each with its clients.
     """
 
     summary: Mapping[str, Any]
     run: Run
     journal: Sequence[Line]
     events: Sequence[Event] | None
+    silent: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def lines(self, *kinds: str) -> list[Line]:
         """Return the journal's events of some kinds."""
@@ -83,11 +87,24 @@ def judge(assertion: Assertion, records: Records) -> Verdict:
         value, places = _figure(assertion, records)
         passed = value is not None and OPERATORS[assertion.sign](value, assertion.number)
         found = "not known" if value is None else f"{value:.6g}"
+    if passed and (unknown := _unknown(assertion, records)):
+        passed, found, places = False, f"not known for {named(unknown)}", []
     if passed:
         return Verdict(assertion.text, True, found)
     against = sorted(set(places), key=lambda place: (place[0] != JOURNAL, place))
     shown = tuple(f"{file}:{number}" for file, number in against[:MOST])
     return Verdict(assertion.text, False, found, shown, len(against) - len(shown))
+
+
+def _unknown(assertion: Assertion, records: Records) -> list[str]:
+    """Return the machines with clients that an assertion is about, and whose agents did not answer."""
+    if assertion.figure not in OF_AGENTS:
+        return []
+    return [
+        machine
+        for machine, clients in records.silent.items()
+        if any(matches({"client": client}, assertion.where) for client in clients)
+    ]
 
 
 def in_journal(numbers: Iterable[int]) -> list[Place]:
@@ -151,7 +168,7 @@ def _source(name: str, records: Records) -> list[Place]:
 def _count(assertion: Assertion, records: Records) -> tuple[float | None, list[Place]]:
     name, summary = assertion.figure, records.summary
     if name == RESTARTS:
-        found = restarts(records.events)
+        found = restarts(records)
         if found is None:
             return None, []
         places = [(EVENTS, number) for number, event in found if matches(event, assertion.where)]
@@ -192,21 +209,26 @@ def statistic_of(name: str, values: Sequence[float]) -> float:
     return values[low] + (values[high] - values[low]) * (place - low)
 
 
-def restarts(events: Sequence[Event] | None) -> list[Line] | None:
-    """Return the events of restarts, with their lines; None where nobody knows.
+def restarts(records: Records) -> list[Line] | None:
+    """Return the events of the run's restarts, with their lines; None where nobody knows.
 
     The start of a client that had left is none: it comes back, as its timeline says. That of one that was
-    killed is one, whoever killed it.
+    killed is one, whoever killed it. An agent that died may have told the same start twice. What counts is
+    when it was, not when the agent noticed it.
     """
-    if events is None:
+    if records.events is None:
         return None
     found: list[Line] = []
     left: set[str] = set()
-    for number, event in enumerate(events, 1):
-        client = str(event["client"])
+    known: set[tuple[str, float]] = set()
+    for number, event in sorted(enumerate(records.events, 1), key=lambda line: happened(line[1])):
+        client, moment = str(event["client"]), happened(event)
+        if moment < (records.run.first or 0.0):
+            continue
         if event["cause"] == "scenario" and event.get("do") == "leave" and event.get("holds"):
             left.add(client)
-        elif event["cause"] == RESTARTED:
+        elif event["cause"] == RESTARTED and (client, moment) not in known:
+            known.add((client, moment))
             if client not in left:
                 found.append((number, event))
             left.discard(client)
@@ -215,7 +237,7 @@ def restarts(events: Sequence[Event] | None) -> list[Line] | None:
 
 def _exactly(wanted: Mapping[str, int], records: Records) -> tuple[bool, str, list[Place]]:
     """Judge whether exactly these clients restarted, this often."""
-    found = restarts(records.events)
+    found = restarts(records)
     if found is None:
         return False, "not known", []
     counts = Counter(str(event["client"]) for _, event in found)
@@ -232,7 +254,7 @@ class Effect:
     Attributes
     ----------
     moment : float
-        Unix time at which its end began; of a kill, the kill.
+        Unix time at which its end began; of a kill, at which it had been done.
     line : int
         Of the event that says so.
     """
@@ -243,17 +265,23 @@ class Effect:
     line: int
 
 
-def effects(kind: str, events: Sequence[Event]) -> tuple[list[Effect], dict[tuple[str, int], int]]:
-    """Return the effects of a kind of entries that are over, and by client and entry the lines of those that
-    lasted until the end."""
+Lines = dict[tuple[str, int], int]  # by client and entry, the line of an event
+
+
+def effects(kind: str, events: Sequence[Event]) -> tuple[list[Effect], Lines, Lines]:
+    """Return the effects of a kind of entries that are over, those that lasted until the end, and those that
+    were not done: the agent had refused it, or no process was killed."""
     over: list[Effect] = []
-    lasting: dict[tuple[str, int], int] = {}
+    lasting: Lines = {}
+    undone: Lines = {}
     for number, event in enumerate(events, 1):
         client, entry, do = str(event["client"]), event.get("entry"), event.get("do")
         moment = float(event["time"]) - float(event.get("seconds") or 0.0)
         if event["cause"] == "scenario" and do == kind:
-            if kind == "kill":
-                over.append(Effect(client, int(entry or 0), moment, number))
+            if _was_not_done(event):
+                undone[client, int(entry or 0)] = number
+            elif kind == "kill":  # the process is surely dead when the event is written, not when it began
+                over.append(Effect(client, int(entry or 0), float(event["time"]), number))
             else:
                 lasting[client, int(entry or 0)] = number
         elif event["cause"] == "scenario ended" and do == kind:
@@ -262,7 +290,14 @@ def effects(kind: str, events: Sequence[Event]) -> tuple[list[Effect], dict[tupl
         elif _ends_all(kind, str(event["cause"]), str(do)):
             ended = [key for key in lasting if key[0] == client]
             over += [Effect(*key, moment, number) for key in ended if lasting.pop(key, None)]
-    return over, lasting
+    return over, lasting, undone
+
+
+def _was_not_done(event: Event) -> bool:
+    """Whether an entry did nothing; limits of a client that does not run are done: it gets them later."""
+    if event["do"] == "kill":
+        return event.get("holds") is False and not (event.get("verified") or {}).get("killed")
+    return bool(event.get("refused"))
 
 
 def _ends_all(kind: str, cause: str, do: str) -> bool:
@@ -281,15 +316,18 @@ def _recovery(assertion: Assertion, records: Records) -> tuple[bool, str, list[P
             begins.setdefault(event["round"], float(event["time"]))
     if records.events is None or not begins:
         return False, "not known", []
-    over, lasting = effects(assertion.kind, records.events)
-    if not over and not lasting:
+    over, lasting, undone = effects(assertion.kind, records.events)
+    if not (over or lasting or undone):
         return False, f"not known: no {assertion.kind} happened", []
     answers: dict[str, list[Line]] = {}
     for number, event in records.lines("reply"):
         if not event.get("refused"):
             answers.setdefault(event["client"], []).append((number, event))
-    places = [(EVENTS, number) for number in lasting.values()]
-    problems = [f"entry {entry} lasted for {client} until the run ended" for client, entry in sorted(lasting)]
+    places = [(EVENTS, number) for number in (*undone.values(), *lasting.values())]
+    problems = [f"entry {entry} was not done to {client}" for client, entry in sorted(undone)]
+    problems += [
+        f"entry {entry} lasted for {client} until the run ended" for client, entry in sorted(lasting)
+    ]
     worst: tuple[float, Effect] | None = None
     for effect in over:
         again = next(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class Engine:
         self.tree, self.proc, self.version = tree, proc, version
         self.pids = {name: 100 + index for index, name in enumerate(names)}
         self.started = dict.fromkeys(names, "1")
+        self.ids: dict[str, str] = {}  # of containers that were made anew
         self.paused: set[str] = set()
         self.calls: list[tuple[str, str]] = []
         self.updates: list[tuple[str, dict[str, int]]] = []
@@ -72,7 +74,7 @@ class Engine:
         self.run(name, self.pids[name])
 
     def run(self, name: str, pid: int, started: str = "1") -> None:
-        """Let a container's main process be another one, or none."""
+        """Let a container's main process be another one, or none; `started` is in unix seconds."""
         ended, self.pids[name], self.started[name] = self.pids[name], pid, started
         shutil.rmtree(self.proc / str(ended), ignore_errors=True)
         if pid:
@@ -85,11 +87,11 @@ class Engine:
 
     def inspect(self, container_id: str) -> dict[str, Any]:
         """What the agent reads of it."""
-        pid = self.pids[container_id]
+        pid, at = self.pids[container_id], datetime.fromtimestamp(int(self.started[container_id]), UTC)
         return {
-            "Id": container_id,
+            "Id": self.ids.get(container_id, container_id),
             "State": {
-                **{"Pid": pid, "Running": pid > 0, "StartedAt": self.started[container_id]},
+                **{"Pid": pid, "Running": pid > 0, "StartedAt": f"{at:%Y-%m-%dT%H:%M:%S}.250000000Z"},
                 "Paused": container_id in self.paused,
             },
             "HostConfig": dict(self.known[container_id]),

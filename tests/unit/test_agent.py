@@ -370,7 +370,22 @@ def test_a_restart_while_no_agent_runs_is_an_event_too(bench: Bench) -> None:
     bench.tick()
     bench.agent = bench.start()
     bench.tick()
-    assert [(event["cause"], event["client"]) for event in bench.events] == [("container restarted", "b")]
+    [event] = bench.events
+    assert (event["cause"], event["client"]) == ("container restarted", "b")
+    assert event["started"] == 2.25 and event["time"] > time.time() - 60  # when it was noticed
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["going on", "started anew"])
+def test_a_container_that_was_made_anew_has_not_restarted(bench: Bench, anew: bool) -> None:
+    bench.tick()
+    bench.engine.ids["a"] = "another"
+    bench.engine.run("a", 900, "2")
+    bench.agent = bench.start() if anew else bench.agent
+    bench.tick()
+    assert "container restarted" not in [event["cause"] for event in bench.events]
+    bench.engine.run("a", 950, "3")
+    bench.tick()
+    assert [event["started"] for event in bench.events if event["cause"] == "container restarted"] == [3.25]
 
 
 def test_kill_for_want_of_memory_is_an_event(bench: Bench) -> None:

@@ -30,6 +30,10 @@ from coldframe.controller.verdicts import Verdict
         ("late{reason=} <= 3", "'reason=' chooses nothing of late"),
         ("folded{reason=goal} <= 3", "'reason=goal' chooses nothing of folded: write client, phase, round"),
         ("discarded.max <= 3", "leave .max out"),
+        ("late{round=3, round=4} == 0", "round is in it twice: write round=3 or round=4"),
+        ("failures{client=a, client=b} == 0", "client is in it twice: write client=a or client=b"),
+        ("failures{round=last} == 0", "round=last is not a whole number: write round=3"),
+        ("failures{round=1*} == 0", "round=1* is not a whole number"),
         ("restarts{phase=train} == 0", "'phase=train' chooses nothing of restarts: write client"),
         ("restarts", "'restarts' compares nothing: write restarts == {c1-0: 1}"),
         ("restarts <= {c1-0: 1}", "compares with {c1-0: 1}: write restarts == {c1-0: 1}"),
@@ -67,7 +71,24 @@ def test_restarts_by_client_need_no_quotes() -> None:
 
 def test_the_list_is_one_of_lines() -> None:
     assert "not a list of lines" in assertions.read("x.yml", "accuracy >= 1")[1][0].problem
-    assert "not a list of lines" in assertions.read("x.yml", [{"accuracy": 1}])[1][0].problem
+
+
+def test_an_item_that_is_no_line_is_named_and_the_others_are_read() -> None:
+    """YAML makes a mapping of a line with ': ' in it."""
+    items = ["loss < 1", {"restarts == {a": "1, b", "c": 2}, 5, "losss < 1", {"accuracy": 1}]
+    kept, findings = assertions.read("x.yml", items)
+    assert [it.text for it in kept] == ["loss < 1"] and len(findings) == 4
+    mapping, number, _, last = findings
+    assert "item 2, {'restarts == {a': '1, b', 'c': 2}, is not a line" in mapping.problem
+    assert "in quotes: 'restarts == {c1-0: 1, c1-1: 2}'" in mapping.remedy and "item 5" in last.problem
+    assert "item 3, 5, is not a line" in number.problem and "accuracy >= 0.95" in number.remedy
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("accuracy >= .9", 0.9), ("loss < -.5e-1", -0.05), ("loss < 2", 2.0)]
+)
+def test_a_number_needs_no_zero_before_its_point(text: str, number: float) -> None:
+    assert assertions.parse(text).number == number
 
 
 def test_what_can_never_hold_is_found_before_the_run() -> None:
@@ -77,6 +98,29 @@ def test_what_can_never_hold_is_found_before_the_run() -> None:
     assert "the timeline has no pause" in timeline.problem and "do: pause" in timeline.remedy
     assert "no client is called c1-9" in client.problem and "did you mean c1-0?" in client.remedy
     assert assertions.unfit("x.yml", found[2:], []) == []  # nobody knows the clients yet
+
+
+@pytest.mark.parametrize(
+    ("where", "remedy"),
+    [
+        ("client=zz", "known are c1-0, c2-0"),
+        ("client=c1-O", "did you mean c1-0?"),
+        ("client=a=b", "known are c1-0, c2-0"),
+        ("client=c3-*", ""),
+        ("client=c2-*", None),
+        ("client=c1-0", None),
+    ],
+)
+def test_a_choice_of_no_client_is_found_before_the_run(where: str, remedy: str | None) -> None:
+    """It would hold for ever: nothing of nobody is counted."""
+    for figure in ("restarts", "failures", "late", "folded", "discarded"):
+        found = [assertions.parse(f"{figure}{{{where}}} == 0")]
+        findings = assertions.unfit("x.yml", found, [], ["c1-0", "c2-0"])
+        assert len(findings) == (remedy is not None)
+        if remedy is not None:
+            assert f"no client is called {where.removeprefix('client=')}" in findings[0].problem
+            assert remedy in findings[0].remedy
+        assert assertions.unfit("x.yml", found, []) == []
 
 
 def test_verdicts_are_said_and_written_for_ci() -> None:

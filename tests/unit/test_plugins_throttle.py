@@ -16,6 +16,7 @@ from coldframe.controller.settings import Finding, cast, check_names
 from coldframe.controller.throttle_text import (
     coldframe_events,
     coldframe_proof_text,
+    coldframe_silent,
     coldframe_speeds,
     coldframe_throttle_text,
     text_of,
@@ -264,6 +265,10 @@ def test_events_of_all_machines_are_in_the_order_of_time() -> None:
     hostvars = {name: {"coldframe_events": answer} for name, answer in answers.items()} | {"c4": {}}
     lines = [json.loads(line) for line in coldframe_events(hostvars, hostvars).splitlines()]
     assert [(line["time"], line["machine"]) for line in lines] == [(1, "c1"), (2, "c2"), (3, "c1")]
+    # Who has not told any is known: an agent that did not answer is not one to which nothing has happened.
+    hostvars["c5"] = {"coldframe_events": {"events": []}}
+    assert coldframe_silent(hostvars, hostvars) == "c3,c4"
+    assert coldframe_silent(hostvars, hostvars, ["c1"]) == "c1,c3,c4"
 
 
 def test_speeds_are_shown_in_reference_cores() -> None:

@@ -382,8 +382,10 @@ def test_what_a_client_uses_is_not_taken_from_it(bench: Bench) -> None:
     begin(bench, NOW)
     [event] = poll(bench, NOW)
     assert not event["holds"] and "below the 300 MB in use" in event["problem"]
+    assert event["refused"] is True
     assert bench.held()["memory"] == 1 << 30
-    poll(bench, NOW + 1)
+    [event] = poll(bench, NOW + 1)
+    assert "refused" not in event
     assert bench.held()["memory"] == 310 << 20
 
 

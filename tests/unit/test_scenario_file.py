@@ -182,8 +182,10 @@ def test_after_counts_from_the_entry_before(
     [
         (("after: 20s",), "timeline entry 1: after: there is no entry before it", "at: 20s or round: 3"),
         (("at: 1s", "after: soon"), "after=soon is not a duration", "after: 20s or after: 2 rounds"),
-        (("at: 1s", "after: two rounds"), "after=two is not a whole number", "write after: 2 rounds"),
-        (("at: 1s", "after: 0 rounds"), "after=0 is not a whole number ≥ 1", "write after: 2 rounds"),
+        (("at: 1s", "after: two rounds"), "after=two rounds is not a whole number", "write after: 2 rounds"),
+        (("at: 1s", "after: rounds"), "after=rounds is not a whole number", "write after: 2 rounds"),
+        (("at: 1s", "after: 2.5 rounds"), "after=2.5 rounds is not a whole number", "write after: 2 rounds"),
+        (("at: 1s", "after: 0 rounds"), "after=0 rounds is not a whole number ≥ 1", "write after: 2 rounds"),
         (("at: 1s", "after: -1s"), "after=-1s is not a duration", "write after: 20s"),
         (("at: 1s", "after: 2s, round: 3"), "has 2 triggers, round and after", "write one: "),
         (("at: 1s", "after: 2s, phase: train"), "phase is for a round", "after: 2 rounds"),
@@ -199,6 +201,17 @@ def test_what_is_wrong_with_after_is_one_finding(
     text = "".join(f"  - {{{entry}, do: kill, clients: '*'}}\n" for entry in entries)
     _, [finding] = judge(tmp_path, f"timeline:\n{text}")
     assert problem in finding.problem and remedy in finding.remedy, finding
+
+
+@pytest.mark.parametrize(
+    ("trigger", "remedy"),
+    [("after", "write after: 20s or after: 2 rounds"), ("at", "write at: 20s"), ("round", "write round: 3")],
+)
+def test_a_trigger_that_is_empty_is_not_to_be_left_out(tmp_path: Path, trigger: str, remedy: str) -> None:
+    """An entry needs one."""
+    entries = f"{{at: 1s, do: kill, clients: '*'}}, {{{trigger}: , do: kill, clients: '*'}}"
+    _, [finding] = judge(tmp_path, f"timeline: [{entries}]")
+    assert finding.problem == f"timeline entry 2: {trigger} is empty" and finding.remedy == remedy
 
 
 def test_what_follows_on_a_wrong_entry_is_not_wrong_for_it(tmp_path: Path) -> None:

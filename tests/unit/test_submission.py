@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from coldframe.controller import results
+from coldframe.controller.records import gather
 from tests.unit.test_results import NAMES, collect, make_events, unpainted, write_journal
 
 __all__ = ["unpainted"]  # for the tests here, too
@@ -195,3 +196,27 @@ def test_scenario_and_what_it_asserts_are_in_the_results(
     assert "lab-1: throttled during the run" in said
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "throttle: cpu 0.1 cores" in page and "an entry of the scenario" in page
+
+
+def test_where_an_agent_did_not_answer_what_is_asserted_of_it_is_not_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file of events is there all the same: those of the machines that answer."""
+    source = write_journal(tmp_path / "run", make_events(start=1_700_000_000.0))
+    scenario = {"name": "x.yml", "text": "x", "entries": {}, "asserts": ["restarts == {}", "rounds >= 1"]}
+    (source / "submitted.json").write_text(json.dumps({**NOTE, "scenario": scenario}), encoding="utf-8")
+    (tmp_path / "events").write_text("", encoding="utf-8")
+    options = ["--results", str(tmp_path / "out"), "--run-id", "99", "--events", str(tmp_path / "events")]
+    assert results.main([str(source), *options, "--silent="]) == 0
+    assert results.main([str(source), *options, "--silent=elsewhere"]) == 0  # it has no clients
+    capsys.readouterr()
+    assert results.main([str(source), *options, "--silent=bench,elsewhere"]) == 3
+    assert "FAILED: restarts == {} (found: not known for bench)" in capsys.readouterr().out
+
+
+def test_events_are_kept_by_when_something_happened(tmp_path: Path) -> None:
+    """Not by when the agent noticed it."""
+    run = gather([{"event": "x", "time": 100.0}, {"event": "x", "time": 200.0}])
+    event = {"client": "lab-0", "cause": "container restarted"}
+    before, during = {**event, "time": 110.0, "started": 90.0}, {**event, "time": 210.0, "started": 190.0}
+    assert results.write_events([before, during], run, [], tmp_path / "events.jsonl") == [during]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -268,6 +269,27 @@ def test_replies_that_came_together_are_used_in_any_order() -> None:
     assert judge("no_lost_update", records({**BEGUN, "replay": "6"}, *apart[1:])).passed
 
 
+GIVEN_UP = {"event": "unanswered", "round": 1, "phase": "train", "clients": ["a"]}
+RESUME = {"event": "resume", "run_id": "8", "resumed_from": "7", "round": 1, "resumed": 1}
+
+
+@pytest.mark.parametrize("between", [(GIVEN_UP, RESUME), (RESUME, GIVEN_UP)], ids=["before", "after"])
+def test_replies_that_waited_when_a_run_was_interrupted_are_given_up(between: tuple[Event, ...]) -> None:
+    """The second reply of a waits, and a third message is on its way, when the run is interrupted."""
+    journal = (
+        *(BEGUN, dispatch(1, "a", "b"), message("reply", 1, "a"), update("a")),
+        *(dispatch(1, "a", more=True), message("reply", 1, "a"), dispatch(1, "a", more=True)),
+        *between,
+        *(dispatch(2, "a"), message("reply", 2, "a"), update("a")),
+        *(message("reply", 1, "b"), update("b")),
+    )
+    verdict = judge("no_lost_update", records(*journal, FINISHED))
+    assert verdict.passed and verdict.found == "all 5 have one, 1 of them are unanswered"
+    # What is passed over after it is still found, with its line.
+    verdict = judge("no_lost_update", records(*journal[:-3], ended(2), *journal[-2:], FINISHED))
+    assert verdict.against == ("journal.jsonl:11",)
+
+
 @pytest.mark.parametrize("status", ["stopped", "failed", "running", "diverged"])
 def test_what_was_on_its_way_when_a_run_ended_early_is_lost(status: str) -> None:
     on_its_way = {"event": "unanswered", "round": 1, "phase": "train", "clients": ["b"]}
@@ -326,6 +348,23 @@ def test_restarts_are_counted(text: str, passed: bool, found: str, against: tupl
     assert (verdict.passed, verdict.found, verdict.against) == (passed, found, against)
 
 
+def test_restarts_count_by_when_they_were_not_by_when_they_were_noticed() -> None:
+    events = [
+        of_agent(1, "c1-0", "container restarted", started=START - 3),  # before the run
+        of_agent(2, "c2-0", "scenario", do="leave", entry=2, holds=True),
+        of_agent(3, "c2-0", "container restarted", started=START + 1.5),  # before it left
+        of_agent(4, "c2-0", "container restarted", started=START + 3.5),  # it comes back
+        of_agent(5, "c1-1", "container restarted", started=START + 4.5),
+        of_agent(6, "c1-1", "container restarted", started=START + 4.5),  # told twice
+    ]
+    verdict = judge("restarts == {c1-1: 1, c2-0: 1}", records(BEGUN, FINISHED, events=events))
+    assert (verdict.passed, verdict.found) == (True, "c1-1: 1, c2-0: 1")
+    assert judge("restarts < 2", records(BEGUN, FINISHED, events=events)).against == (
+        "events.jsonl:3",
+        "events.jsonl:5",
+    )
+
+
 def test_the_event_of_a_restart_is_that_of_the_agent() -> None:
     assert verdicts.RESTARTED == reconciler.RESTARTED and verdicts.RESTARTED in timeline.MARKS
 
@@ -334,6 +373,30 @@ def test_the_event_of_a_restart_is_that_of_the_agent() -> None:
 def test_without_restarts_there_are_none_and_without_agents_nobody_knows(text: str) -> None:
     assert judge(text, records(BEGUN, FINISHED, events=[of_agent(1, "a", "oom", kills=1)])).passed
     assert judge(text, records(BEGUN, FINISHED)).found == "not known"
+
+
+@pytest.mark.parametrize(
+    ("text", "passed"),
+    [
+        ("restarts == {c1-0: 1, c1-1: 2}", False),
+        ("restarts == 3", False),
+        ("restarts{client=c1-*} == 3", True),
+        ("restarts{client=c[23]-*} == 0", False),
+        ("limits_verified", False),
+        ("lateness.max <= 1", False),
+        ("recovery(kill) <= 0 rounds", False),
+        ("rounds == 0", True),
+    ],
+)
+def test_of_clients_whose_agent_did_not_answer_nothing_is_known(text: str, passed: bool) -> None:
+    """c3 has clients, c4 has none."""
+    journal = (BEGUN, {**dispatch(0, "c1-0"), "at": 0}, {**message("reply", 0, "c1-0"), "at": 9}, FINISHED)
+    told = {"entries": [{"lateness": 0.1}]}
+    known = records(*journal, events=[{"lateness": 0.1, **event} for event in RESTARTED], scenario=told)
+    assert judge(text, known).passed
+    verdict = judge(text, replace(known, silent={"c3": ["c3-0", "c3-1"], "c4": []}))
+    assert verdict.passed is passed
+    assert passed or (verdict.found, verdict.against) == ("not known for c3", ())
 
 
 # Recovery.
@@ -393,7 +456,7 @@ def test_of_several_clients_and_entries_the_slowest_counts() -> None:
 @pytest.mark.parametrize(
     ("events", "kind", "rounds"),
     [
-        # A kill is over as soon as it happens: that is when its action began.
+        # A kill is over as soon as it has happened.
         ([of_agent(215, "b", "scenario", do="kill", entry=1, holds=True, seconds=10.0)], "kill", 1),
         (over(215, "b", "throttle"), "throttle", 1),
         ([over(0, "b", "leave")[0], of_agent(315, "b", "scenario", do="join", entry=2)], "leave", 0),
@@ -409,6 +472,14 @@ def test_each_kind_of_entry_ends_in_its_way(events: list[Event], kind: str, roun
     assert not judge(f"recovery({kind}) == {rounds + 1} rounds", found).passed
 
 
+def test_a_reply_from_before_the_process_died_is_no_recovery() -> None:
+    """The agent began at second 215; b answered at 220; the process was dead at 225."""
+    killed = of_agent(225, "b", "scenario", do="kill", entry=1, holds=True, seconds=10.0)
+    verdict = judge("recovery(kill) <= 0 rounds", records(*answers(), events=[killed]))
+    assert (verdict.passed, verdict.found) == (False, "1 round, b after entry 1")
+    assert judge("recovery(kill) == 95 seconds", records(*answers(), events=[killed])).passed
+
+
 def test_what_never_recovered_does_not_hold() -> None:
     gone = records(*answers(*((number, "b") for number in range(2, 6))), events=over(215, "b", "pause"))
     verdict = judge("recovery(pause) <= 9 rounds", gone)
@@ -422,6 +493,28 @@ def test_what_never_recovered_does_not_hold() -> None:
         == "not known: no pause happened"
     )
     assert judge("recovery(pause) <= 9 s", records(*answers())).found == "not known"
+
+
+REFUSED = of_agent(205, "a", "scenario", do="throttle", entry=1, holds=False, verified=None, refused=True)
+NOT_KILLED = of_agent(205, "a", "scenario", do="kill", entry=1, holds=False, verified=None)
+
+
+@pytest.mark.parametrize("event", [REFUSED, NOT_KILLED], ids=["throttle", "kill"])
+def test_an_entry_that_was_not_done_to_a_client_is_none_that_lasted(event: Event) -> None:
+    other = {**event, "client": "b", "holds": True, "verified": {"killed": True}, "refused": False}
+    events = [event, other, of_agent(215, "b", "undo")]
+    verdict = judge(f"recovery({event['do']}) <= 9 rounds", records(*answers(), events=events))
+    assert (verdict.passed, verdict.found) == (False, "entry 1 was not done to a")
+    assert verdict.against == ("events.jsonl:1",)
+
+
+def test_limits_of_a_client_that_does_not_run_are_done() -> None:
+    """It gets them when it starts; so they may last, and may be over."""
+    first = of_agent(205, "b", "scenario", do="throttle", entry=1, holds=False, verified=None)
+    verdict = judge("recovery(throttle) <= 9 rounds", records(*answers(), events=[first]))
+    assert verdict.found == "entry 1 lasted for b until the run ended"
+    ended = [first, over(215, "b", "throttle")[1]]
+    assert judge("recovery(throttle) <= 0 rounds", records(*answers(), events=ended)).passed
 
 
 def test_a_reply_that_was_refused_is_no_answer() -> None:
