@@ -93,8 +93,8 @@ WORLDS: dict[str, dict[str, Any]] = {
     WHILE: {"scenario": f"{NAME}-scenario.yml"},  # beside the experiment's file
 }
 SCENARIO = {"timeline": [{"at": "30s", "do": "throttle", "clients": "c2-0", "cpu": SLOW, "for": "60s"}]}
-LONGER = (("fold", "deadline and fold", 15), ("fedbuff", "fedbuff", 28))
 ALL, FOLD, FEDBUFF = "all", "deadline and fold", "fedbuff"
+LONGER = (("fold", FOLD, 15), ("fedbuff", FEDBUFF, 28))
 POLICIES: dict[str, dict[str, Any]] = {
     ALL: {"rounds": 10},
     "deadline": {"rounds": 13, "round_deadline": "auto"},
