@@ -57,7 +57,12 @@ def board() -> Board:
     )
     _figures(built)
     _learning(built)
-    _limits(built)
+    _times_and_limits(built)
+    _use_of_limits(built)
+    _every_client(built)
+    _traffic(built)
+    _late_and_updates(built)
+    _staleness(built)
     checkpoints.add(built)
     _inventory(built)
     return built
@@ -243,7 +248,7 @@ def with_partition(metric: str, selector: str = FEDERATION) -> str:
     return f"max by (client) ({metric}{{{selector}}}) * on (client) group_right () {partition}"
 
 
-def _limits(built: Board) -> None:
+def _times_and_limits(built: Board) -> None:
     built.row("Clients: time, limits and use")
     built.line(
         8,
@@ -284,6 +289,9 @@ def _limits(built: Board) -> None:
             ),
         ),
     )
+
+
+def _use_of_limits(built: Board) -> None:
     built.line(
         8,
         (
@@ -318,6 +326,9 @@ def _limits(built: Board) -> None:
             ),
         ),
     )
+
+
+def _every_client(built: Board) -> None:
     built.line(
         11,
         (
@@ -345,6 +356,9 @@ def _limits(built: Board) -> None:
             ),
         ),
     )
+
+
+def _traffic(built: Board) -> None:
     built.line(
         7,
         (
@@ -384,6 +398,9 @@ def _limits(built: Board) -> None:
             ),
         ),
     )
+
+
+def _late_and_updates(built: Board) -> None:
     built.line(
         7,
         (
@@ -426,6 +443,9 @@ def _limits(built: Board) -> None:
             ),
         ),
     )
+
+
+def _staleness(built: Board) -> None:
     built.line(
         7,
         (
